@@ -1,0 +1,7 @@
+"""`python -m ouroboros ...`"""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

@@ -1,0 +1,162 @@
+"""Pretrain the base model of a profile whose base can't be fetched: a Qwen2 model on the profile's own corpus."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from .corpus import Corpus, prepare, sha256
+from .errors import InputError
+from .experiment import Pretraining, Profile
+from .ngram import Trigram
+from .provenance import provenance
+from .runlog import RunLog, write_atomic
+from .surgery import cut_layers
+
+EVALUATION_BLOCKS = 64
+
+
+def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
+    """Pretrain, assess and save the base under results/<profile>/base; a finished one is left alone.
+
+    Raises InputError when the profile names a pretrained base instead.
+    """
+    if profile.base.pretraining is None:
+        raise InputError(f"profile '{profile.name}': its base is {profile.base.path}, nothing is to be pretrained")
+    folder = profile.base_folder(root)
+    if (folder / "manifest.json").exists() and not force:
+        return folder
+    corpus = prepare(profile, root)
+    recipe, started = profile.base.pretraining, time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    made, clock = provenance(root), time.perf_counter()
+    write_atomic(folder / "recipe.json", json.dumps(profile.base.model_dump(mode="json"), indent=1) + "\n")
+    log = RunLog(folder)
+    torch.manual_seed(recipe.seed)
+    model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text,
+                                         bos_token_id=corpus.end_of_text))
+    _train(model, recipe, corpus, log)
+    model.eval().save_pretrained(folder)
+    _assess(model, profile, corpus, log)
+    log.finish({
+        "format": 1, "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
+        "config": profile.model_dump(mode="json"), **made,
+        "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
+                   "base": sha256((folder / "model.safetensors").read_bytes())},
+        "corpus": corpus.manifest, "trainable": sum(p.numel() for p in model.parameters()),
+        "status": "finished", "started": started, "wall_seconds": time.perf_counter() - clock,
+    })
+    return folder
+
+
+def _schedule(update: int, updates: int) -> float:
+    """The share of the peak rate: warm-up over 2 % of the updates, then a cosine to a tenth."""
+    warm_up = max(1, updates // 50)
+    if update < warm_up:
+        return (update + 1) / warm_up
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * (update - warm_up) / max(1, updates - warm_up)))
+
+
+def _optimizers(model, recipe: Pretraining) -> list[torch.optim.Optimizer]:
+    """Muon for the layers' matrices, AdamW for the rest.
+
+    A base of a few million tokens has few updates, and Muon needs fewer than AdamW; `match_rms_adamw` (Liu et al.
+    2025, arXiv 2502.16982) puts its rate on AdamW's scale.
+    """
+    layers = {id(p) for p in model.model.layers.parameters() if p.ndim == 2}
+    matrices = [p for p in model.parameters() if id(p) in layers]
+    others = [p for p in model.parameters() if id(p) not in layers]
+    optimizers = [
+        torch.optim.Muon(matrices, lr=recipe.rate, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=recipe.other_rate, betas=recipe.betas, weight_decay=0.0)]
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def _batches(corpus: Corpus, recipe: Pretraining):
+    """(batch, block) inputs and targets, epoch after epoch, each in its own order."""
+    epoch = 0
+    while True:
+        lengths = corpus.lengths("train")
+        count = int((lengths.sum() + len(lengths) - 2) // recipe.block)
+        blocks = corpus.blocks("train", recipe.block, count, "separated", seed=recipe.seed + epoch)
+        for start in range(0, count - recipe.batch + 1, recipe.batch):
+            chunk = torch.from_numpy(blocks[start:start + recipe.batch])
+            yield chunk[:, :-2], chunk[:, 1:-1]
+        epoch += 1
+
+
+def _train(model, recipe: Pretraining, corpus: Corpus, log: RunLog) -> None:
+    optimizers = _optimizers(model, recipe)
+    evaluation = {split: corpus.blocks(split, recipe.block, _blocks_in(corpus, split, recipe.block), "separated")
+                  for split in ("dev", "heldout")}
+    points = set(np.linspace(0, recipe.updates, recipe.points + 1).round().astype(int).tolist())
+    tokens, batches = 0, _batches(corpus, recipe)
+    for update in tqdm(range(recipe.updates + 1), desc="base", mininterval=5):
+        if update in points:
+            for split, blocks in evaluation.items():
+                log.row(update, tokens, split, "loss_t+1", block_loss(model, blocks))
+        if update == recipe.updates:
+            break
+        inputs, targets = next(batches)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * _schedule(update, recipe.updates)
+        model.train()
+        logits = model(inputs, use_cache=False).logits  # (batch, block, vocabulary)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        tokens += inputs.numel()
+        log.row(update + 1, tokens, "train", "loss", loss.item())
+
+
+def _blocks_in(corpus: Corpus, split: str, block: int) -> int:
+    return min(EVALUATION_BLOCKS, int(corpus.lengths(split).sum()) // block - 1)
+
+
+@torch.no_grad()
+def block_loss(model, blocks: np.ndarray) -> float:
+    """Mean next-token loss in nats per token over (blocks, block + 2) tokens."""
+    model.eval()
+    losses = []
+    for chunk in torch.from_numpy(blocks).split(16):
+        logits = model(chunk[:, :-2], use_cache=False).logits
+        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk[:, 1:-1].flatten(),
+                                                        reduction="none"))
+    return torch.cat(losses).mean().item()
+
+
+@torch.no_grad()
+def document_loss(model, document: np.ndarray, start: int) -> float:
+    """Summed nats of a document's tokens, the first one given the start of text."""
+    targets = torch.from_numpy(document.astype(np.int64))
+    inputs = torch.cat([torch.tensor([start]), targets[:-1]])
+    return torch.nn.functional.cross_entropy(model(inputs[None], use_cache=False).logits[0], targets, reduction="sum").item()
+
+
+def _assess(model, profile: Profile, corpus: Corpus, log: RunLog) -> None:
+    """Score every held-out document (its first block) under the base, the cut base and a trigram model."""
+    block, start = profile.base.pretraining.block, corpus.end_of_text
+    documents = [document[:block] for document in corpus.documents("heldout")]
+    trigram = Trigram(corpus.documents("train"), model.config.vocab_size, start)
+    cut = cut_layers(model, profile.split)
+    update, tokens = profile.base.pretraining.updates, profile.base.pretraining.updates * block * \
+        profile.base.pretraining.batch
+    scores = {
+        "document_tokens": [len(d) for d in documents],
+        "document_losses_full": [document_loss(model, d, start) for d in documents],
+        "document_losses_cut": [document_loss(cut, d, start) for d in documents],
+        "document_losses_3gram": [trigram.loss(d) for d in documents],
+    }
+    for metric, values in scores.items():
+        log.row(update, tokens, "heldout", metric, values)

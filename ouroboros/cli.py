@@ -1,0 +1,135 @@
+"""The command line: one command a step from text to verdicts; `make` calls these.
+
+Bad input ends in one line on stderr and exit code 2; a check that fails (`rerun`, `verify`) in exit code 1. Every
+command imports what it needs when called, so that those that only analyse never import torch.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from .errors import InputError
+from .experiment import load_profile
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):  # argparse would print the usage too: several lines
+        raise InputError(f"{message} (python -m ouroboros --help lists the commands)")
+
+
+def _corpus(args, root: Path) -> int:
+    from .corpus import prepare
+
+    prepare(load_profile(args.profile), root)
+    return 0
+
+
+def _base(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    from .base import pretrain
+
+    pretrain(profile, root, force=args.force)
+    return 0
+
+
+def _runs(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    from . import training
+
+    # The search comes first: the matrix trains at the rates that it chose.
+    for purpose in [args.purpose] if args.purpose else ["rate", "matrix"]:
+        if args.dry_run:
+            for spec in training.missing(profile, root, purpose):
+                print(spec.id)
+        else:
+            training.run_missing(profile, root, args.jobs, purpose)
+    return 0
+
+
+def _run(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    profile.find(args.run)
+    from .training import execute
+
+    execute(profile, args.run, root)
+    return 0
+
+
+def _rerun(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    profile.find(args.run)
+    from .training import rerun
+
+    return rerun(profile, args.run, root)
+
+
+def _reproduce(args, root: Path) -> int:
+    load_profile(args.profile)
+    from .reproduce import reproduce
+
+    reproduce(args.profile, root)
+    return 0
+
+
+def _verify(args, root: Path) -> int:
+    load_profile(args.profile)
+    from .reproduce import verify
+
+    differences = verify(args.profile, root)
+    for difference in differences:
+        print(f"differs: {difference}", file=sys.stderr)
+    if not differences:
+        print(f"verify: everything committed for profile '{args.profile}' follows from its raw logs")
+    return 1 if differences else 0
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}': say a whole number, 1 or more")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m ouroboros", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, handler, help):
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--profile", default="tiny", help="the scale: a file of ouroboros/profiles (default: tiny)")
+        sub.set_defaults(handler=handler)
+        return sub
+
+    command("corpus", _corpus, "build the profile's corpus: documents, splits, tokens")
+    base = command("base", _base, "pretrain the base model, unless it is there")
+    base.add_argument("--force", action="store_true", help="pretrain it again, in place of the one that is there")
+    runs = command("runs", _runs, "make the runs that are missing")
+    runs.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="runs at a time, a thread each (default: 2)")
+    runs.add_argument("--purpose", choices=["rate", "matrix"], help="only the learning-rate search, or only the matrix")
+    runs.add_argument("--dry-run", action="store_true", help="print the ids of the missing runs, run none")
+    run = command("run", _run, "make one run, unless it is finished")
+    rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")
+    for sub in (run, rerun):
+        sub.add_argument("run", metavar="RUN", help="a run's id, as controller-d4-r8-corrected-s0")
+    command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs")
+    command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ")
+    return parser
+
+
+def _home() -> Path:
+    """Where results/ and figures/ lie: the checkout, or the working directory when installed outside of one."""
+    checkout = Path(__file__).resolve().parents[1]
+    return checkout if (checkout / "pyproject.toml").exists() else Path.cwd()
+
+
+def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
+    """Run one command and return its exit code; `root` is the folder that holds results/ and figures/."""
+    try:
+        args = _parser().parse_args(argv)
+        return args.handler(args, root or _home())
+    except InputError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130

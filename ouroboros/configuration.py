@@ -1,0 +1,65 @@
+"""The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from .errors import InputError
+
+MODULATIONS = ("controller", "static", "none")
+POOLINGS = ("causal", "sequence")
+PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
+    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+}
+
+
+class OuroborosConfig(PretrainedConfig):
+    """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (SYSTEM sections 2 to 5).
+
+    Args:
+        base: the base model's configuration, as an object or a dict with `model_type`.
+        n_prelude, recurrent_layer, n_coda: the first layers kept, the index of the looped one, the last layers kept.
+        depth: times the recurrent layer is applied, 1 or more; may be given anew at each forward call.
+        max_steps: entries of the step tables; step t reads entry min(t, max_steps - 1).
+        rank: r, columns of the frozen SVD bases.
+        alpha: the low-rank branch is scaled by alpha / rank.
+        modulation: `controller`, `static` (a learned table) or `none`.
+        pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
+            or over the whole sequence (`sequence`), which looks ahead.
+        gate, step_norm: whether the recurrence has them.
+        gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
+        state_width, step_width, hidden_width, output_width: Controller widths, SYSTEM section 4.
+
+    Raises InputError for a value out of range.
+    """
+
+    model_type = "ouroboros"
+    sub_configs = {"base": AutoConfig}
+
+    def __init__(self, base=None, n_prelude=8, recurrent_layer=18, n_coda=8, depth=8, max_steps=64, rank=32,
+                 alpha=16.0, modulation="controller", pooling="causal", gate=True, step_norm=True, gate_bias=-2.0,
+                 state_width=256, step_width=128, hidden_width=256, output_width=128, **kwargs):
+        if isinstance(base, dict):
+            base = CONFIG_MAPPING[base["model_type"]](**base)
+        self.base = base
+        self.n_prelude, self.recurrent_layer, self.n_coda = n_prelude, recurrent_layer, n_coda
+        self.depth, self.max_steps, self.rank, self.alpha = depth, max_steps, rank, alpha
+        self.modulation, self.pooling, self.gate, self.step_norm = modulation, pooling, gate, step_norm
+        self.gate_bias = gate_bias
+        self.state_width, self.step_width = state_width, step_width
+        self.hidden_width, self.output_width = hidden_width, output_width
+        for field, choices in (("modulation", MODULATIONS), ("pooling", POOLINGS)):
+            if getattr(self, field) not in choices:
+                raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
+        for field in ("depth", "rank", "max_steps"):
+            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
+                raise InputError(f"{field} {getattr(self, field)!r}: must be a whole number, 1 or more")
+        if base is not None:
+            kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
+            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                kwargs.setdefault(token, getattr(base, token, None))
+        super().__init__(**kwargs)
+
+    def get_text_config(self, *args, **kwargs):
+        """The base's configuration: what generation asks for layers, heads and vocabulary."""
+        return self

@@ -1,0 +1,280 @@
+"""An experiment is data: profile x arm x protocol x seed -> a run with a stable id. Never imports torch.
+
+A profile (`profiles/<name>.yaml`) says at what scale things run, a protocol is ten switches (AUDIT.md, first table),
+an arm is what is put in place of the removed layers.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from .errors import InputError
+
+PROFILES = Path(__file__).parent / "profiles"
+
+# What each arm trains and has: (modulation, gate, step norms); None: nothing is trained, the model is only evaluated.
+ARMS: dict[str, tuple[str, bool, bool] | None] = {
+    "full": None,  # every layer of the base
+    "cut": None,  # prelude, the recurrent layer once, coda
+    "controller": ("controller", True, True),
+    "static": ("static", True, True),
+    "none": ("none", True, True),
+    "controller_nogate": ("controller", False, True),
+    "controller_nogate_nonorm": ("controller", False, False),
+}
+
+# AUDIT.md, first table: {switch: (released, corrected)}.
+SWITCHES: dict[str, tuple[str, str]] = {
+    "target": ("t+2", "t+1"),
+    "depth": ("drawn", "given"),
+    "pooling": ("sequence", "causal"),
+    "schedule": ("stretched", "cosine"),
+    "precision": ("bfloat16", "float32"),
+    "alpha": ("fixed", "scaled"),
+    "packing": ("joined", "separated"),
+    "evaluation": ("stream", "splits"),
+    "rate": ("shared", "own"),
+    "reference": ("short", "same"),
+}
+COLUMNS = ("released", "corrected")
+DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
+SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
+
+
+def switches(protocol: str) -> dict[str, str]:
+    """The ten settings of a protocol: a column, or a column with switches flipped, as in `released+target+pooling`."""
+    column, *flipped = protocol.split("+")
+    unknown = [name for name in flipped if name not in SWITCHES]
+    if column not in COLUMNS or unknown:
+        raise InputError(f"protocol '{protocol}': unknown {'switch ' + repr(unknown[0]) if unknown else 'column'}; a "
+                         f"protocol is {' or '.join(COLUMNS)}, then +switch for each of {', '.join(SWITCHES)} to flip")
+    side = COLUMNS.index(column)
+    return {name: values[side ^ (name in flipped)] for name, values in SWITCHES.items()}
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+
+
+class CorpusConfig(Strict):
+    """Where the text comes from. `packages` and `foreign` name packages, folders or data sets, as `kind` says."""
+
+    kind: Literal["docstrings", "text", "hub"]
+    packages: tuple[str, ...]
+    foreign: tuple[str, ...]
+    subset: str | None = None  # hub: the data set's configuration name
+    documents: int | None = None  # hub: how many documents to read of each data set
+    shortest: int = 200  # characters: shorter docstrings are labels, not prose
+    dev_share: float = 0.03
+    heldout_share: float = 0.05
+    sha256: str | None = None
+
+
+class Pretraining(Strict):
+    """The recipe of a base that is pretrained here: Muon and AdamW, warm-up over 2 %, cosine to a tenth of the peak."""
+
+    updates: Positive
+    batch: Positive  # blocks an update
+    block: Positive  # tokens a block
+    rate: float  # peak rate of the layers' matrices (Muon)
+    other_rate: float  # peak rate of embedding, biases and norms (AdamW)
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    seed: int = 42
+    points: int = 20  # evaluations on dev and heldout, evenly spread
+
+
+class BaseConfig(Strict):
+    """The pretrained model: `path` (a hub name or folder), or `model` (a Qwen2 config) and how to pretrain it."""
+
+    path: str | None = None
+    revision: str | None = None
+    model: dict | None = None
+    pretraining: Pretraining | None = None
+
+
+class SplitConfig(Strict):
+    """SYSTEM section 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
+
+    prelude: int
+    recurrent: int
+    coda: int
+
+
+class Widths(Strict):
+    """Controller widths, SYSTEM section 4; at the paper's scale 256, 128, 256, 128."""
+
+    state: Positive
+    step: Positive
+    hidden: Positive
+    output: Positive
+
+
+class Training(Strict):
+    """SYSTEM section 7; an update is `micro_batch` blocks times `accumulation`."""
+
+    updates: Positive
+    micro_batch: Positive
+    accumulation: Positive
+    block: Positive
+    weight_decay: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+
+    @property
+    def tokens_per_update(self) -> int:
+        return self.micro_batch * self.accumulation * self.block
+
+
+class Evaluation(Strict):
+    points: int  # evaluations during training, the first before any update
+    blocks: Positive  # blocks a split (dev, heldout, foreign) at those points
+    final_blocks: Positive  # blocks a split at the end
+    stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
+
+
+class Search(Strict):
+    """The learning-rate search: every trained arm, the same grid, `corrected`, judged on dev."""
+
+    grid: tuple[float, ...]
+    depth: Positive
+    seed: int
+
+
+class Matrix(Strict):
+    seeds: tuple[int, ...]
+    depths: tuple[int, ...]
+    gateless_depths: tuple[int, ...]
+    protocols: tuple[str, ...] = COLUMNS
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """One training run (or, for `full` and `cut`, one evaluation), the unit that has a raw log."""
+
+    arm: str
+    depth: int | Literal["mixed"] | None
+    rank: int | None
+    protocol: str
+    seed: int
+    rate: float | None = None  # None: the rate that the search chose
+
+    @property
+    def id(self) -> str:
+        parts = [self.arm, self.depth and f"d{self.depth}", self.rank and f"r{self.rank}", self.protocol,
+                 f"s{self.seed}", self.rate and f"lr{self.rate:g}"]
+        return "-".join(part for part in parts if part)
+
+    @property
+    def purpose(self) -> str:
+        return "matrix" if self.rate is None else "rate"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table; several cells may be measured by one run (AUDIT `depth`)."""
+
+    arm: str
+    depth: int | None
+    rank: int | None
+    protocol: str
+    seed: int
+
+    @property
+    def run(self) -> RunSpec:
+        if ARMS[self.arm] is None:  # no training: the protocol only decides what is read off its log
+            return RunSpec(self.arm, None, None, "any", self.seed)
+        depth = self.depth
+        if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm][0] == "controller":
+            depth = "mixed"  # the released Controller draws its depths, whatever depth is given
+        return RunSpec(self.arm, depth, self.rank, self.protocol, self.seed)
+
+
+class Profile(Strict):
+    """A scale at which everything runs; see the YAML files."""
+
+    name: str
+    corpus: CorpusConfig
+    base: BaseConfig
+    split: SplitConfig
+    rank: Positive  # the base rank, 32 in the paper
+    depth: Positive  # the base depth, 8 in the paper
+    max_steps: Positive = 64
+    controller: Widths
+    training: Training
+    evaluation: Evaluation
+    search: Search
+    matrix: Matrix
+
+    def folder(self, root: Path) -> Path:
+        return Path(root) / "results" / self.name
+
+    def base_folder(self, root: Path) -> Path:
+        return self.folder(root) / "base"
+
+    def base_source(self, root: Path) -> str:
+        """What `from_pretrained` is given: a hub name, a folder, or the base pretrained here."""
+        return self.base.path or str(self.base_folder(root))
+
+    def tokenizer_path(self, root: Path) -> Path:
+        return Path(self.base_source(root)) / "tokenizer.json"
+
+    def rank_of(self, arm: str) -> int | None:
+        return self.rank if ARMS[arm] and ARMS[arm][0] != "none" else None
+
+    def plan(self) -> list[Cell]:
+        """Every row of the matrix, whole seeds first, so that an unfinished matrix is a whole one with fewer seeds."""
+        cells = []
+        for seed in self.matrix.seeds:
+            for protocol in self.matrix.protocols:
+                for arm, parts in ARMS.items():
+                    depths = self.matrix.depths if parts and parts[1] else self.matrix.gateless_depths
+                    for depth in depths if parts else (None,):
+                        cells.append(Cell(arm, depth, self.rank_of(arm), protocol, seed))
+        return cells
+
+    def runs(self) -> list[RunSpec]:
+        """The matrix's runs, each once."""
+        return list(dict.fromkeys(cell.run for cell in self.plan()))
+
+    def search_runs(self) -> list[RunSpec]:
+        """The learning-rate search's runs."""
+        return [RunSpec(arm, self.search.depth, self.rank_of(arm), "corrected", self.search.seed, rate)
+                for arm, parts in ARMS.items() if parts for rate in self.search.grid]
+
+    def find(self, run_id: str) -> RunSpec:
+        """The run of that id. Raises InputError when the profile declares none."""
+        for spec in (*self.runs(), *self.search_runs()):
+            if spec.id == run_id:
+                return spec
+        raise InputError(f"run '{run_id}': profile '{self.name}' declares no such run; python -m ouroboros runs "
+                         f"--profile {self.name} --dry-run lists them")
+
+
+def load_profile(name: str) -> Profile:
+    """Read and validate `profiles/<name>.yaml`. Raises InputError, naming file, field and value."""
+    path = PROFILES / f"{name}.yaml"
+    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+    if name not in known:
+        raise InputError(f"profile '{name}': unknown; one of {', '.join(known)}")
+    return parse_profile(yaml.safe_load(path.read_text()), path.name)
+
+
+def parse_profile(data: dict, file: str) -> Profile:
+    """Validate a profile given as plain data; `file` is named in the error."""
+    try:
+        profile = Profile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise InputError(f"{file}: {field}: {first['input']!r}: {first['msg']}") from None
+    for protocol in profile.matrix.protocols:
+        switches(protocol)
+    return profile
