@@ -96,6 +96,7 @@ class BaseConfig(Strict):
 
     path: str | None = None
     revision: str | None = None
+    dtype: Literal["float32", "bfloat16"] = "float32"
     model: dict | None = None
     pretraining: Pretraining | None = None
 

@@ -42,3 +42,12 @@ class RunLog:
         digest = hashlib.sha256((self.folder / "log.jsonl").read_bytes()).hexdigest()
         write_atomic(self.folder / "manifest.json",
                      json.dumps({**manifest, "rows": self.rows, "log_sha256": digest}, indent=1) + "\n")
+
+
+def read_run(folder):
+    import types
+
+    import pandas as pd
+    folder = Path(folder)
+    return types.SimpleNamespace(manifest=json.loads((folder / "manifest.json").read_text()),
+                                 log=pd.read_json(folder / "log.jsonl", lines=True))

@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from .configuration import PROJECTIONS
 from .errors import InputError
 from .experiment import SplitConfig
 
@@ -44,3 +45,29 @@ def cut_layers(model: nn.Module, split: SplitConfig) -> nn.Module:
     if getattr(cut.config, "layer_types", None):
         cut.config.layer_types = [model.config.layer_types[i] for i in kept]
     return cut
+
+
+def mean_residual(layers: nn.ModuleList, split: SplitConfig, name: str, parent: str) -> torch.Tensor:
+    """R = mean over the removed layers of (W_i - W), (out, in) float32, for one projection of the recurrent layer."""
+    def weight(index: int) -> torch.Tensor:
+        return getattr(getattr(layers[index], parent), name).weight.detach().float()
+
+    removed = removed_layers(len(layers), split)
+    return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)
+
+
+def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (r, in) and B (out, r) with B A the best rank-r approximation of `residual`; signs fixed, so deterministic.
+
+    In float64: where singular values lie close, float32 would make the bases depend on the machine.
+    """
+    u, s, vt = torch.linalg.svd(residual.double(), full_matrices=False)
+    u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+    sign = torch.sign(vt.gather(1, vt.abs().argmax(1, keepdim=True)))  # (r, 1): largest entry of each row positive
+    return vt * sign, u * s * sign.T
+
+
+def residual_bases(base: nn.Module, split: SplitConfig, rank: int):
+    """Yield (A, B) for each projection, in the order of PROJECTIONS (SYSTEM section 3)."""
+    for name, parent in PROJECTIONS.items():
+        yield truncated_svd(mean_residual(base.model.layers, split, name, parent), rank)

@@ -1,0 +1,87 @@
+"""Frozen low-rank branches, and what emits their diagonals: the Controller, or a static table (SYSTEM 3 and 4).
+
+Shapes: B batch, T positions, d width, r rank, K = 7 projections.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .configuration import PROJECTIONS, OuroborosConfig
+
+
+class ModulatedLinear(nn.Linear):
+    """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
+
+    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (SYSTEM section 3). `m` is None (the linear
+    layer as it was, bit for bit) or a tensor that broadcasts to (B, T, r).
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        out_features, in_features = linear.weight.shape
+        super().__init__(in_features, out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias  # the same storage, not a copy
+        self.scale = alpha / rank
+        self.register_buffer("A", linear.weight.new_zeros(rank, in_features))
+        self.register_buffer("B", linear.weight.new_zeros(out_features, rank))
+        self.m: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.linear(x, self.weight, self.bias)  # (B, T, out)
+        if self.m is None:
+            return y
+        branch = F.linear(x, self.A) * (self.scale * self.m).to(x.dtype)  # (B, T, r)
+        return y + F.linear(branch, self.B)
+
+
+def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+    """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
+
+    `causal` is the mean over positions <= t, `sequence` the mean over all (AUDIT `pooling`). Positions where `mask`
+    (B, T) is 0 are left out; in float32 at least.
+    """
+    weight = h.new_ones(h.shape[:2]) if mask is None else mask.to(h.dtype)
+    weight = weight[..., None].to(torch.promote_types(h.dtype, torch.float32))  # (B, T, 1)
+    h = h.to(weight.dtype) * weight
+    if pooling == "sequence":
+        return h.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+    return h.cumsum(1) / weight.cumsum(1).clamp(min=1)
+
+
+class Controller(nn.Module):
+    """The hypernetwork: pooled hidden state and step -> one diagonal per projection (SYSTEM section 4).
+
+    The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
+    """
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__()
+        self.rank, self.pooling = config.rank, config.pooling
+        self.state = nn.Linear(config.base.hidden_size, config.state_width)
+        self.step = nn.Embedding(config.max_steps, config.step_width)
+        self.hidden = nn.Linear(config.state_width + config.step_width, config.hidden_width)
+        self.output = nn.Linear(config.hidden_width, config.output_width)
+        self.heads = nn.Linear(config.output_width, len(PROJECTIONS) * config.rank, bias=False)
+        nn.init.zeros_(self.heads.weight)
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """(B, T, d) hidden states, step t, (B, T) mask or None -> (B, T or 1, K, r)."""
+        z = F.silu(self.state(pool(h, mask, self.pooling).to(self.state.weight.dtype)))
+        e = self.step.weight[t].expand(*z.shape[:2], -1)
+        u = F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
+        return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
+
+
+class StaticModulation(nn.Module):
+    """The comparison: a learned diagonal per step and projection, blind to the input (SYSTEM section 6)."""
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.max_steps, len(PROJECTIONS), config.rank))
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None) -> torch.Tensor:
+        """Any input, step t -> (1, 1, K, r)."""
+        return self.table[t][None, None]
+
+
+MODULATIONS = {"controller": Controller, "static": StaticModulation}

@@ -1,0 +1,304 @@
+"""One loop for every arm: a RunSpec in, a raw log out."""
+
+import hashlib
+import json
+import math
+import multiprocessing
+import os
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM
+
+from . import evaluation, rates
+from .corpus import Corpus, prepare, sha256
+from .errors import InputError
+from .experiment import ARMS, Profile, RunSpec, switches
+from .modeling import OuroborosForCausalLM
+from .provenance import provenance
+from .runlog import RunLog, read_run
+from .surgery import cut_layers
+
+FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
+STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
+RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+def load_base(profile: Profile, root: Path) -> nn.Module:
+    """The profile's pretrained base. Raises InputError when there is none."""
+    source = profile.base_source(root)
+    if profile.base.path is None and not (Path(source) / "model.safetensors").exists():
+        raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, revision=profile.base.revision, use_safetensors=True,
+                                                    dtype=getattr(torch, profile.base.dtype)).eval()
+    except OSError as error:
+        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a hub model or a "
+                         "folder with config.json and safetensors") from None
+
+
+def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
+    """The arm's model on `base`; `full` is the base itself, `cut` its kept layers."""
+    if spec.arm == "full":
+        return base
+    if spec.arm == "cut":
+        return cut_layers(base, profile.split)
+    modulation, gate, step_norm = ARMS[spec.arm]
+    protocol, widths, rank = switches(spec.protocol), profile.controller, spec.rank or profile.rank
+    # AUDIT `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
+    alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
+    torch.manual_seed(spec.seed)
+    model = OuroborosForCausalLM.from_base(
+        base, profile.split.prelude, profile.split.recurrent, profile.split.coda, rank=rank, alpha=alpha,
+        depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
+        modulation=modulation, pooling=protocol["pooling"], gate=gate, step_norm=step_norm,
+        state_width=widths.state, step_width=widths.step, hidden_width=widths.hidden, output_width=widths.output)
+    model.recurrence.float()
+    return model
+
+
+def as_logits(model: nn.Module) -> evaluation.Logits:
+    """One call for both kinds of model: (B, T) ids and a depth -> (B, T, V) logits."""
+    if isinstance(model, OuroborosForCausalLM):
+        return lambda ids, depth: model(ids.to(model.device), depth=depth).logits
+    return lambda ids, depth: model(ids.to(model.device), use_cache=False).logits
+
+
+# --------------------------------------------------------------------------------------------------- the protocol
+
+def schedule(update: int, updates: int, kind: str) -> float:
+    """The share of the peak rate at an update, counted from 0 (AUDIT `schedule`)."""
+    warm_up = max(1, round(updates * (1 / 150 if kind == "stretched" else 0.02)))
+    horizon = updates * STRETCH if kind == "stretched" else updates
+    if update < warm_up:
+        return (update + 1) / warm_up
+    progress = (update - warm_up) / max(1, horizon - 1 - warm_up)
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@torch.no_grad()
+def round_to_bfloat16(parameters) -> None:
+    """Trained tensors as if kept in bf16, computed in float32 (AUDIT `precision`, scaled form)."""
+    for parameter in parameters:
+        parameter.copy_(parameter.bfloat16().float())
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+class Diverged(Exception):
+    """The loss is no longer a number."""
+
+
+def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
+          progress: bool) -> None:
+    """Train `model.recurrence` and log it. Raises Diverged at a loss that isn't finite."""
+    settings, protocol = profile.training, switches(spec.protocol)
+    accelerator = Accelerator(gradient_accumulation_steps=settings.accumulation)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if protocol["precision"] == "bfloat16":
+        round_to_bfloat16(trained)
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
+    micro_batches = settings.updates * settings.accumulation
+    blocks = corpus.blocks("train", settings.block, micro_batches * settings.micro_batch, protocol["packing"],
+                           spec.seed)
+    loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), batch_size=settings.micro_batch)
+    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    depths = evaluation.Depths(spec.depth, spec.seed)
+    points = set(np.linspace(0, settings.updates, profile.evaluation.points).round().astype(int).tolist())
+    sets = evaluation.during(profile, corpus)
+
+    def evaluate(update: int) -> None:
+        if update in points:
+            score(model, sets, spec, profile, log, update, ("t+1",), blocks=False)
+
+    evaluate(0)
+    update, losses = 0, []
+    bar = tqdm(total=settings.updates, desc=spec.id, disable=not progress)
+    for (chunk,) in loader:
+        with accelerator.accumulate(model):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * schedule(update, settings.updates, protocol["schedule"])
+            logits = model(chunk[:, :-evaluation.LOOK_AHEAD], depth=depths.next()).logits
+            loss = evaluation.token_losses(logits, evaluation.targets(chunk, protocol["target"])).mean()
+            losses.append(loss.item())
+            if not math.isfinite(losses[-1]):
+                raise Diverged
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(trained, settings.clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            if protocol["precision"] == "bfloat16":
+                round_to_bfloat16(trained)
+            update += 1
+            tokens = update * settings.tokens_per_update
+            log.row(update, tokens, "train", "loss", float(np.mean(losses)))
+            log.row(update, tokens, "train", "rate", optimizer.param_groups[0]["lr"])
+            losses = []
+            evaluate(update)
+            bar.update()
+    bar.close()
+
+
+def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: RunLog, update: int,
+          scored: tuple[str, ...], blocks: bool) -> None:
+    """Log the model's losses on token sets; with `blocks` each block's loss too."""
+    model.eval()
+    depths, tokens = evaluation.Depths(spec.depth, spec.seed), update * profile.training.tokens_per_update
+    for split, tokens_of_split in sets.items():
+        losses = evaluation.block_losses(as_logits(model), tokens_of_split, depths, profile.training.micro_batch)
+        for target in scored:
+            log.row(update, tokens, split, f"loss_{target}", float(np.mean(losses[target])))
+            if blocks:
+                log.row(update, tokens, split, f"block_losses_{target}", losses[target])
+    model.train()
+
+
+def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, log: RunLog, update: int) -> None:
+    """The last evaluation: both targets on every token set either column reads, and the largest |m| met there."""
+    largest = 0.0
+
+    def note(_module, _inputs, m):
+        nonlocal largest
+        largest = max(largest, m.abs().max().item())
+
+    modulation = getattr(getattr(model, "recurrence", None), "modulation", None)
+    hook = modulation.register_forward_hook(note) if modulation is not None else None
+    score(model, evaluation.final(profile, corpus, spec.seed), spec, profile, log, update, evaluation.TARGETS, True)
+    if hook is not None:
+        hook.remove()
+        log.row(update, update * profile.training.tokens_per_update, "model", "max_modulation", largest)
+
+
+# ---------------------------------------------------------------------------------------------------------- a run
+
+def base_sha256(profile: Profile, root: Path) -> str | None:
+    """The hash of the base's weight files; None for a hub name, whose revision says it."""
+    files = sorted(Path(profile.base_source(root)).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest() if files else None
+
+
+def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = None, progress: bool = True) -> Path:
+    """Make one run, unless it is finished; returns its folder, results/<profile>/runs/<run id>."""
+    spec, root = profile.find(run_id), Path(root)
+    folder = folder or profile.folder(root) / "runs" / run_id
+    if (folder / "manifest.json").exists():
+        return folder
+    started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
+    made = provenance(root)
+    rate = rates.rate_of(spec, profile, root) if ARMS[spec.arm] else None
+    corpus = prepare(profile, root)
+    model = build(spec, profile, load_base(profile, root))
+    log, status, update, trained = RunLog(folder), "finished", 0, {}
+    if rate is not None:
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        before = {name: p.detach().clone() for name, p in trained.items()}
+        if switches(spec.protocol)["precision"] == "bfloat16":
+            round_to_bfloat16(before.values())
+        try:
+            train(model, spec, profile, corpus, rate, log, progress)
+            update = profile.training.updates
+        except Diverged:
+            status = "diverged"
+    if status == "finished":
+        _score_all(model, spec, profile, corpus, log, update)
+        tokens = update * profile.training.tokens_per_update
+        for name, parameter in trained.items():
+            moved = (parameter.detach().cpu() != before[name].cpu()).double().mean().item()
+            log.row(update, tokens, "model", f"moved/{name}", moved)
+        if getattr(getattr(model, "recurrence", None), "gate", None) is not None:
+            opening = torch.sigmoid(model.recurrence.gate.linear.bias).mean().item()
+            log.row(update, tokens, "model", "gate_open", opening)
+    log.finish({
+        "format": 1, "run": run_id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
+        "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
+        "config": profile.model_dump(mode="json"), **made,
+        "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
+                   "base": base_sha256(profile, root), "trained": _save_trained(trained, profile, run_id, root)},
+        "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(model) if trained else {},
+        "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
+    })
+    return folder
+
+
+def _parts(model: OuroborosForCausalLM) -> dict[str, int]:
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.recurrence.named_children()}
+
+
+def _save_trained(trained: dict[str, torch.Tensor], profile: Profile, run_id: str, root: Path) -> str | None:
+    """Save the trained tensors beside the logs (ignored by git); returns the file's hash."""
+    if not trained:
+        return None
+    content = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in trained.items()})
+    path = profile.folder(root) / "trained" / f"{run_id}.safetensors"
+    from .runlog import write_atomic
+
+    write_atomic(path, content)
+    return sha256(content)
+
+
+# ----------------------------------------------------------------------------------------------------- many runs
+
+def missing(profile: Profile, root: Path, purpose: str) -> list[RunSpec]:
+    """The declared runs of a purpose (`rate` or `matrix`) that have no finished log."""
+    declared = profile.search_runs() if purpose == "rate" else profile.runs()
+    return [spec for spec in declared if not (profile.folder(root) / "runs" / spec.id / "manifest.json").exists()]
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def run_missing(profile: Profile, root: Path, jobs: int, purpose: str) -> None:
+    """Make the missing runs, `jobs` at a time, a thread each; after the search, write rates.json."""
+    prepare(profile, root)  # once, before the workers need it
+    load_base(profile, root)
+    wanted = missing(profile, root, purpose)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # spawned: a forked torch may hang; the workers stay, so torch is imported once each
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        futures = [pool.submit(execute, profile, spec.id, root, None, False) for spec in wanted]
+        for future in tqdm(as_completed(futures), total=len(futures), desc=f"{profile.name}: {purpose}"):
+            future.result()
+    if purpose == "rate":
+        rates.write(profile, root)
+
+
+def rerun(profile: Profile, run_id: str, root: Path) -> int:
+    """Make a committed run again in a temporary folder and compare the logs; 0 if they agree, 1 if not."""
+    committed = profile.folder(root) / "runs" / run_id
+    if not (committed / "manifest.json").exists():
+        raise InputError(f"{committed}: no finished run there; make runs PROFILE={profile.name} makes it")
+    old = read_run(committed).log
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        new = read_run(execute(profile, run_id, root, Path(temporary) / run_id)).log
+    keys = ["update", "split", "metric"]
+    if not old[keys].equals(new[keys]):
+        print(f"rerun {run_id}: the rows differ: {len(old)} committed, {len(new)} made again")
+        return 1
+    losses = old["metric"].str.contains("loss")
+    gaps = [float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
+            for a, b in zip(old["value"][losses], new["value"][losses])]
+    worst = int(np.argmax(gaps))
+    row = old[losses].iloc[worst]
+    verdict = "agrees" if gaps[worst] <= RERUN_TOLERANCE else "DIFFERS"
+    print(f"rerun {run_id}: {verdict}: largest difference {gaps[worst]:.3g} nats per token (update {row['update']}, "
+          f"{row['split']}, {row['metric']}); tolerance {RERUN_TOLERANCE}")
+    return int(gaps[worst] > RERUN_TOLERANCE)
