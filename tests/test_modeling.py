@@ -1,0 +1,198 @@
+"""Invariants of SYSTEM sections 3 to 6 on a small random base."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+import ouroboros
+from ouroboros import OuroborosConfig, OuroborosForCausalLM
+from ouroboros.configuration import PROJECTIONS
+from ouroboros.errors import InputError
+from ouroboros.experiment import SplitConfig, load_profile
+from ouroboros.surgery import cut_layers, mean_residual
+
+SPLIT = SplitConfig(prelude=1, recurrent=3, coda=1)
+WIDTHS = dict(state_width=8, step_width=4, hidden_width=8, output_width=4)
+
+
+def small_base(attention="sdpa"):
+    torch.manual_seed(0)
+    config = Qwen2Config(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=6,
+                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True, initializer_range=0.2)
+    config._attn_implementation = attention
+    return Qwen2ForCausalLM(config).eval()
+
+
+def convert(base=None, **options):
+    torch.manual_seed(1)
+    options = {"rank": 4, "alpha": 2.0, "depth": 3, "max_steps": 8, **WIDTHS, **options}
+    return OuroborosForCausalLM.from_base(base or small_base(), 1, 3, 1, **options).eval()
+
+
+def shake(model):
+    """Give every trained tensor a value that matters."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.recurrence.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def ids(batch=2, length=7):
+    return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("modulation", ["controller", "static"])
+def test_at_initialisation_modulation_changes_no_bit(modulation):
+    assert torch.equal(convert(modulation=modulation)(ids()).logits, convert(modulation="none")(ids()).logits)
+
+
+def test_one_ungated_step_without_norm_is_the_cut_model():
+    base = small_base()
+    model = convert(base, modulation="none", gate=False, step_norm=False, depth=1)
+    assert torch.equal(model(ids()).logits, cut_layers(base, SPLIT)(ids(), use_cache=False).logits)
+
+
+@pytest.mark.parametrize("alpha", [2.0, 8.0])
+def test_modulation_of_r_over_alpha_adds_the_best_approximation_of_the_residual(alpha):
+    base = small_base().double()
+    model = convert(base, modulation="static", alpha=alpha, rank=4)
+    for projection, (name, parent) in zip(model.projections, PROJECTIONS.items()):
+        projection.m = torch.full((4,), 4 / alpha, dtype=torch.float64)
+        x = torch.eye(projection.in_features, dtype=torch.float64)
+        added = (projection(x) - nn.functional.linear(x, projection.weight, projection.bias)).T  # (out, in)
+        residual = mean_residual(base.model.layers, SPLIT, name, parent).double()
+        u, s, vt = torch.linalg.svd(residual)
+        torch.testing.assert_close(added, u[:, :4] @ torch.diag(s[:4]) @ vt[:4], rtol=0, atol=1e-10)
+
+
+def test_the_gate_opens_at_sigmoid_of_minus_two_everywhere():
+    gate = convert().recurrence.gate
+    new, old = torch.randn(2, 3, 16), torch.randn(2, 3, 16)
+    opening = torch.sigmoid(torch.tensor(-2.0))
+    assert abs(opening.item() - 0.119) < 5e-4
+    torch.testing.assert_close(gate(new, old), opening * new + (1 - opening) * old)
+
+
+def test_the_recurrent_weights_are_one_storage_whatever_the_depth():
+    counts = {depth: sum(p.numel() for p in convert(depth=depth, max_steps=64).parameters()) for depth in (1, 4, 16)}
+    assert len(set(counts.values())) == 1
+    model = convert(depth=16)
+    assert len(model.base.model.layers) == 3  # prelude, recurrent once, coda
+
+
+def test_depth_may_be_given_anew_and_steps_beyond_the_table_read_its_last_entry():
+    model = shake(convert(max_steps=2))
+    by_depth = [model(ids(), depth=depth).logits for depth in (1, 2, 3)]
+    assert not torch.allclose(by_depth[0], by_depth[1]) and not torch.allclose(by_depth[1], by_depth[2])
+    with pytest.raises(InputError, match="depth 0"):
+        model(ids(), depth=0)
+
+
+@pytest.mark.parametrize("modulation", ["controller", "static", "none"])
+def test_only_the_recurrence_gets_gradients_and_training_leaves_the_rest_bit_identical(modulation):
+    model = shake(convert(modulation=modulation)).train()
+    frozen = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("recurrence")}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = copy.deepcopy(model.recurrence.state_dict())
+    for _ in range(3):
+        model(ids(), labels=ids()).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == \
+        {f"recurrence.{n}" for n, _ in model.recurrence.named_parameters()}
+    assert all(torch.equal(model.state_dict()[n], t) for n, t in frozen.items())
+    assert all(not torch.equal(model.recurrence.state_dict()[n], t) for n, t in before.items())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_causal_pooling_is_causal_and_sequence_pooling_leaks(attention):
+    changed = ids()
+    changed[:, 5] = (changed[:, 5] + 1) % 50
+    base = small_base(attention)
+    causal = shake(convert(base, pooling="causal"))
+    assert torch.equal(causal(ids()).logits[:, :5], causal(changed).logits[:, :5])
+    assert not torch.allclose(causal(ids()).logits[:, 5:], causal(changed).logits[:, 5:])
+    leaking = shake(convert(base, pooling="sequence"))
+    assert (leaking(ids()).logits[:, :5] - leaking(changed).logits[:, :5]).abs().max() > 1e-3
+
+
+def test_sdpa_and_eager_agree():
+    one, other = (shake(convert(small_base(attention)))(ids()).logits for attention in ("sdpa", "eager"))
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("pooling", ["causal", "sequence"])
+def test_padding_changes_nothing(side, pooling):
+    model = shake(convert(pooling=pooling))
+    padded, mask = torch.zeros(2, 10, dtype=torch.long), torch.zeros(2, 10, dtype=torch.long)
+    place = slice(3, 10) if side == "left" else slice(0, 7)
+    padded[:, place], mask[:, place] = ids(), 1
+    logits = model(padded, attention_mask=mask).logits[:, place]
+    torch.testing.assert_close(logits, model(ids()).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_are_shifted_inside_and_minus_100_is_ignored():
+    model, labels = convert(), ids()
+    labels[:, -2:] = -100
+    logits = model(ids()).logits
+    expected = nn.functional.cross_entropy(logits[:, :4].flatten(0, 1), ids()[:, 1:5].flatten())
+    torch.testing.assert_close(model(ids(), labels=labels).loss, expected)
+
+
+def test_a_rank_larger_than_a_projection_is_refused():
+    with pytest.raises(InputError, match="rank 9: larger than projection k_proj, which is 8 x 16"):
+        convert(rank=9)
+
+
+@pytest.mark.parametrize("options, complaint", [
+    ({"depth": 0}, "depth 0"), ({"modulation": "magic"}, "modulation 'magic'"), ({"pooling": "max"}, "pooling 'max'"),
+    ({"rank": 0}, "rank 0"),
+])
+def test_a_configuration_out_of_range_is_refused_in_one_line(options, complaint):
+    with pytest.raises(InputError, match=complaint) as error:
+        convert(**options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("modulation, trainable", [("controller", 9_214_592), ("static", 8_536_064)])
+def test_the_papers_shape_has_the_papers_parameters(modulation, trainable):
+    """SYSTEM section 6."""
+    with torch.device("meta"):
+        base = Qwen2Config(hidden_size=2048, intermediate_size=11008, num_hidden_layers=17, num_attention_heads=16,
+                           num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True)
+        model = OuroborosForCausalLM(OuroborosConfig(base=base, modulation=modulation))
+    parts = {name: sum(p.numel() for p in part.parameters()) for name, part in model.recurrence.named_children()}
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == sum(parts.values()) == trainable
+    assert parts["gate"] == 8_390_656 and parts["step_norm"] == 131_072
+    assert parts["modulation"] == {"controller": 692_864, "static": 14_336}[modulation]
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "paper"])
+def test_controller_and_static_train_about_equally_many_parameters(name):
+    """So that capacity is no confound: at most 1.2 x, 1.08 x in the paper."""
+    profile = load_profile(name)
+    width = profile.base.model["hidden_size"] if profile.base.model else 2048
+    widths = {f"{part}_width": size for part, size in profile.controller}
+    counts = {}
+    for modulation in ("controller", "static"):
+        with torch.device("meta"):
+            config = OuroborosConfig(base=Qwen2Config(hidden_size=width), modulation=modulation, rank=profile.rank,
+                                     max_steps=profile.max_steps, **widths)
+            part = ouroboros.modeling.Recurrence(config)
+        counts[modulation] = sum(p.numel() for p in part.parameters())
+    assert 1 / 1.2 <= counts["controller"] / counts["static"] <= 1.2
+
+
+def test_the_model_generates_without_a_cache():
+    model = shake(convert())
+    model.generation_config.pad_token_id = 0
+    out = model.generate(ids(1, 3), max_new_tokens=4, do_sample=False, use_cache=False)
+    text = ids(1, 3)
+    for _ in range(4):
+        text = torch.cat([text, model(text).logits[:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(out, text)

@@ -1,0 +1,85 @@
+"""Which layers are kept, the mean residual, the truncated SVD."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ouroboros.errors import InputError
+from ouroboros.experiment import SplitConfig
+from ouroboros.surgery import cut_layers, kept_layers, mean_residual, removed_layers, truncated_svd
+
+
+def split(prelude, recurrent, coda):
+    return SplitConfig(prelude=prelude, recurrent=recurrent, coda=coda)
+
+
+def base(layers=6):
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=layers,
+                                        num_attention_heads=2, num_key_value_heads=1))
+
+
+def test_the_papers_split_keeps_17_of_36_layers_and_removes_19():
+    kept, removed = kept_layers(36, split(8, 18, 8)), removed_layers(36, split(8, 18, 8))
+    assert kept == [0, 1, 2, 3, 4, 5, 6, 7, 18, 28, 29, 30, 31, 32, 33, 34, 35]
+    assert removed == [*range(8, 18), *range(19, 28)] and len(removed) == 19
+
+
+@given(st.integers(2, 40), st.data())
+@settings(max_examples=50)
+def test_kept_and_removed_are_a_partition(n, data):
+    prelude = data.draw(st.integers(0, n - 2))
+    coda = data.draw(st.integers(0, n - 2 - prelude))
+    recurrent = data.draw(st.integers(prelude, n - coda - 1))
+    kept, removed = kept_layers(n, split(prelude, recurrent, coda)), removed_layers(n, split(prelude, recurrent, coda))
+    assert sorted([*kept, *removed]) == list(range(n)) and kept == sorted(kept) and removed
+    assert len(kept) == prelude + 1 + coda and recurrent in kept
+
+
+@pytest.mark.parametrize("sizes, complaint", [
+    ((3, 3, 3), "needs 7 layers, the base has 6"),
+    ((2, 2, 3), "removes none"),
+    ((1, 0, 1), "layer 0 isn't between"),
+    ((1, 5, 1), "layer 5 isn't between"),
+    ((-1, 2, 1), "needs 1 layers"),
+])
+def test_a_split_that_does_not_fit_is_refused_in_one_line(sizes, complaint):
+    with pytest.raises(InputError, match=complaint) as error:
+        kept_layers(6, split(*sizes))
+    assert "\n" not in str(error.value)
+
+
+def test_the_mean_residual_is_over_the_removed_layers():
+    model, where = base(), split(1, 3, 1)
+    weights = [layer.mlp.up_proj.weight for layer in model.model.layers]
+    expected = (weights[1] + weights[2] + weights[4]) / 3 - weights[3]
+    torch.testing.assert_close(mean_residual(model.model.layers, where, "up_proj", "mlp"), expected)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
+@settings(max_examples=30, deadline=None)
+def test_truncated_svd_is_the_best_approximation_of_its_rank(rows, columns, seed):
+    residual = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    singular = torch.linalg.svdvals(residual.double())
+    for rank in range(1, min(rows, columns) + 1):
+        a, b = truncated_svd(residual, rank)
+        assert a.shape == (rank, columns) and b.shape == (rows, rank)
+        # Eckart and Young (1936): the smallest error of rank r is the norm of the singular values left out
+        error = torch.linalg.norm(residual.double() - b @ a)
+        assert abs(error - singular[rank:].norm()) < 1e-9 * max(1, singular[0])
+        torch.testing.assert_close(a @ a.T, torch.eye(rank, dtype=a.dtype))
+
+
+def test_the_cut_model_is_the_base_without_the_removed_layers():
+    model, where = base(), split(1, 3, 1)
+    cut, ids = cut_layers(model, where), torch.arange(10)[None]
+    assert len(cut.model.layers) == cut.config.num_hidden_layers == 3 and len(model.model.layers) == 6
+    assert cut.model.layers[1].mlp.up_proj.weight is model.model.layers[3].mlp.up_proj.weight
+    whole = cut(ids, use_cache=False).logits
+    for layer in (1, 2, 4):
+        for parameter in model.model.layers[layer].parameters():
+            parameter.data.zero_()
+    # a layer whose every weight is zero is the identity: the base without them is the cut model
+    torch.testing.assert_close(model(ids, use_cache=False).logits, whole)
