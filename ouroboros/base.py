@@ -141,7 +141,8 @@ def document_loss(model, document: np.ndarray, start: int) -> float:
     """Summed nats of a document's tokens, the first one given the start of text."""
     targets = torch.from_numpy(document.astype(np.int64))
     inputs = torch.cat([torch.tensor([start]), targets[:-1]])
-    return torch.nn.functional.cross_entropy(model(inputs[None], use_cache=False).logits[0], targets, reduction="sum").item()
+    logits = model(inputs[None], use_cache=False).logits[0]  # (tokens, vocabulary)
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
 
 
 def _assess(model, profile: Profile, corpus: Corpus, log: RunLog) -> None:

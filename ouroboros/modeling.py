@@ -66,7 +66,7 @@ class Recurrence(nn.Module):
             t = min(step, self.max_steps - 1)
             if self.modulation is not None:
                 m = self.modulation(h, t, mask)  # (B or 1, T or 1, K, r)
-                for projection, diagonal in zip(projections, m.unbind(-2)):
+                for projection, diagonal in zip(projections, m.unbind(-2), strict=True):
                     projection.m = diagonal
             new = layer(h)
             if self.step_norm is not None:
@@ -132,7 +132,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         model = cls(config).to(base.dtype)
         model.base.load_state_dict(cut.state_dict(), strict=False)  # all but the SVD bases
         if model.projections:
-            for projection, (a, b) in zip(model.projections, residual_bases(base, split, rank)):
+            for projection, (a, b) in zip(model.projections, residual_bases(base, split, rank), strict=True):
                 projection.A.copy_(a)
                 projection.B.copy_(b)
         return model
@@ -170,8 +170,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
                 labels: torch.Tensor | None = None, depth: int | None = None, **kwargs) -> CausalLMOutput:
-        """Logits (B, T, V), and the loss in nats per token when `labels` (B, T) are given: shifted inside, -100 ignored.
-        """
+        """Logits (B, T, V); with `labels` (B, T) the loss too, nats per token: shifted inside, -100 ignored."""
         logits = self.base.lm_head(self.hidden(input_ids, attention_mask, depth))
         loss = None
         if labels is not None:

@@ -16,7 +16,7 @@ class Trigram:
         trigrams: Counter = Counter()
         for document in documents:
             padded = [start, start, *document.tolist()]
-            trigrams.update(zip(padded, padded[1:], padded[2:]))
+            trigrams.update(zip(padded, padded[1:], padded[2:], strict=False))
         # order 3 counts tokens; orders 2 and 1 count in how many different contexts a continuation was seen
         self.counts = [defaultdict(Counter) for _ in range(3)]
         for (a, b, c), count in trigrams.items():
@@ -38,4 +38,5 @@ class Trigram:
     def loss(self, document: np.ndarray) -> float:
         """Summed nats of a document's tokens, the first one given the start of text."""
         padded = [self.start, self.start, *document.tolist()]
-        return -float(np.sum(np.log([self.probability((a, b), c) for a, b, c in zip(padded, padded[1:], padded[2:])])))
+        steps = zip(padded, padded[1:], padded[2:], strict=False)
+        return -float(np.sum(np.log([self.probability((a, b), c) for a, b, c in steps])))

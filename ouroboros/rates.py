@@ -1,4 +1,4 @@
-"""Which learning rate an arm trains at: chosen on `dev` from the search's raw logs, written down. Never imports torch."""
+"""The learning rate of each arm: chosen on `dev` from the search's raw logs, written down. Never imports torch."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def rate_of(spec: RunSpec, profile: Profile, root: Path) -> float:
     if spec.rate is not None:
         return spec.rate
     if not path(profile, root).exists():
-        raise InputError(f"{path(profile, root)}: missing; run the learning-rate search first: python -m ouroboros runs "
-                         f"--profile {profile.name} --purpose rate")
+        raise InputError(f"{path(profile, root)}: missing; run the learning-rate search first: python -m ouroboros "
+                         f"runs --profile {profile.name} --purpose rate")
     rates = json.loads(path(profile, root).read_text())
     return rates["shared"] if switches(spec.protocol)["rate"] == "shared" else rates["own"][spec.arm]

@@ -1,4 +1,4 @@
-"""Pretrained causal LM -> Ouroboros: pick layers, take the mean residual, truncate its SVD (SYSTEM sections 2 and 3)."""
+"""Pretrained causal LM -> Ouroboros: pick layers, take the mean residual, truncate its SVD (SYSTEM 2 and 3)."""
 
 import copy
 

@@ -1,7 +1,6 @@
 """One loop for every arm: a RunSpec in, a raw log out."""
 
 import hashlib
-import json
 import math
 import multiprocessing
 import os
@@ -295,7 +294,7 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
         return 1
     losses = old["metric"].str.contains("loss")
     gaps = [float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
-            for a, b in zip(old["value"][losses], new["value"][losses])]
+            for a, b in zip(old["value"][losses], new["value"][losses], strict=True)]
     worst = int(np.argmax(gaps))
     row = old[losses].iloc[worst]
     verdict = "agrees" if gaps[worst] <= RERUN_TOLERANCE else "DIFFERS"

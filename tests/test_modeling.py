@@ -60,7 +60,7 @@ def test_one_ungated_step_without_norm_is_the_cut_model():
 def test_modulation_of_r_over_alpha_adds_the_best_approximation_of_the_residual(alpha):
     base = small_base().double()
     model = convert(base, modulation="static", alpha=alpha, rank=4)
-    for projection, (name, parent) in zip(model.projections, PROJECTIONS.items()):
+    for projection, (name, parent) in zip(model.projections, PROJECTIONS.items(), strict=True):
         projection.m = torch.full((4,), 4 / alpha, dtype=torch.float64)
         x = torch.eye(projection.in_features, dtype=torch.float64)
         added = (projection(x) - nn.functional.linear(x, projection.weight, projection.bias)).T  # (out, in)
