@@ -7,7 +7,8 @@ A run is a folder `results/<profile>/runs/<run id>/`; the base's, `results/<prof
   - every update: split `train`, metrics `loss` (the protocol's own target, nats per token) and `rate`;
   - at fixed points, update 0 and the last among them: splits `dev`, `heldout`, `foreign`, metric `loss_t+1`;
   - at the last update: splits `stream`, `dev`, `heldout`, `foreign`, `reference`, metrics `loss_t+1`, `loss_t+2`, and
-    `block_losses_t+1`, `block_losses_t+2`: a list, one mean loss a block, blocks in a fixed order;
+    `block_losses_t+1`, `block_losses_t+2`: a list, one mean loss a block, blocks in a fixed order. These rows stand
+    after that update's row of the item above and are taken over more blocks: they are the result;
   - at the last update: split `model`, metrics `max_modulation` (largest |m| met), `gate_open` (mean of sigmoid(b_g)),
     `moved/<tensor>` (fraction of a trained tensor's elements that changed).
 - `manifest.json`, written last: a folder without one is an interrupted run. `MANIFEST_FIELDS` says what it holds;

@@ -1,0 +1,207 @@
+"""The claims ledger: reported, recomputed, measured, verdict. Never imports torch.
+
+`claims.yaml` holds what is reported and the rule by which each claim is judged; nothing measured stands in it.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from . import metrics
+from .experiment import switches
+from .metrics import Interval, Results, Statistics, t_interval
+
+FILE = Path(__file__).parent / "claims.yaml"
+SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
+REPORTED_SCALE = "paper"
+# SYSTEM section 6, at d = 2048 and r = 32; the tests count the same on the model
+PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_072}
+
+RECOMPUTE = {
+    "difference": lambda a, b: a - b,
+    "reduction": metrics.reduction,
+    "recovery": lambda cut, arm, full: metrics.recovery(cut, arm, full),
+    "spread": lambda ends: max(ends) - min(ends),
+    "parameters": lambda: sum(PAPER_PARAMETERS.values()) / 1e6,
+}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim under one protocol: the interval of each part, the verdict and why."""
+
+    claim: dict
+    protocol: str
+    parts: dict[str, Interval]
+    verdict: str
+    why: str
+
+
+def load() -> list[dict]:
+    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+
+
+def recomputed(claim: dict, claims: list[dict]) -> float | None:
+    """The claim's value from the other reported values; where one is a range, its middle, None without a formula."""
+    if "recompute" not in claim:
+        return None
+    reported = {c["id"]: c.get("reported") for c in claims}
+    function = claim["recompute"]["function"]
+    values = [reported[name] for name in claim["recompute"]["of"]]
+    if function != "spread":
+        values = [sum(v) / 2 if isinstance(v, list) else v for v in values]
+    return RECOMPUTE[function](*values)
+
+
+def judge(claim: dict, results: Results, protocol: str) -> Judged:
+    """Judge one claim by its rule on the measured parts of one protocol."""
+    if claim["rule"] == "count":
+        return Judged(claim, protocol, {}, "holds", "counted on the model at the paper's shape, in the tests")
+    measure = dict(claim["measure"])
+    by_part = getattr(Statistics(results, protocol), measure.pop("statistic"))(**measure)
+    parts = {name: t_interval(values.values()) for name, values in by_part.items()}
+    return Judged(claim, protocol, parts, *_verdict(claim, parts, results, protocol))
+
+
+def _verdict(claim: dict, parts: dict[str, Interval], results: Results, protocol: str) -> tuple[str, str]:
+    rule = claim["rule"]
+    if any(interval.n == 0 for interval in parts.values()):
+        return "no runs", "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
+    if rule == "value":
+        if results.profile.name != REPORTED_SCALE:
+            return "not testable at this scale", "an absolute value of the paper's own model"
+        low, high = _ends(claim["reported"])
+        return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
+                             "the reported value")
+    if switches(protocol).get(claim.get("by_construction")) == "drawn":
+        return "by construction", "this protocol draws the depth itself, so all depths are one run"
+    if any(interval.n == 1 for interval in parts.values()):
+        return "undecided", "one seed has no interval"
+    if rule == "small":
+        gained = Statistics(results, protocol).against_cut("controller", results.profile.matrix.depths[0])[""]
+        bound = SMALL_SHARE * abs(t_interval(gained.values()).mean)
+        return _by_intervals(parts, lambda i: -bound < i.low and i.high < bound,
+                             lambda i: i.high < -bound or bound < i.low, f"+-{bound:.3g} around 0")
+    sign = 1 if rule == "positive" else -1
+    return _by_intervals(parts, lambda i: min(sign * i.low, sign * i.high) > 0,
+                         lambda i: max(sign * i.low, sign * i.high) < 0, "above 0" if sign == 1 else "below 0")
+
+
+def _ends(reported) -> tuple[float, float]:
+    return (min(reported), max(reported)) if isinstance(reported, list) else (reported, reported)
+
+
+def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
+    """holds: every part does; fails: one part's whole interval contradicts; undecided: between."""
+    failing = [name or "it" for name, interval in parts.items() if fails(interval)]
+    open_ = [name or "it" for name, interval in parts.items() if not fails(interval) and not holds(interval)]
+    if failing:
+        return "fails", f"claimed {claimed}; contradicted at: {', '.join(failing)}" if failing != ["it"] else \
+            f"claimed {claimed}; the whole interval contradicts it"
+    if open_:
+        return "undecided", f"claimed {claimed}; the interval leaves it open" + \
+            ("" if open_ == ["it"] else f" at: {', '.join(open_)}")
+    return "holds", f"claimed {claimed}; " + ("the interval lies there" if len(parts) == 1 else "every interval does")
+
+
+def ledger(results: Results) -> pd.DataFrame:
+    """claims.md as a frame: one row a claim and protocol."""
+    claims, rows = load(), []
+    for claim in claims:
+        again = recomputed(claim, claims)
+        for protocol in results.profile.matrix.protocols:
+            judged = judge(claim, results, protocol)
+            rows.append({
+                "id": claim["id"], "claim": claim["what"], "reported": _reported(claim), "source": claim["source"],
+                "recomputed": "" if again is None else f"{again:.4g}", "protocol": protocol,
+                "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
+                "verdict": judged.verdict, "why": judged.why})
+    return pd.DataFrame(rows)
+
+
+def _reported(claim: dict) -> str:
+    value = claim.get("reported")
+    if value is None:
+        return "as stated"
+    text = " to ".join(f"{v:g}" for v in value) if isinstance(value, list) else f"{value:g}"
+    return f"{text} {claim['unit']}"
+
+
+def markdown(results: Results) -> str:
+    """The whole of claims.md."""
+    made = results.cells["status"].value_counts()
+    counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
+    return (f"# Claims at profile `{results.profile.name}`\n\n"
+            f"Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from the "
+            "sources named in SYSTEM section 8 (A: abstract, R: README of the release), recomputed ones follow from "
+            "other reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per "
+            "token unless said otherwise. The rules are in `ouroboros/claims.yaml`, written before the runs.\n\n"
+            + ledger(results).to_markdown(index=False) + "\n")
+
+
+def summary(results: Results) -> str:
+    """The verdicts on signs, orders and trends as a short table, one row a claim: README's first screen."""
+    frame = ledger(results)
+    judged = frame[~frame["id"].isin([c["id"] for c in load() if c["rule"] in ("value", "count")])]
+    table = judged.pivot(index=["id", "claim"], columns="protocol", values="verdict")
+    order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]
+    table = table.loc[order].reset_index()[["claim", *results.profile.matrix.protocols]]
+    return table.to_markdown(index=False)
+
+
+# -------------------------------------------------------------------------------------------------- found, in words
+
+def _told(interval: Interval, above: str, below: str, open_: str) -> str:
+    """The phrase that the interval allows; one seed allows none."""
+    if interval.n == 0:
+        return "was not measured"
+    if interval.n == 1:
+        return "can't be judged from one seed"
+    if interval.low > 0:
+        return above
+    return below if interval.high < 0 else open_
+
+
+AGAINST_CUT = ("is worse than the cut model", "is better than the cut model", "can't be told apart from the cut model")
+AGAINST_STATIC = ("the Controller is ahead", "static is ahead", "the two can't be told apart")
+
+
+def found_gap(results: Results, protocol: str) -> str:
+    """One sentence on what cutting costs and what comes back, generated from the numbers."""
+    statistics, depth = Statistics(results, protocol), results.profile.depth
+    cost = t_interval(statistics.against_cut("full")[""].values())
+    gained = t_interval(statistics.against_cut("controller", depth)[""].values())
+    back = t_interval(statistics.recovery("controller", depth)[""].values())
+    return (f"`{protocol}`: full - cut is {cost} nats per token; the Controller at depth {depth} "
+            f"{_told(gained, *AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}.")
+
+
+def found_advantage(results: Results, protocol: str) -> str:
+    """One sentence on Controller against static at each depth."""
+    parts = {name: t_interval(v.values()) for name, v in Statistics(results, protocol).advantage_by_depth().items()}
+    words = [f"at {name} {_told(interval, *AGAINST_STATIC)} ({interval})" for name, interval in parts.items()]
+    return f"`{protocol}` (static - Controller): " + "; ".join(words) + "."
+
+
+def found_gate(results: Results, protocol: str) -> str:
+    """One sentence on the loop with and without gate and step norms, against the cut model."""
+    statistics, words = Statistics(results, protocol), []
+    for depth in results.profile.matrix.gateless_depths:
+        for arm in ("controller", "controller_nogate", "controller_nogate_nonorm"):
+            interval = t_interval(statistics.against_cut(arm, depth)[""].values())
+            words.append(f"`{arm}` at depth {depth} {_told(interval, *AGAINST_CUT)} ({interval})")
+    return f"`{protocol}` (arm - cut): " + "; ".join(words) + "."
+
+
+def found_converged(results: Results) -> str:
+    """Which arms still moved at the end: their comparisons are of arms that haven't converged."""
+    table = metrics.arm_table(results)
+    moving = table[table["converged"].eq(False) & table["last_slope"].notna()]
+    if moving.empty:
+        return "No arm's held-out loss still moved by more than " \
+            f"{metrics.CONVERGED_SLOPE:g} nats per token over the last fifth of training."
+    names = [f"`{row.arm}` depth {row.depth} {row.protocol} ({row.last_slope:+.3f})" for row in moving.itertuples()]
+    return ("Not converged (held-out loss over the last fifth of training, nats per token), so their comparisons hold "
+            "for this budget only: " + ", ".join(names) + ".")

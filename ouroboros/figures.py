@@ -1,0 +1,160 @@
+"""One style, one function a figure; each is saved as PNG and PDF with a sidecar of what it was made from.
+
+Never imports torch. Losses are nats per token, bars are 95 % Student t intervals over seeds.
+"""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from . import metrics
+from .metrics import Results
+from .runlog import write_atomic
+
+# Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
+COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
+           "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00"}
+MARKERS = {"controller": "o", "static": "s", "none": "^", "controller_nogate": "v", "controller_nogate_nonorm": "D"}
+STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.spines.top": False,
+         "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
+         "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
+
+
+def save(figure, name: str, results: Results, folder: Path) -> None:
+    """Write <folder>/<name>.png, .pdf and .json: the arrays plotted, and the hashes of the raw logs behind them."""
+    if results.profile.name == "smoke":
+        figure.text(0.5, 0.5, "smoke: not a result", fontsize=40, color="red", alpha=0.25, ha="center", va="center",
+                    rotation=20)
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None,
+                                                                 "Creator": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata=metadata)
+        write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
+    inputs = {run: results.runs[run].manifest["log_sha256"] for run in sorted(results.runs)}
+    sidecar = {"figure": name, "profile": results.profile.name,
+               "inputs_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(), "inputs": inputs,
+               "plotted": _plotted(figure)}
+    write_atomic(folder / f"{name}.json", json.dumps(sidecar, indent=1) + "\n")
+    plt.close(figure)
+
+
+def _plotted(figure) -> list[dict]:
+    """Every labelled line of a figure, its points rounded to 6 significant digits."""
+    lines = []
+    for number, axes in enumerate(figure.axes):
+        for container in [*axes.containers, *axes.lines]:
+            label = container.get_label()
+            if label and not label.startswith("_"):
+                line = container.lines[0] if hasattr(container, "lines") else container
+                x, y = ([float(f"{v:.6g}") for v in np.asarray(axis, dtype=float)] for axis in line.get_data())
+                lines.append({"axes": number, "label": label, "x": x, "y": y})
+    return lines
+
+
+def _axes_by_protocol(results: Results, title: str, x: str, y: str):
+    protocols = results.profile.matrix.protocols
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(1, len(protocols), squeeze=False)
+    for axis, protocol in zip(axes[0], protocols, strict=True):
+        axis.set(title=f"{title} ({protocol})", xlabel=x, ylabel=y)
+    return figure, dict(zip(protocols, axes[0], strict=True))
+
+
+def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None) -> None:
+    """Means with their intervals against depth; a mean of one seed has no bar."""
+    rows = rows.dropna(subset=["loss"]).sort_values("depth")
+    if rows.empty:
+        return
+    bars = np.nan_to_num(np.array([rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]).astype(float))
+    axis.errorbar(rows["depth"].astype(int), rows["loss"], yerr=bars, label=label or arm, color=COLOURS[arm],
+                  marker=MARKERS[arm], capsize=3)
+
+
+def _reference_lines(axis, table: pd.DataFrame) -> None:
+    for arm, dashes in (("full", ":"), ("cut", "--")):
+        for loss in table[table["arm"] == arm]["loss"].dropna():
+            axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
+
+
+def losses_by_depth(results: Results, arms: tuple[str, ...]):
+    """Loss against depth for some arms, between the full and the cut model."""
+    table = metrics.arm_table(results)
+    figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
+    for protocol, axis in axes.items():
+        part = table[table["protocol"] == protocol]
+        _reference_lines(axis, part)
+        for arm in arms:
+            _points(axis, part[part["arm"] == arm], arm)
+        axis.set_xticks(results.profile.matrix.depths)
+        axis.legend()
+    return figure
+
+
+def advantage(results: Results):
+    """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
+    table = metrics.difference_table(results, "advantage_by_depth")
+    title, y = "static - Controller", "difference (nats per token)"
+    figure, axes = _axes_by_protocol(results, title, "depth (recurrence steps)", y)
+    for protocol, axis in axes.items():
+        part = table[table["protocol"] == protocol].dropna(subset=["difference"])
+        depths = part["part"].str.removeprefix("depth ").astype(int)
+        rows = pd.DataFrame({"depth": depths, "loss": part["difference"], "loss_low": part["difference_low"],
+                             "loss_high": part["difference_high"]})
+        axis.axhline(0, color="black", linewidth=0.8)
+        _points(axis, rows, "controller", "static - Controller")
+        axis.set_xticks(results.profile.matrix.depths)
+    return figure
+
+
+def training_curves(results: Results, arms: tuple[str, ...], depth: int):
+    """Held-out next-token loss during training, mean over seeds, at one depth."""
+    curves = metrics.curves(results)
+    figure, axes = _axes_by_protocol(results, f"training, depth {depth}", "update",
+                                     "held-out loss, t+1 (nats per token)")
+    for protocol, axis in axes.items():
+        for arm in arms:
+            part = curves[(curves["protocol"] == protocol) & (curves["arm"] == arm) & (curves["depth"] == depth)]
+            if not part.empty:
+                axis.plot(part["update"], part["value"], label=arm, color=COLOURS[arm], marker=MARKERS[arm])
+        if axis.lines:
+            axis.legend()
+    return figure
+
+
+def base_curve(results: Results, run):
+    """The base's pretraining: held-out and dev loss against tokens."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots()
+    for split, colour in (("heldout", "#0072B2"), ("dev", "#D55E00")):
+        part = metrics.curve(run, split, "loss_t+1")
+        axis.plot(part["tokens"], part["value"], label=split, color=colour, marker=".")
+    axis.set(title="pretraining of the base", xlabel="tokens", ylabel="loss, t+1 (nats per token)")
+    axis.legend()
+    return figure
+
+
+def gate(results: Results):
+    """Each gateless arm and the gated one, minus the cut model, at the depths where all were run."""
+    arms = ("controller", "controller_nogate", "controller_nogate_nonorm")
+    depths = results.profile.matrix.gateless_depths
+    figure, axes = _axes_by_protocol(results, "arm - cut", "arm and depth", "difference (nats per token)")
+    for protocol, axis in axes.items():
+        statistics = metrics.Statistics(results, protocol)
+        axis.axhline(0, color="black", linewidth=0.8)
+        for place, (arm, depth) in enumerate((a, d) for d in depths for a in arms):
+            interval = metrics.t_interval(statistics.against_cut(arm, depth)[""].values())
+            if interval.n:
+                half = np.nan_to_num(interval.high - interval.mean)
+                axis.errorbar([place], [interval.mean], yerr=[half], label=f"{arm}, depth {depth}", capsize=3,
+                              color=COLOURS[arm], marker=MARKERS[arm], linestyle="none")
+        axis.set_xticks([])
+    axis.legend(fontsize=7)
+    return figure

@@ -1,0 +1,319 @@
+"""From raw logs to numbers: losses, loss reduction, gap recovery, paired differences, intervals. Never imports torch.
+
+Losses are nats per token. A statistic is a mapping {part: {seed: value}}: several parts where a claim speaks of several
+depths; paired quantities are differences within a seed, so that what the seed decides cancels.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from .errors import InputError
+from .experiment import ARMS, Profile, load_profile, switches
+from .runlog import Run, read_run, read_runs
+
+LEVEL = 0.95
+CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
+LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
+CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
+
+BySeed = dict[int, float]
+
+
+# --------------------------------------------------------------------------------------------------------- reading
+
+@dataclass(frozen=True)
+class Results:
+    """A profile's declared table rows and the runs that were made."""
+
+    profile: Profile
+    runs: Mapping[str, Run]
+    cells: pd.DataFrame
+
+
+def load(profile: str, root: Path) -> Results:
+    """Read every finished run of a profile. Raises InputError when there is none, or one isn't what it says."""
+    declared = load_profile(profile)
+    runs = read_runs(declared.folder(root))
+    if not runs:
+        raise InputError(f"{declared.folder(root)}/runs: no finished run there; make runs PROFILE={profile} makes them")
+    return Results(declared, runs, cells(declared, runs))
+
+
+def last_value(run: Run, split: str, metric: str):
+    """The last value logged of a metric on a split. Raises InputError when there is none."""
+    rows = run.log[(run.log["split"] == split) & (run.log["metric"] == metric)]
+    if rows.empty:
+        raise InputError(f"run '{run.manifest['run']}': log.jsonl has no row of split '{split}', metric '{metric}'; "
+                         "make the run again")
+    return rows["value"].iloc[-1]
+
+
+def headline(run: Run, arm: str, protocol: str) -> float:
+    """The loss that a protocol reports for an arm (AUDIT `target`, `evaluation`, `reference`)."""
+    setting = switches(protocol)
+    if arm == "full" and setting["reference"] == "short":
+        return last_value(run, "reference", "loss_t+1")
+    if setting["evaluation"] == "splits":
+        return last_value(run, "heldout", f"loss_{setting['target']}")
+    losses = last_value(run, "stream", f"block_losses_{setting['target']}")
+    if arm == "cut":
+        losses = losses[:CUT_STREAM_BATCHES * run.manifest["config"]["training"]["micro_batch"]]
+    return float(np.mean(losses))
+
+
+def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
+    """One row a declared cell: arm, depth, rank, protocol, seed, run, shared, status and losses.
+
+    `shared`: the run is shown in several rows, since the protocol makes them one. `status` is `missing` where no run
+    was made; the losses of a run that isn't `finished` are NaN, so no mean is taken over it unseen.
+    """
+    plan = profile.plan()
+    # full and cut aren't trained: both columns read one log, which makes no two results one
+    times = pd.Series([(cell.run.id, cell.protocol) for cell in plan]).value_counts()
+    rows = []
+    for cell in plan:
+        run = runs.get(cell.run.id)
+        status = run.manifest["status"] if run else "missing"
+        row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
+               "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status,
+               "loss": math.nan, "heldout": math.nan, "foreign": math.nan}
+        if status == "finished":
+            row["loss"] = headline(run, cell.arm, cell.protocol)
+            # the release scores held-out text on the next token: in both columns (AUDIT `target`)
+            row |= {split: last_value(run, split, "loss_t+1") for split in ("heldout", "foreign")}
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
+
+
+# ------------------------------------------------------------------------------------------------------- intervals
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over n seeds and its 95 % interval; NaN bounds where n < 2: one seed has none."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        if self.n == 0:
+            return "no runs"
+        if self.n == 1:
+            return f"{self.mean:.4g} (n = 1, no interval)"
+        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {self.n})"
+
+
+def t_interval(values) -> Interval:
+    """Student t over seeds; of differences within a seed, the paired one. A percentile bootstrap over 3 to 5 seeds
+    would cover 74 to 82 %."""
+    values = np.asarray(list(values), dtype=float)
+    values = values[np.isfinite(values)]
+    n = len(values)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    mean = float(values.mean())
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, 1)
+    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
+    return Interval(mean, mean - half, mean + half, n)
+
+
+def block_bootstrap(sums, sizes, generator: np.random.Generator, draws: int = 2000) -> Interval:
+    """The mean per token of a quantity summed by document, interval by resampling whole documents.
+
+    Tokens of one document aren't independent; `n` is the number of documents.
+    """
+    sums, sizes = np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float)
+    picked = generator.integers(0, len(sums), (draws, len(sums)))
+    means = sums[picked].sum(1) / sizes[picked].sum(1)  # (draws,)
+    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
+    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(sums))
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+def reduction(cut: float, arm: float) -> float:
+    """Loss reduction in percent, (L17 - Lc) / L17."""
+    return 100 * (cut - arm) / cut
+
+
+def recovery(cut: float, arm: float, full: float) -> float:
+    """Gap recovery in percent, (L17 - Lc) / (L17 - L36)."""
+    return 100 * (cut - arm) / (cut - full)
+
+
+def _by_seed(results: Results, protocol: str, arm: str, depth: int | None = None, column: str = "loss") -> BySeed:
+    rows = results.cells
+    rows = rows[(rows["arm"] == arm) & (rows["protocol"] == protocol)]
+    if ARMS[arm] is not None:
+        rows = rows[rows["depth"] == (depth or results.profile.depth)]
+    return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)
+            if math.isfinite(value)}
+
+
+def _paired(function, *parts: BySeed) -> BySeed:
+    return {seed: function(*(part[seed] for part in parts)) for seed in parts[0] if all(seed in p for p in parts)}
+
+
+def _minus(a: BySeed, b: BySeed) -> BySeed:
+    return _paired(lambda x, y: x - y, a, b)
+
+
+class Statistics:
+    """The quantities that claims are about, under one protocol; each returns {part: {seed: value}}."""
+
+    def __init__(self, results: Results, protocol: str):
+        self.results, self.protocol = results, protocol
+        self.depths = results.profile.matrix.depths
+
+    def _losses(self, arm: str, depth: int | None = None, column: str = "loss") -> BySeed:
+        return _by_seed(self.results, self.protocol, arm, depth, column)
+
+    def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
+        return {f"depth {depth}": function(depth) for depth in depths or self.depths}
+
+    def loss(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
+        return {"": self._losses(arm, depth)}
+
+    def reduction(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
+        return {"": _paired(reduction, self._losses("cut"), self._losses(arm, depth))}
+
+    def recovery(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
+        return {"": _paired(recovery, self._losses("cut"), self._losses(arm, depth), self._losses("full"))}
+
+    def against_cut(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
+        return {"": _minus(self._losses(arm, depth), self._losses("cut"))}
+
+    def against_cut_by_depth(self, arm: str) -> dict[str, BySeed]:
+        return self._depth_parts(lambda depth: self.against_cut(arm, depth)[""])
+
+    def heldout_against_cut_by_depth(self, arm: str) -> dict[str, BySeed]:
+        cut = self._losses("cut", column="heldout")
+        return self._depth_parts(lambda depth: _minus(self._losses(arm, depth, "heldout"), cut))
+
+    def advantage(self, depth: int) -> dict[str, BySeed]:
+        return {"": _minus(self._losses("static", depth), self._losses("controller", depth))}
+
+    def advantage_by_depth(self) -> dict[str, BySeed]:
+        return self._depth_parts(lambda depth: self.advantage(depth)[""])
+
+    def advantage_by_rank(self) -> dict[str, BySeed]:
+        """No profile's matrix has other ranks than its own yet, so there is nothing to compare."""
+        return {"": {}}
+
+    def lead_at_1_over_other_depths(self) -> dict[str, BySeed]:
+        first = self.advantage(1)[""]
+        return self._depth_parts(lambda d: _minus(first, self.advantage(d)[""]), [d for d in self.depths if d != 1])
+
+    def against_depth_1(self, arm: str) -> dict[str, BySeed]:
+        first = self._losses(arm, 1)
+        return self._depth_parts(lambda d: _minus(self._losses(arm, d), first), [d for d in self.depths if d != 1])
+
+    def gain_from_depth_to_depth(self, arm: str) -> dict[str, BySeed]:
+        steps = zip(self.depths, self.depths[1:], strict=False)
+        return {f"depth {a} to {b}": _minus(self._losses(arm, a), self._losses(arm, b)) for a, b in steps}
+
+    def without_gate_minus_with(self) -> dict[str, BySeed]:
+        return self._depth_parts(lambda d: _minus(self._losses("controller_nogate", d), self._losses("controller", d)),
+                                 self.results.profile.matrix.gateless_depths)
+
+    def spread(self, arm: str) -> dict[str, BySeed]:
+        """Largest minus smallest loss over depths."""
+        by_depth = [self._losses(arm, depth) for depth in self.depths]
+        return {"": _paired(lambda *losses: max(losses) - min(losses), *by_depth)}
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+def arm_table(results: Results) -> pd.DataFrame:
+    """Per protocol, arm and depth: loss, held-out loss, loss reduction and gap recovery over seeds; convergence."""
+    rows = []
+    groups = results.cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
+    for (protocol, arm, depth), group in groups:
+        depth = None if pd.isna(depth) else int(depth)
+        statistics = Statistics(results, protocol)
+        row = {"protocol": protocol, "arm": arm, "depth": depth, "n": int((group["status"] == "finished").sum()),
+               "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
+        row |= _columns("loss", t_interval(group["loss"]))
+        row |= _columns("heldout", t_interval(group["heldout"]))
+        if ARMS[arm] is not None:
+            row |= _columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
+            row |= _columns("recovery", t_interval(statistics.recovery(arm, depth)[""].values()))
+            slopes = [last_slope(results.runs[name]) for name in group["run"] if name in results.runs]
+            row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
+            row["converged"] = bool(slopes) and abs(row["last_slope"]) <= CONVERGED_SLOPE
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"depth": "Int64"})
+
+
+def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFrame:
+    """A statistic's parts under each protocol: protocol, part, mean, low, high, n."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        for part, values in getattr(Statistics(results, protocol), statistic)(**arguments).items():
+            rows.append({"protocol": protocol, "part": part} | _columns("difference", t_interval(values.values())))
+    return pd.DataFrame(rows)
+
+
+def _columns(name: str, interval: Interval) -> dict:
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high, f"{name}_n": interval.n}
+
+
+def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
+    """update, tokens and value of one metric over a run.
+
+    The last update is scored twice, last on more blocks: the curve keeps the first, on the blocks of its other points.
+    """
+    rows = run.log[(run.log["split"] == split) & (run.log["metric"] == metric)].drop_duplicates("update")
+    return rows[["update", "tokens", "value"]].astype({"value": float}).reset_index(drop=True)
+
+
+def curves(results: Results, split: str = "heldout", metric: str = "loss_t+1") -> pd.DataFrame:
+    """Mean over seeds of a metric at each evaluation: protocol, arm, depth, update, value, n."""
+    parts = []
+    for row in results.cells[results.cells["status"] == "finished"].itertuples():
+        if ARMS[row.arm] is not None:
+            part = curve(results.runs[row.run], split, metric)
+            parts.append(part.assign(protocol=row.protocol, arm=row.arm, depth=row.depth))
+    if not parts:
+        return pd.DataFrame(columns=["protocol", "arm", "depth", "update", "value", "n"])
+    keys = ["protocol", "arm", "depth", "update"]
+    return pd.concat(parts).groupby(keys, sort=False)["value"].agg(value="mean", n="count").reset_index()
+
+
+def last_slope(run: Run) -> float:
+    """Change of the held-out next-token loss over the last fifth of the updates, nats per token.
+
+    Taken on held-out blocks, always the same ones: the training loss, on new blocks at each update, is too noisy.
+    """
+    losses = curve(run, "heldout", "loss_t+1")
+    losses = losses[losses["update"] >= losses["update"].max() * (1 - LAST_SHARE)]
+    if len(losses) < 2:
+        return math.nan
+    slope = np.polyfit(losses["update"], losses["value"], 1)[0]
+    return float(slope * (losses["update"].max() - losses["update"].min()))
+
+
+# ------------------------------------------------------------------------------------------------------------ base
+
+def base_table(profile: Profile, root: Path) -> pd.DataFrame:
+    """The base on held-out documents: itself, cut, a trigram model, and the differences; block bootstrap intervals."""
+    run = read_run(profile.base_folder(root))
+    sizes = last_value(run, "heldout", "document_tokens")
+    losses = {name: np.array(last_value(run, "heldout", f"document_losses_{name}"))
+              for name in ("full", "cut", "3gram")}
+    quantities = {"full base": losses["full"], "cut base": losses["cut"], "trigram": losses["3gram"],
+                  "cut - full": losses["cut"] - losses["full"], "trigram - full": losses["3gram"] - losses["full"]}
+    rows = []
+    for name, sums in quantities.items():
+        interval = block_bootstrap(sums, sizes, np.random.default_rng(0))
+        rows.append({"quantity": name, "documents": interval.n} | {
+            "loss": interval.mean, "loss_low": interval.low, "loss_high": interval.high})
+    return pd.DataFrame(rows)
