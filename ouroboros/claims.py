@@ -151,6 +151,20 @@ def summary(results: Results) -> str:
     return table.to_markdown(index=False)
 
 
+def headline(results: Results) -> str:
+    """README's first screen: what was found, each line generated from the ledger."""
+    table, profile = ledger(results), results.profile.name
+    lines = [f"What was found at profile `{profile}` ({len(results.profile.matrix.seeds)} seeds, verdicts by 95 % "
+             f"intervals; everything in [claims.md](results/{profile}/claims.md)):", "", summary(results), ""]
+    for protocol in results.profile.matrix.protocols:
+        lines += [f"- {found_gap(results, protocol)}"]
+    absolute = table[table["verdict"] == "not testable at this scale"]["id"].nunique()
+    if absolute:
+        lines += ["", f"{absolute} reported absolute values (43.4 %, 51.3 %, 1.44 nats among them) belong to the "
+                  "paper's own scale and are not testable here; claims.md shows them beside what was measured."]
+    return "\n".join(lines)
+
+
 # -------------------------------------------------------------------------------------------------- found, in words
 
 def _told(interval: Interval, above: str, below: str, open_: str) -> str:

@@ -33,15 +33,16 @@ def save(figure, name: str, results: Results, folder: Path) -> None:
     if results.profile.name == "smoke":
         figure.text(0.5, 0.5, "smoke: not a result", fontsize=40, color="red", alpha=0.25, ha="center", va="center",
                     rotation=20)
-    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None,
-                                                                 "Creator": None})):
+    files = {}
+    for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=metadata)
+        figure.savefig(buffer, format=kind, metadata=undated)
         write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
+        files[kind] = hashlib.sha256(buffer.getvalue()).hexdigest()
     inputs = {run: results.runs[run].manifest["log_sha256"] for run in sorted(results.runs)}
     sidecar = {"figure": name, "profile": results.profile.name,
                "inputs_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(), "inputs": inputs,
-               "plotted": _plotted(figure)}
+               "files": files, "plotted": _plotted(figure)}
     write_atomic(folder / f"{name}.json", json.dumps(sidecar, indent=1) + "\n")
     plt.close(figure)
 
