@@ -204,6 +204,10 @@ class Statistics:
     def advantage_by_depth(self) -> dict[str, BySeed]:
         return self._depth_parts(lambda depth: self.advantage(depth)[""])
 
+    def gain_over_none_by_depth(self, arm: str) -> dict[str, BySeed]:
+        """What the modulation adds to loop, gate and step norms."""
+        return self._depth_parts(lambda depth: _minus(self._losses("none", depth), self._losses(arm, depth)))
+
     def advantage_by_rank(self) -> dict[str, BySeed]:
         """No profile's matrix has other ranks than its own yet, so there is nothing to compare."""
         return {"": {}}
@@ -260,6 +264,24 @@ def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFr
         for part, values in getattr(Statistics(results, protocol), statistic)(**arguments).items():
             rows.append({"protocol": protocol, "part": part} | _columns("difference", t_interval(values.values())))
     return pd.DataFrame(rows)
+
+
+def search_table(results: Results) -> pd.DataFrame:
+    """The learning-rate search: dev loss of every arm (rows) at every rate (columns), and the best rate."""
+    rows = []
+    for spec in results.profile.search_runs():
+        if run := results.runs.get(spec.id):
+            finished = run.manifest["status"] == "finished"
+            dev = last_value(run, "dev", "loss_t+1") if finished else math.nan
+            rows.append({"arm": spec.arm, "rate": spec.rate, "dev": dev})
+    if not rows:
+        return pd.DataFrame(columns=["arm", "best rate", "at the grid's end"])
+    frame = pd.DataFrame(rows)
+    table = frame.pivot(index="arm", columns="rate", values="dev").reindex(frame["arm"].drop_duplicates())
+    best = table.idxmin(axis=1)
+    table.columns = [f"dev loss at {rate:g}" for rate in table.columns]
+    ends = min(results.profile.search.grid), max(results.profile.search.grid)
+    return table.assign(**{"best rate": best, "at the grid's end": best.isin(ends)}).reset_index()
 
 
 def _columns(name: str, interval: Interval) -> dict:
