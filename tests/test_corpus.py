@@ -1,0 +1,119 @@
+"""Documents, disjoint splits, blocks."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ouroboros import corpus
+from ouroboros.corpus import SPLITS, documents, prepare, split_of
+from ouroboros.errors import InputError
+from ouroboros.experiment import CorpusConfig
+
+TEXT = CorpusConfig(kind="text", packages=("a",), foreign=("b",), dev_share=0.2, heldout_share=0.3)
+
+
+@given(st.text(min_size=1))
+def test_a_text_has_one_split_that_depends_on_nothing_but_the_text(text):
+    assert split_of(text, False, TEXT) == split_of(text, False, TEXT.model_copy(update={"kind": "hub"}))
+    assert split_of(text, True, TEXT) == "foreign" != split_of(text, False, TEXT)
+
+
+def test_shares_are_about_what_is_asked_for():
+    splits = [split_of(str(i), False, TEXT) for i in range(4000)]
+    for split, share in (("heldout", 0.3), ("dev", 0.2), ("train", 0.5)):
+        assert abs(splits.count(split) / 4000 - share) < 0.04
+
+
+def test_no_document_stands_twice_even_if_a_source_repeats_it(text, profile, tmp_path):
+    twice = profile.corpus.model_copy(update={"packages": profile.corpus.packages * 2})
+    found = list(documents(twice))
+    assert len(found) == len({text for _, text in found}) == 100
+    assert {split for split, _ in found} == set(SPLITS)
+
+
+def test_repeated_paragraphs_are_kept_once():
+    seen = set()
+    texts = ["one paragraph\n\nshared  Words", "shared words\n\nanother one"]
+    assert list(corpus._without_repeats(texts, seen, 1)) == ["one paragraph\n\nshared  Words", "another one"]
+
+
+def test_docstrings_come_from_pure_python_wheels_only():
+    config = CorpusConfig(kind="docstrings", packages=("numpy",), foreign=())
+    with pytest.raises(InputError, match="numpy.*compiled"):
+        list(documents(config))
+    with pytest.raises(InputError, match="'no-such-package' is not installed"):
+        list(documents(config.model_copy(update={"packages": ("no-such-package",)})))
+    found = [text for _, text in documents(config.model_copy(update={"packages": ("peft",)}))]
+    assert len(found) > 100 and all(len(text) >= config.shortest for text in found)
+
+
+def test_text_jsonl_and_hub_give_the_same_corpus(text, profile, tmp_path):
+    jsonl = {}
+    for part in ("own", "foreign"):
+        folder = tmp_path / part
+        folder.mkdir()
+        lines = [json.dumps({"text": file.read_text()}) for file in sorted((text / part).iterdir())]
+        (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
+        jsonl[part] = str(folder)
+    as_text = sorted(documents(profile.corpus))
+    for kind in ("text", "hub"):
+        config = profile.corpus.model_copy(update={"kind": kind, "packages": (jsonl["own"],),
+                                                   "foreign": (jsonl["foreign"],)})
+        assert sorted(documents(config)) == as_text
+
+
+def test_a_broken_line_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
+    with pytest.raises(InputError, match="a.jsonl: line 2"):
+        list(documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=())))
+    with pytest.raises(InputError, match="no .txt or .jsonl"):
+        list(documents(CorpusConfig(kind="text", packages=(str(tmp_path / "none"),), foreign=())))
+
+
+def test_the_same_text_makes_the_same_corpus_and_a_made_one_is_opened(profile, tmp_path, monkeypatch):
+    first, second = prepare(profile, tmp_path / "a"), prepare(profile, tmp_path / "b")
+    assert first.manifest == second.manifest
+    for file in first.folder.iterdir():
+        assert file.read_bytes() == (second.folder / file.name).read_bytes()
+    monkeypatch.setattr(corpus, "_build", None)
+    assert prepare(profile, tmp_path / "a").manifest == first.manifest
+
+
+def test_another_corpus_than_the_pinned_one_is_refused(profile, tmp_path):
+    pinned = profile.model_copy(update={"corpus": profile.corpus.model_copy(update={"sha256": "0" * 64})})
+    with pytest.raises(InputError, match="the profile pins 000000000000.*requirements.lock"):
+        prepare(pinned, tmp_path)
+
+
+@pytest.mark.parametrize("packing", ["separated", "joined"])
+def test_blocks_follow_one_another_and_look_ahead_two_tokens(profile, tmp_path, packing):
+    made = prepare(profile, tmp_path)
+    blocks = made.blocks("train", 16, 20, packing)
+    assert blocks.shape == (20, 18)
+    separator = [made.end_of_text] if packing == "separated" else []
+    flat = np.concatenate([np.concatenate([d, separator]) for d in made.documents("train")])
+    assert np.array_equal(blocks[:, :16].ravel(), flat[:320])
+    assert np.array_equal(blocks[:-1, 16:], blocks[1:, :2])
+    assert (made.end_of_text in blocks) == (packing == "separated")
+
+
+def test_a_seed_orders_the_documents(profile, tmp_path):
+    made = prepare(profile, tmp_path)
+    one, again, other = (made.blocks("train", 16, 20, "joined", seed) for seed in (1, 1, 2))
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+    assert sorted(map(bytes, made.documents("train", 1))) == sorted(map(bytes, made.documents("train")))
+
+
+def test_too_little_text_is_refused(profile, tmp_path):
+    with pytest.raises(InputError, match="split 'dev' has .* tokens, 1600002 are asked for"):
+        prepare(profile, tmp_path).blocks("dev", 16, 100_000, "joined")
+
+
+def test_the_reference_set_is_the_start_of_twelve_held_out_documents(profile, tmp_path):
+    made = prepare(profile, tmp_path)
+    reference = made.reference()
+    assert reference.shape == (12, 32)
+    assert np.array_equal(reference[3], list(made.documents("heldout"))[3][:32])

@@ -1,0 +1,77 @@
+"""Profiles, protocols, arms and run ids."""
+
+import pytest
+import yaml
+
+from ouroboros.errors import InputError
+from ouroboros.experiment import ARMS, PROFILES, SWITCHES, RunSpec, load_profile, parse_profile, switches
+
+
+def test_the_columns_are_the_audits_and_a_flip_moves_one_switch():
+    released, corrected = switches("released"), switches("corrected")
+    assert len(SWITCHES) == 10 and released["target"] == "t+2" and corrected["target"] == "t+1"
+    assert all(released[name] != corrected[name] for name in SWITCHES)
+    for name in SWITCHES:
+        assert {k for k, v in switches(f"released+{name}").items() if v != released[k]} == {name}
+    assert switches("released+" + "+".join(SWITCHES)) == corrected
+
+
+@pytest.mark.parametrize("protocol", ["improved", "released+speed", "", "released+"])
+def test_an_unknown_protocol_is_refused(protocol):
+    with pytest.raises(InputError, match=f"protocol '{protocol}'".replace("+", r"\+")):
+        switches(protocol)
+
+
+@pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
+def test_shipped_profiles_validate_and_their_runs_have_ids_of_their_own(name):
+    profile = load_profile(name)
+    specs = [*profile.runs(), *profile.search_runs()]
+    assert len({spec.id for spec in specs}) == len(specs)
+    assert all(profile.find(spec.id) == spec for spec in specs)
+
+
+def test_ids_are_stable():
+    assert RunSpec("controller", 4, 8, "corrected", 0).id == "controller-d4-r8-corrected-s0"
+    assert RunSpec("cut", None, None, "any", 2).id == "cut-any-s2"
+    assert RunSpec("static", 4, 8, "corrected", 9, 0.003).id == "static-d4-r8-corrected-s9-lr0.003"
+
+
+def test_the_tiny_matrix_is_what_the_issue_of_scale_asks_for():
+    cells = load_profile("tiny").plan()
+    for protocol in ("released", "corrected"):
+        for arm in ("controller", "static", "none"):
+            found = {(c.depth, c.seed) for c in cells if (c.arm, c.protocol) == (arm, protocol)}
+            assert found == {(d, s) for d in (1, 4, 8, 16) for s in (0, 1, 2)}
+
+
+def test_cells_that_a_protocol_makes_identical_share_a_run():
+    cells = [c for c in load_profile("tiny").plan() if c.seed == 0]
+    runs = {}
+    for cell in cells:
+        runs.setdefault(cell.run.id, []).append(cell)
+    shared = {name: len(found) for name, found in runs.items() if len(found) > 1}
+    assert shared == {"controller-dmixed-r8-released-s0": 4, "full-any-s0": 2, "cut-any-s0": 2}
+    assert sum(c.arm == "controller" and c.protocol == "corrected" for c in cells) == 4
+
+
+def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
+    profile = load_profile("tiny")
+    assert profile.search.seed not in profile.matrix.seeds
+    trained = {arm for arm, parts in ARMS.items() if parts}
+    assert {(s.arm, s.rate) for s in profile.search_runs()} == {(a, r) for a in trained for r in profile.search.grid}
+
+
+@pytest.mark.parametrize("path, value, named", [
+    (("depth",), 0, "depth: 0"), (("rank",), "many", "rank: 'many'"), (("speed",), 1, "speed: 1"),
+    (("training", "updates"), -3, "training.updates: -3"), (("corpus", "kind"), "web", "corpus.kind: 'web'"),
+    (("matrix", "protocols"), ["improved"], "protocol 'improved'"),
+])
+def test_a_bad_profile_is_refused_in_one_line(path, value, named):
+    data = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
+    place = data
+    for part in path[:-1]:
+        place = place[part]
+    place[path[-1]] = value
+    with pytest.raises(InputError) as error:
+        parse_profile(data, "mine.yaml")
+    assert named in str(error.value) and "\n" not in str(error.value)
