@@ -85,6 +85,9 @@ def _batches(corpus: Corpus, recipe: Pretraining):
     while True:
         lengths = corpus.lengths("train")
         count = int((lengths.sum() + len(lengths) - 2) // recipe.block)
+        if count < recipe.batch:
+            raise InputError(f"corpus: split 'train' has {count} blocks of {recipe.block} tokens, base.pretraining.batch "
+                             f"is {recipe.batch}; add text or lower it")
         blocks = corpus.blocks("train", recipe.block, count, "separated", seed=recipe.seed + epoch)
         for start in range(0, count - recipe.batch + 1, recipe.batch):
             chunk = torch.from_numpy(blocks[start:start + recipe.batch])
@@ -121,7 +124,7 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: RunLog) -> None:
 
 
 def _blocks_in(corpus: Corpus, split: str, block: int) -> int:
-    return min(EVALUATION_BLOCKS, int(corpus.lengths(split).sum()) // block - 1)
+    return max(1, min(EVALUATION_BLOCKS, int(corpus.lengths(split).sum()) // block - 1))
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from .metrics import Interval, Results, Statistics, t_interval
 FILE = Path(__file__).parent / "claims.yaml"
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
 REPORTED_SCALE = "paper"
+SMOKE = "**smoke: not a result.** "
 # SYSTEM section 6, at d = 2048 and r = 32; the tests count the same on the model
 PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_072}
 
@@ -32,8 +33,6 @@ RECOMPUTE = {
 class Judged:
     """A claim under one protocol: the interval of each part, the verdict and why."""
 
-    claim: dict
-    protocol: str
     parts: dict[str, Interval]
     verdict: str
     why: str
@@ -58,21 +57,31 @@ def recomputed(claim: dict, claims: list[dict]) -> float | None:
 def judge(claim: dict, results: Results, protocol: str) -> Judged:
     """Judge one claim by its rule on the measured parts of one protocol."""
     if claim["rule"] == "count":
-        return Judged(claim, protocol, {}, "holds", "counted on the model at the paper's shape, in the tests")
+        return Judged({}, "holds", "counted on the model at the paper's shape, in the tests")
     measure = dict(claim["measure"])
-    by_part = getattr(Statistics(results, protocol), measure.pop("statistic"))(**measure)
+    statistics = Statistics(results, protocol)
+    by_part = getattr(statistics, measure.pop("statistic"))(**measure)
     parts = {name: t_interval(values.values()) for name, values in by_part.items()}
-    return Judged(claim, protocol, parts, *_verdict(claim, parts, results, protocol))
+    verdict, why = _verdict(claim, parts, statistics)
+    return Judged(parts, verdict, why + _diverged(statistics))
 
 
-def _verdict(claim: dict, parts: dict[str, Interval], results: Results, protocol: str) -> tuple[str, str]:
-    rule = claim["rule"]
+def _diverged(statistics: Statistics) -> str:
+    names = sorted(statistics.diverged)
+    return f"; diverged, so in no mean: {', '.join(f'`{name}`' for name in names)}" if names else ""
+
+
+def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) -> tuple[str, str]:
+    rule, results, protocol = claim["rule"], statistics.results, statistics.protocol
     if any(interval.n == 0 for interval in parts.values()):
+        if statistics.diverged:
+            return "undecided", "a part has no finished run"
         return "no runs", "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
     if rule == "value":
         if results.profile.name != REPORTED_SCALE:
             return "not testable at this scale", "an absolute value of the paper's own model"
-        low, high = _ends(claim["reported"])
+        ends = claim["reported"] if isinstance(claim["reported"], list) else [claim["reported"]]
+        low, high = min(ends), max(ends)
         return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
                              "the reported value")
     if switches(protocol).get(claim.get("by_construction")) == "drawn":
@@ -89,20 +98,15 @@ def _verdict(claim: dict, parts: dict[str, Interval], results: Results, protocol
                          lambda i: max(sign * i.low, sign * i.high) < 0, "above 0" if sign == 1 else "below 0")
 
 
-def _ends(reported) -> tuple[float, float]:
-    return (min(reported), max(reported)) if isinstance(reported, list) else (reported, reported)
-
-
 def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
     """holds: every part does; fails: one part's whole interval contradicts; undecided: between."""
-    failing = [name or "it" for name, interval in parts.items() if fails(interval)]
-    open_ = [name or "it" for name, interval in parts.items() if not fails(interval) and not holds(interval)]
+    failing = [name for name, interval in parts.items() if fails(interval)]
+    open_ = [name for name, interval in parts.items() if not fails(interval) and not holds(interval)]
+    at = "" if len(parts) == 1 else f" at: {', '.join(failing or open_)}"
     if failing:
-        return "fails", f"claimed {claimed}; contradicted at: {', '.join(failing)}" if failing != ["it"] else \
-            f"claimed {claimed}; the whole interval contradicts it"
+        return "fails", f"claimed {claimed}; the whole interval contradicts it{at}"
     if open_:
-        return "undecided", f"claimed {claimed}; the interval leaves it open" + \
-            ("" if open_ == ["it"] else f" at: {', '.join(open_)}")
+        return "undecided", f"claimed {claimed}; the interval leaves it open{at}"
     return "holds", f"claimed {claimed}; " + ("the interval lies there" if len(parts) == 1 else "every interval does")
 
 
@@ -133,11 +137,12 @@ def markdown(results: Results) -> str:
     """The whole of claims.md."""
     made = results.cells["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
+    mark = SMOKE if results.profile.name == "smoke" else ""
     return (f"# Claims at profile `{results.profile.name}`\n\n"
-            f"Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from the "
-            "sources named in SYSTEM section 8 (A: abstract, R: README of the release), recomputed ones follow from "
-            "other reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per "
-            "token unless said otherwise. The rules are in `ouroboros/claims.yaml`, written before the runs.\n\n"
+            f"{mark}Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from "
+            "their sources (A: the paper's abstract, R: README of the release), recomputed ones follow from other "
+            "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
+            "unless said otherwise. The rules are in `ouroboros/claims.yaml`, written before the runs.\n\n"
             + ledger(results).to_markdown(index=False) + "\n")
 
 
@@ -170,7 +175,7 @@ def headline(results: Results) -> str:
 def _told(interval: Interval, above: str, below: str, open_: str) -> str:
     """The phrase that the interval allows; one seed allows none."""
     if interval.n == 0:
-        return "was not measured"
+        return "has no finished run"
     if interval.n == 1:
         return "can't be judged from one seed"
     if interval.low > 0:
@@ -189,14 +194,15 @@ def found_gap(results: Results, protocol: str) -> str:
     gained = t_interval(statistics.against_cut("controller", depth)[""].values())
     back = t_interval(statistics.recovery("controller", depth)[""].values())
     return (f"`{protocol}`: full - cut is {cost} nats per token; the Controller at depth {depth} "
-            f"{_told(gained, *AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}.")
+            f"{_told(gained, *AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}{_diverged(statistics)}.")
 
 
 def found_advantage(results: Results, protocol: str) -> str:
     """One sentence on Controller against static at each depth."""
-    parts = {name: t_interval(v.values()) for name, v in Statistics(results, protocol).advantage_by_depth().items()}
+    statistics = Statistics(results, protocol)
+    parts = {name: t_interval(values.values()) for name, values in statistics.advantage_by_depth().items()}
     words = [f"at {name} {_told(interval, *AGAINST_STATIC)} ({interval})" for name, interval in parts.items()]
-    return f"`{protocol}` (static - Controller): " + "; ".join(words) + "."
+    return f"`{protocol}` (static - Controller): " + "; ".join(words) + _diverged(statistics) + "."
 
 
 def found_gate(results: Results, protocol: str) -> str:
@@ -206,13 +212,15 @@ def found_gate(results: Results, protocol: str) -> str:
         for arm in ("controller", "controller_nogate", "controller_nogate_nonorm"):
             interval = t_interval(statistics.against_cut(arm, depth)[""].values())
             words.append(f"`{arm}` at depth {depth} {_told(interval, *AGAINST_CUT)} ({interval})")
-    return f"`{protocol}` (arm - cut): " + "; ".join(words) + "."
+    return f"`{protocol}` (arm - cut): " + "; ".join(words) + _diverged(statistics) + "."
 
 
 def found_converged(results: Results) -> str:
     """Which arms still moved at the end: their comparisons are of arms that haven't converged."""
     table = metrics.arm_table(results)
     moving = table[table["converged"].eq(False) & table["last_slope"].notna()]
+    if table["last_slope"].isna().all():
+        return "Too few evaluations in the last fifth of training to say whether any arm has converged."
     if moving.empty:
         return "No arm's held-out loss still moved by more than " \
             f"{metrics.CONVERGED_SLOPE:g} nats per token over the last fifth of training."

@@ -103,12 +103,16 @@ def _read_folder(folder: str) -> Iterator[str]:
         if file.suffix == ".txt":
             yield file.read_text(encoding="utf-8")
             continue
-        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            try:
-                yield json.loads(line)["text"]
-            except (ValueError, KeyError, TypeError):
-                raise InputError(f"{file}: line {number}: not a JSON object with a field 'text'; mend it or remove "
-                                 "it") from None
+        with open(file, encoding="utf-8") as lines:  # str.splitlines would also split inside texts, at U+2028
+            for number, line in enumerate(lines, 1):
+                try:
+                    text = json.loads(line)["text"]
+                except (ValueError, KeyError, TypeError):
+                    text = None
+                if not isinstance(text, str):
+                    raise InputError(f"{file}: line {number}: not a JSON object with a field 'text'; mend it or remove "
+                                     "it")
+                yield text
 
 
 def _read_text(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
@@ -127,7 +131,10 @@ def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
             except Exception as error:  # the library has no common base class for "can't be had"
                 raise InputError(f"corpus: data set '{name}' can't be loaded ({str(error).splitlines()[0]}); check "
                                  "the name and the connection") from None
-            yield from ((row["text"], foreign) for row in itertools.islice(stream, config.documents))
+            for row in itertools.islice(stream, config.documents):
+                if not isinstance(row.get("text"), str):
+                    raise InputError(f"corpus: data set '{name}' has a row without a field 'text'; name one that has")
+                yield row["text"], foreign
 
 
 READERS = {"docstrings": _read_docstrings, "text": _read_text, "hub": _read_hub}
@@ -202,7 +209,11 @@ class Corpus:
         """The first 30 tokens of 12 held-out documents (AUDIT `reference`, scaled), (12, 32) int64."""
         width = REFERENCE_TOKENS + LOOK_AHEAD
         long_enough = (d[:width] for d in self.documents("heldout") if len(d) >= width)
-        return np.stack(list(itertools.islice(long_enough, REFERENCE_DOCUMENTS))).astype(np.int64)
+        found = list(itertools.islice(long_enough, REFERENCE_DOCUMENTS))
+        if len(found) < REFERENCE_DOCUMENTS:
+            raise InputError(f"corpus: split 'heldout' has {len(found)} documents of {width} tokens or more, "
+                             f"{REFERENCE_DOCUMENTS} are asked for; raise corpus.heldout_share or add text")
+        return np.stack(found).astype(np.int64)
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int):

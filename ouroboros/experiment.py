@@ -151,8 +151,8 @@ class Search(Strict):
 
 class Matrix(Strict):
     seeds: tuple[int, ...]
-    depths: tuple[int, ...]
-    gateless_depths: tuple[int, ...]
+    depths: tuple[Positive, ...]
+    gateless_depths: tuple[Positive, ...]
     protocols: tuple[str, ...] = COLUMNS
 
 
@@ -277,5 +277,8 @@ def parse_profile(data: dict, file: str) -> Profile:
         field = ".".join(map(str, first["loc"]))
         raise InputError(f"{file}: {field}: {first['input']!r}: {first['msg']}") from None
     for protocol in profile.matrix.protocols:
-        switches(protocol)
+        try:
+            switches(protocol)
+        except InputError as error:
+            raise InputError(f"{file}: matrix.protocols: {error}") from None
     return profile

@@ -6,6 +6,7 @@ Never imports torch. Losses are nats per token, bars are 95 % Student t interval
 import hashlib
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib
@@ -14,10 +15,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.container import ErrorbarContainer
 
 from . import metrics
 from .metrics import Results
-from .runlog import write_atomic
+from .runlog import Run, write_atomic
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
@@ -26,10 +28,15 @@ MARKERS = {"controller": "o", "static": "s", "none": "^", "controller_nogate": "
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
+plt.rcParams.update(STYLE)
 
 
-def save(figure, name: str, results: Results, folder: Path) -> None:
-    """Write <folder>/<name>.png, .pdf and .json: the arrays plotted, and the hashes of the raw logs behind them."""
+def save(figure, name: str, results: Results, folder: Path, runs: Mapping[str, Run] | None = None) -> None:
+    """Write <folder>/<name>.png, .pdf and .json: the arrays plotted, and the hashes of the raw logs behind them.
+
+    `runs`: the logs that it was made from, where they aren't the profile's own.
+    """
+    runs = results.runs if runs is None else runs
     if results.profile.name == "smoke":
         figure.text(0.5, 0.5, "smoke: not a result", fontsize=40, color="red", alpha=0.25, ha="center", va="center",
                     rotation=20)
@@ -39,31 +46,35 @@ def save(figure, name: str, results: Results, folder: Path) -> None:
         figure.savefig(buffer, format=kind, metadata=undated)
         write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
         files[kind] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    inputs = {run: results.runs[run].manifest["log_sha256"] for run in sorted(results.runs)}
-    sidecar = {"figure": name, "profile": results.profile.name,
-               "inputs_sha256": hashlib.sha256(json.dumps(inputs).encode()).hexdigest(), "inputs": inputs,
-               "files": files, "plotted": _plotted(figure)}
+    inputs = {run: runs[run].manifest["log_sha256"] for run in sorted(runs)}
+    sidecar = {"figure": name, "profile": results.profile.name, "inputs": inputs, "files": files,
+               "plotted": _plotted(figure)}
     write_atomic(folder / f"{name}.json", json.dumps(sidecar, indent=1) + "\n")
     plt.close(figure)
 
 
 def _plotted(figure) -> list[dict]:
-    """Every labelled line of a figure, its points rounded to 6 significant digits."""
+    """Every labelled line of a figure with its error bars, rounded to 6 significant digits."""
     lines = []
     for number, axes in enumerate(figure.axes):
         for container in [*axes.containers, *axes.lines]:
             label = container.get_label()
             if label and not label.startswith("_"):
-                line = container.lines[0] if hasattr(container, "lines") else container
-                x, y = ([float(f"{v:.6g}") for v in np.asarray(axis, dtype=float)] for axis in line.get_data())
-                lines.append({"axes": number, "label": label, "x": x, "y": y})
+                bars = isinstance(container, ErrorbarContainer)
+                x, y = (container.lines[0] if bars else container).get_data()
+                arrays = {"x": x, "y": y}
+                if bars:
+                    ends = np.array(container.lines[2][0].get_segments())  # (points, 2, xy)
+                    arrays |= {"low": ends[:, 0, 1], "high": ends[:, 1, 1]}
+                rounded = {key: [float(f"{v:.6g}") for v in np.asarray(values, dtype=float)]
+                           for key, values in arrays.items()}
+                lines.append({"axes": number, "label": label} | rounded)
     return lines
 
 
 def _axes_by_protocol(results: Results, title: str, x: str, y: str):
     protocols = results.profile.matrix.protocols
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, len(protocols), squeeze=False)
+    figure, axes = plt.subplots(1, len(protocols), squeeze=False)
     for axis, protocol in zip(axes[0], protocols, strict=True):
         axis.set(title=f"{title} ({protocol})", xlabel=x, ylabel=y)
     return figure, dict(zip(protocols, axes[0], strict=True))
@@ -79,21 +90,18 @@ def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None) -> Non
                   marker=MARKERS[arm], capsize=3)
 
 
-def _reference_lines(axis, table: pd.DataFrame) -> None:
-    for arm, dashes in (("full", ":"), ("cut", "--")):
-        for loss in table[table["arm"] == arm]["loss"].dropna():
-            axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
-
-
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
     """Loss against depth for some arms, between the full and the cut model."""
     table = metrics.arm_table(results)
     figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
     for protocol, axis in axes.items():
         part = table[table["protocol"] == protocol]
-        _reference_lines(axis, part)
+        for arm, dashes in (("full", ":"), ("cut", "--")):
+            for loss in part[part["arm"] == arm]["loss"].dropna():
+                axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
         for arm in arms:
-            _points(axis, part[part["arm"] == arm], arm)
+            rows = part[part["arm"] == arm]
+            _points(axis, rows, arm, f"{arm} (one run)" if rows["shared"].all() else arm)
         axis.set_xticks(results.profile.matrix.depths)
         axis.legend()
     return figure
@@ -102,13 +110,11 @@ def losses_by_depth(results: Results, arms: tuple[str, ...]):
 def advantage(results: Results):
     """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
     table = metrics.difference_table(results, "advantage_by_depth")
-    title, y = "static - Controller", "difference (nats per token)"
-    figure, axes = _axes_by_protocol(results, title, "depth (recurrence steps)", y)
+    figure, axes = _axes_by_protocol(results, "static - Controller", "depth (recurrence steps)",
+                                     "difference (nats per token)")
     for protocol, axis in axes.items():
-        part = table[table["protocol"] == protocol].dropna(subset=["difference"])
-        depths = part["part"].str.removeprefix("depth ").astype(int)
-        rows = pd.DataFrame({"depth": depths, "loss": part["difference"], "loss_low": part["difference_low"],
-                             "loss_high": part["difference_high"]})
+        rows = table[table["protocol"] == protocol].rename(columns=lambda name: name.replace("difference", "loss"))
+        rows = rows.assign(depth=rows["part"].str.removeprefix("depth ").astype(int))
         axis.axhline(0, color="black", linewidth=0.8)
         _points(axis, rows, "controller", "static - Controller")
         axis.set_xticks(results.profile.matrix.depths)
@@ -130,15 +136,15 @@ def training_curves(results: Results, arms: tuple[str, ...], depth: int):
     return figure
 
 
-def base_curve(results: Results, run):
-    """The base's pretraining: held-out and dev loss against tokens."""
-    with plt.rc_context(STYLE):
-        figure, axis = plt.subplots()
-    for split, colour in (("heldout", "#0072B2"), ("dev", "#D55E00")):
+def base_curve(run: Run | None):
+    """The base's pretraining: held-out and dev loss against tokens; empty where the base was fetched."""
+    figure, axis = plt.subplots()
+    axis.set(title="pretraining of the base" if run else "the base was not pretrained here", xlabel="tokens",
+             ylabel="loss, t+1 (nats per token)")
+    for split, colour, marker in (("heldout", "#0072B2", "o"), ("dev", "#D55E00", "s")) if run else ():
         part = metrics.curve(run, split, "loss_t+1")
-        axis.plot(part["tokens"], part["value"], label=split, color=colour, marker=".")
-    axis.set(title="pretraining of the base", xlabel="tokens", ylabel="loss, t+1 (nats per token)")
-    axis.legend()
+        axis.plot(part["tokens"], part["value"], label=split, color=colour, marker=marker)
+        axis.legend()
     return figure
 
 
@@ -146,16 +152,18 @@ def gate(results: Results):
     """Each gateless arm and the gated one, minus the cut model, at the depths where all were run."""
     arms = ("controller", "controller_nogate", "controller_nogate_nonorm")
     depths = results.profile.matrix.gateless_depths
-    figure, axes = _axes_by_protocol(results, "arm - cut", "arm and depth", "difference (nats per token)")
+    figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
+    shown = [(arm, depth) for depth in depths for arm in arms]
+    labels = [f"{arm.removeprefix('controller_') if '_' in arm else 'gate'}\ndepth {depth}" for arm, depth in shown]
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
         axis.axhline(0, color="black", linewidth=0.8)
-        for place, (arm, depth) in enumerate((a, d) for d in depths for a in arms):
+        for place, (arm, depth) in enumerate(shown):
             interval = metrics.t_interval(statistics.against_cut(arm, depth)[""].values())
             if interval.n:
                 half = np.nan_to_num(interval.high - interval.mean)
                 axis.errorbar([place], [interval.mean], yerr=[half], label=f"{arm}, depth {depth}", capsize=3,
                               color=COLOURS[arm], marker=MARKERS[arm], linestyle="none")
-        axis.set_xticks([])
-    axis.legend(fontsize=7)
+        axis.set_xticks(range(len(shown)), [label.replace("_", ",\n") for label in labels], fontsize=7)
+        axis.set_xlim(-0.5, len(shown) - 0.5)
     return figure

@@ -107,6 +107,8 @@ class Interval:
             return "no runs"
         if self.n == 1:
             return f"{self.mean:.4g} (n = 1, no interval)"
+        if self.high - self.low < 1e-9:  # of an evaluation that no seed enters, an interval would feign certainty
+            return f"{self.mean:.4g} (the same in all {self.n} seeds)"
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {self.n})"
 
 
@@ -149,15 +151,6 @@ def recovery(cut: float, arm: float, full: float) -> float:
     return 100 * (cut - arm) / (cut - full)
 
 
-def _by_seed(results: Results, protocol: str, arm: str, depth: int | None = None, column: str = "loss") -> BySeed:
-    rows = results.cells
-    rows = rows[(rows["arm"] == arm) & (rows["protocol"] == protocol)]
-    if ARMS[arm] is not None:
-        rows = rows[rows["depth"] == (depth or results.profile.depth)]
-    return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)
-            if math.isfinite(value)}
-
-
 def _paired(function, *parts: BySeed) -> BySeed:
     return {seed: function(*(part[seed] for part in parts)) for seed in parts[0] if all(seed in p for p in parts)}
 
@@ -167,14 +160,24 @@ def _minus(a: BySeed, b: BySeed) -> BySeed:
 
 
 class Statistics:
-    """The quantities that claims are about, under one protocol; each returns {part: {seed: value}}."""
+    """The quantities that claims are about, under one protocol; each returns {part: {seed: value}}.
+
+    `diverged` collects the runs that were asked for and have no loss because they diverged: no mean hides them.
+    """
 
     def __init__(self, results: Results, protocol: str):
         self.results, self.protocol = results, protocol
         self.depths = results.profile.matrix.depths
+        self.diverged: set[str] = set()
 
     def _losses(self, arm: str, depth: int | None = None, column: str = "loss") -> BySeed:
-        return _by_seed(self.results, self.protocol, arm, depth, column)
+        rows = self.results.cells
+        rows = rows[(rows["arm"] == arm) & (rows["protocol"] == self.protocol)]
+        if ARMS[arm] is not None:
+            rows = rows[rows["depth"] == (depth or self.results.profile.depth)]
+        self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
+        rows = rows[np.isfinite(rows[column])]
+        return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
 
     def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
         return {f"depth {depth}": function(depth) for depth in depths or self.depths}
@@ -250,7 +253,7 @@ def arm_table(results: Results) -> pd.DataFrame:
         if ARMS[arm] is not None:
             row |= _columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
             row |= _columns("recovery", t_interval(statistics.recovery(arm, depth)[""].values()))
-            slopes = [last_slope(results.runs[name]) for name in group["run"] if name in results.runs]
+            slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
             row["converged"] = bool(slopes) and abs(row["last_slope"]) <= CONVERGED_SLOPE
         rows.append(row)
@@ -325,9 +328,16 @@ def last_slope(run: Run) -> float:
 
 # ------------------------------------------------------------------------------------------------------------ base
 
-def base_table(profile: Profile, root: Path) -> pd.DataFrame:
+def base_run(profile: Profile, root: Path) -> Run | None:
+    """The log of the base's pretraining; None where the base was fetched, not pretrained here."""
+    folder = profile.base_folder(root)
+    return read_run(folder) if (folder / "manifest.json").exists() else None
+
+
+def base_table(run: Run | None) -> pd.DataFrame:
     """The base on held-out documents: itself, cut, a trigram model, and the differences; block bootstrap intervals."""
-    run = read_run(profile.base_folder(root))
+    if run is None:
+        return pd.DataFrame(columns=["quantity", "documents", "loss", "loss_low", "loss_high"])
     sizes = last_value(run, "heldout", "document_tokens")
     losses = {name: np.array(last_value(run, "heldout", f"document_losses_{name}"))
               for name in ("full", "cut", "3gram")}

@@ -28,6 +28,7 @@ from .runlog import write_atomic
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits
+NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
 README_PROFILE = "tiny"  # the profile whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 
@@ -45,15 +46,16 @@ class Output:
         """Write a table as CSV (10 digits) and Markdown (4 digits); returns it to be shown."""
         folder = self.root / "results" / self.results.profile.name / "tables"
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g"))
-        write_atomic(folder / f"{name}.md", frame.to_markdown(index=False, floatfmt=".4g") + "\n")
+        mark = claims.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
+        write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
         return frame.round(4)
 
-    def figure(self, figure, name: str):
-        """Write a figure with its sidecar; returns the picture to be shown."""
+    def figure(self, figure, name: str, runs: dict | None = None):
+        """Write a figure with its sidecar; returns the picture to be shown. `runs`: see `figures.save`."""
         from IPython.display import Image
 
         folder = self.root / "figures" / self.results.profile.name
-        figures.save(figure, name, self.results, folder)
+        figures.save(figure, name, self.results, folder, runs)
         return Image(data=(folder / f"{name}.png").read_bytes())
 
 
@@ -138,7 +140,7 @@ def _same_text(old: str, new: str) -> str | None:
     for number, (a, b) in enumerate(zip(old.splitlines(), new.splitlines(), strict=False), 1):
         if a != b:
             numbers = list(zip(NUMBER.findall(a), NUMBER.findall(b), strict=False))
-            close = all(math.isclose(float(x), float(y), rel_tol=DIGITS) for x, y in numbers)
+            close = all(math.isclose(float(x), float(y), rel_tol=DIGITS, abs_tol=NOISE) for x, y in numbers)
             if NUMBER.sub("#", a) != NUMBER.sub("#", b) or not close:
                 return f"line {number}: committed '{a[:100]}', derived '{b[:100]}'"
     if len(old.splitlines()) != len(new.splitlines()):
@@ -202,14 +204,25 @@ def _differences(profile: str, root: Path, out: Path) -> Iterator[tuple[Path, st
 
 
 def _provenance_faults(profile: str, root: Path) -> Iterator[str]:
-    """Runs that may not be committed: of an unclean or unknown commit, or at a rate that the search didn't choose."""
+    """Runs that may not be committed: of an unclean or unknown commit, in packages that aren't the lock's, of another
+    base or configuration than the profile's, or at a rate that the search didn't choose."""
     declared = load_profile(profile)
     in_git = subprocess.run(["git", "-C", str(root), "rev-parse", "--is-shallow-repository"], capture_output=True,
                             text=True).stdout.strip() == "false"
     known: dict[str, bool] = {}
-    runs = metrics.load(profile, root).runs
+    runs, base = metrics.load(profile, root).runs, metrics.base_run(declared, root)
+    config = declared.model_dump(mode="json")
+    if base and not base.manifest["clean"]:
+        yield f"results/{profile}/base/manifest.json: field 'clean': false; make base PROFILE={profile} FORCE=1"
     for name, run in runs.items():
         where, commit = f"results/{profile}/runs/{name}/manifest.json", run.manifest["commit"]
+        if not run.manifest["locked"]:
+            yield f"{where}: field 'locked': false; the run's packages aren't the lock's, make it again with make runs"
+        if base and run.manifest["hashes"]["base"] != base.manifest["hashes"]["base"]:
+            yield f"{where}: field 'hashes.base': isn't the base of results/{profile}/base; make the run again"
+        for field in ("split", "max_steps", "controller", "training", "evaluation"):
+            if run.manifest["config"][field] != config[field]:
+                yield f"{where}: field 'config.{field}': isn't the profile's any more; make the run again"
         if not run.manifest["clean"]:
             yield f"{where}: field 'clean': false; the run is of uncommitted code, make it again from a clean commit"
         if in_git and commit not in known:
@@ -272,6 +285,8 @@ def verify(profile: str, root: Path) -> list[str]:
     readme = root / "README.md"
     if profile == README_PROFILE and readme.exists():
         text = readme.read_text(encoding="utf-8")
-        if found := _same_text(text, _readme_with(readme_block(metrics.load(profile, root)), text)):
+        if text.count(BEGIN) != 1 or text.count(END) != 1:
+            faults.append(f"README.md: the marks {BEGIN} and {END} must stand there, once each")
+        elif found := _same_text(text, _readme_with(readme_block(metrics.load(profile, root)), text)):
             faults.append(f"README.md: {found}")
     return faults

@@ -153,11 +153,13 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
 
 def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: RunLog, update: int,
           scored: tuple[str, ...], blocks: bool) -> None:
-    """Log the model's losses on token sets; with `blocks` each block's loss too."""
+    """Log the model's losses on token sets; with `blocks` each block's loss too. Raises Diverged if one isn't finite."""
     model.eval()
     depths, tokens = evaluation.Depths(spec.depth, spec.seed), update * profile.training.tokens_per_update
     for split, tokens_of_split in sets.items():
         losses = evaluation.block_losses(as_logits(model), tokens_of_split, depths, profile.training.micro_batch)
+        if not np.isfinite([losses[target] for target in scored]).all():  # the last update may be what broke it
+            raise Diverged
         for target in scored:
             log.row(update, tokens, split, f"loss_{target}", float(np.mean(losses[target])))
             if blocks:
@@ -209,13 +211,14 @@ def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = Non
         before = {name: p.detach().clone() for name, p in trained.items()}
         if switches(spec.protocol)["precision"] == "bfloat16":
             round_to_bfloat16(before.values())
-        try:
+    try:
+        if rate is not None:
             train(model, spec, profile, corpus, rate, log, progress)
             update = profile.training.updates
-        except Diverged:
-            status = "diverged"
-    if status == "finished":
         _score_all(model, spec, profile, corpus, log, update)
+    except Diverged:
+        status = "diverged"
+    if status == "finished":
         tokens = update * profile.training.tokens_per_update
         for name, parameter in trained.items():
             moved = (parameter.detach().cpu() != before[name].cpu()).double().mean().item()
@@ -297,7 +300,8 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
             for a, b in zip(old["value"][losses], new["value"][losses], strict=True)]
     worst = int(np.argmax(gaps))
     row = old[losses].iloc[worst]
-    verdict = "agrees" if gaps[worst] <= RERUN_TOLERANCE else "DIFFERS"
+    agrees = gaps[worst] <= RERUN_TOLERANCE  # also false for nan
+    verdict = "agrees" if agrees else "DIFFERS"
     print(f"rerun {run_id}: {verdict}: largest difference {gaps[worst]:.3g} nats per token (update {row['update']}, "
           f"{row['split']}, {row['metric']}); tolerance {RERUN_TOLERANCE}")
-    return int(gaps[worst] > RERUN_TOLERANCE)
+    return int(not agrees)

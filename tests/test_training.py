@@ -189,8 +189,8 @@ def test_rerun_says_where_a_log_differs(profile, root, capsys):
 
 
 @pytest.mark.parametrize("change, complaint", [
-    ({"split": {"prelude": 3, "recurrent": 3, "coda": 3}}, "needs 7 layers, the base has 6"),
-    ({"split": {"prelude": 2, "recurrent": 2, "coda": 3}}, "removes none"),
+    ({"split": (3, 3, 3)}, "needs 7 layers, the base has 6"),
+    ({"split": (2, 2, 3)}, "removes none"),
     ({"rank": 9}, "rank 9: larger than projection k_proj"),
 ])
 def test_a_profile_that_does_not_fit_its_base_is_refused_and_leaves_no_run(text, root, change, complaint):
