@@ -1,0 +1,83 @@
+"""Raw logs with known numbers, for tests of the analysis; nothing made of them is ever a result."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+
+from ouroboros.experiment import ARMS, RunSpec, load_profile, switches
+from ouroboros.runlog import RunLog
+
+SPLITS = ("stream", "dev", "heldout", "foreign", "reference")
+
+
+def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
+    """As the paper reports it: full < Controller < static (most at depth 1) < cut < gateless; seeds differ a little."""
+    depth = 8 if depth == "mixed" else depth
+    base = {"full": 2.0, "cut": 6.0, "controller": 4.0, "static": depth and 4.0 + 1.0 / depth, "none": 5.5,
+            "controller_nogate": 6.5, "controller_nogate_nonorm": 7.0}[arm]
+    return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)
+
+
+def manifest(spec: RunSpec, profile, **changes) -> dict:
+    """A run's manifest before it is sealed."""
+    trained = ARMS[spec.arm] is not None
+    return {
+        "format": 1, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or 1e-3) if trained else None,
+        "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
+        "config": profile.model_dump(mode="json"), "commit": "0" * 40, "clean": True, "packages": {}, "locked": True,
+        "hardware": {}, "hashes": {"corpus": "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable": 0,
+        "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000", "wall_seconds": 1.0,
+        **changes}
+
+
+def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "finished", **changes) -> Path:
+    """One run that ends at `value` on every split: t+1 and t+2 alike, its blocks around it."""
+    folder = profile.folder(root) / "runs" / spec.id
+    log, settings = RunLog(folder), profile.training
+    updates = settings.updates if ARMS[spec.arm] else 0
+    if updates:
+        for update in range(1, updates + 1):
+            log.row(update, update * settings.tokens_per_update, "train", "loss", value + math.exp(-5 * update / updates))
+        for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
+            for split in ("dev", "heldout", "foreign"):
+                log.row(update, int(update) * settings.tokens_per_update, split, "loss_t+1",
+                        value + math.exp(-5 * update / updates))
+    if status == "finished":
+        blocks = profile.evaluation.stream_batches * settings.micro_batch
+        for split in SPLITS:
+            for target in ("t+1", "t+2"):
+                spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
+                log.row(updates, updates * settings.tokens_per_update, split, f"loss_{target}", value)
+                log.row(updates, updates * settings.tokens_per_update, split, f"block_losses_{target}",
+                        (value + spread - spread.mean()).tolist())
+    log.finish(manifest(spec, profile, status=status, **changes))
+    return folder
+
+
+def write_base(root: Path, profile) -> None:
+    """The base's log: full < cut by 1 nat per token, trigram between full and cut, documents of unequal size."""
+    log = RunLog(profile.base_folder(root))
+    for update in (0, 10, 20):
+        for split in ("dev", "heldout"):
+            log.row(update, update * 100, split, "loss_t+1", 8 - update / 5)
+    sizes = np.arange(10, 60)
+    wobble = 0.2 * np.sin(sizes)
+    log.row(20, 2000, "heldout", "document_tokens", sizes.tolist())
+    for name, per_token in (("full", 2.0), ("cut", 3.0), ("3gram", 2.5)):
+        scale = 1 if name == "full" else 1.5
+        log.row(20, 2000, "heldout", f"document_losses_{name}", (sizes * (per_token + scale * wobble)).tolist())
+    made = manifest(RunSpec("full", None, None, "any", 0), profile)
+    log.finish({**made, "run": "base", "purpose": "base"})
+
+
+def write(root: Path, profile: str = "tiny", loss=loss, keep=lambda spec: True, diverged=(), base: bool = True):
+    """A profile's matrix under `root`; `keep` chooses the runs that exist, `diverged` names those without a loss."""
+    declared = load_profile(profile)
+    for spec in filter(keep, declared.runs()):
+        status = "diverged" if spec.id in diverged else "finished"
+        write_run(root, declared, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed), status)
+    if base:
+        write_base(root, declared)
+    return declared

@@ -1,0 +1,204 @@
+"""From raw logs to numbers: every statistic on logs whose numbers are known."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from synthetic import loss, write, write_run
+
+from ouroboros import metrics
+from ouroboros.errors import InputError
+from ouroboros.experiment import RunSpec
+from ouroboros.metrics import Statistics, block_bootstrap, t_interval
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("whole")
+    write(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def results(root):
+    return metrics.load("tiny", root)
+
+
+def only(parts):
+    assert list(parts) == [""]
+    return parts[""]
+
+
+# ------------------------------------------------------------------------------------------------------- intervals
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=6).filter(lambda v: np.std(v) > 1e-6))
+def test_the_interval_is_scipys_paired_t(values):
+    interval = t_interval(values)
+    expected = stats.ttest_rel(values, np.zeros(len(values))).confidence_interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
+    assert interval.low < interval.mean < interval.high
+
+
+def test_one_seed_has_no_interval_and_says_so():
+    interval = t_interval([1.5])
+    assert interval.mean == 1.5 and math.isnan(interval.low) and math.isnan(interval.high)
+    assert str(interval) == "1.5 (n = 1, no interval)"
+    assert str(t_interval([])) == "no runs"
+    assert str(t_interval([math.nan])) == "no runs"
+
+
+def test_what_no_seed_enters_has_no_interval_of_width_zero():
+    assert str(t_interval([3.0, 3.0, 3.0])) == "3 (the same in all 3 seeds)"
+
+
+def test_the_interval_covers_95_percent():
+    draws = np.random.default_rng(0).normal(size=(2000, 3))
+    covered = np.mean([i.low < 0 < i.high for i in map(t_interval, draws)])
+    assert 0.93 < covered < 0.97
+
+
+def test_the_bootstrap_resamples_documents_and_weighs_tokens():
+    sizes = np.array([10, 10, 80])
+    interval = block_bootstrap([10, 10, 240], sizes, np.random.default_rng(1))
+    assert interval.mean == pytest.approx(2.6)  # per token, not the mean of documents
+    assert interval.low == pytest.approx(1) and interval.high == pytest.approx(3) and interval.n == 3
+    again = block_bootstrap([10, 10, 240], sizes, np.random.default_rng(1))
+    assert again == interval  # the generator is the only source of chance
+
+
+# ------------------------------------------------------------------------------------------------------ statistics
+
+def test_reduction_and_recovery_are_the_papers_formulas():
+    assert metrics.reduction(8.975, 5.080) == pytest.approx(43.40, abs=0.005)
+    assert metrics.recovery(8.975, 5.080, 1.378) == pytest.approx(51.27, abs=0.005)
+
+
+def test_statistics_are_paired_by_seed(results):
+    statistics = Statistics(results, "corrected")
+    assert only(statistics.advantage(4)) == pytest.approx({s: 0.25 + 0.004 * s for s in range(3)})
+    assert only(statistics.against_cut("controller", 4)) == pytest.approx({0: -2, 1: -2, 2: -2})
+    assert only(statistics.recovery("controller")) == pytest.approx({0: 50, 1: 50, 2: 50})
+    assert only(statistics.reduction("static", 1))[0] == pytest.approx(100 / 6)
+    assert list(statistics.advantage_by_depth()) == ["depth 1", "depth 4", "depth 8", "depth 16"]
+    assert list(statistics.gain_from_depth_to_depth("static")) == ["depth 1 to 4", "depth 4 to 8", "depth 8 to 16"]
+    assert statistics.gain_from_depth_to_depth("static")["depth 1 to 4"][0] == pytest.approx(0.75)
+    assert statistics.lead_at_1_over_other_depths()["depth 8"][0] == pytest.approx(7 / 8)
+    assert statistics.against_depth_1("controller")["depth 16"][1] == pytest.approx(0)
+    assert statistics.without_gate_minus_with()["depth 4"][2] == pytest.approx(2.5)
+    assert statistics.gain_over_none_by_depth("controller")["depth 1"][2] == pytest.approx(1.5)
+    assert only(statistics.spread("static"))[0] == pytest.approx(1 - 1 / 16)
+    assert statistics.advantage_by_rank() == {"": {}}
+
+
+def test_a_seed_that_lacks_a_part_is_in_no_pair(tmp_path):
+    write(tmp_path, keep=lambda spec: spec.id != "static-d4-r8-corrected-s1")
+    statistics = Statistics(metrics.load("tiny", tmp_path), "corrected")
+    assert sorted(only(statistics.advantage(4))) == [0, 2]
+    assert sorted(only(statistics.advantage(8))) == [0, 1, 2]
+
+
+def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
+    """AUDIT `target`, `evaluation`, `reference`: the numbers of one log that each column reports."""
+    profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
+    values = {("heldout", "t+1"): 1.0, ("heldout", "t+2"): 2.0, ("stream", "t+1"): 3.0, ("stream", "t+2"): 4.0,
+              ("reference", "t+1"): 5.0, ("reference", "t+2"): 6.0}
+    first = metrics.CUT_STREAM_BATCHES * profile.training.micro_batch
+    run = metrics.load("tiny", tmp_path).runs["cut-any-s0"]
+    log = run.log.copy()
+    for (split, target), value in values.items():
+        rows = (log["split"] == split) & (log["metric"] == f"loss_{target}")
+        log.loc[rows, "value"] = value
+        place = log.index[(log["split"] == split) & (log["metric"] == f"block_losses_{target}")][0]
+        count = len(log.at[place, "value"])
+        log.at[place, "value"] = [value + 0.5] * first + [value - 0.5] * (count - first)
+    run = metrics.Run(run.manifest, log)
+    assert count == 12 or count == 4  # reference, the last one
+    assert {arm: metrics.headline(run, arm, "corrected") for arm in ("full", "cut", "static")} == \
+        {"full": 1.0, "cut": 1.0, "static": 1.0}
+    released = {arm: metrics.headline(run, arm, "released") for arm in ("full", "cut", "static")}
+    whole = (first * 4.5 + (50 * profile.training.micro_batch - first) * 3.5) / (50 * profile.training.micro_batch)
+    assert released == pytest.approx({"full": 5.0, "cut": 4.5, "static": whole})
+
+
+# ------------------------------------------------------------------------------------------------------------ cells
+
+def test_rows_that_are_one_run_say_so(results):
+    cells = results.cells
+    released = cells[(cells["protocol"] == "released") & (cells["arm"] == "controller")]
+    assert released["shared"].all() and released.groupby("seed")["run"].nunique().eq(1).all()
+    assert not cells[(cells["protocol"] == "corrected") | cells["arm"].isin(["static", "none"])]["shared"].any()
+    table = metrics.arm_table(results)
+    assert table[(table["protocol"] == "released") & (table["arm"] == "controller")]["shared"].all()
+
+
+def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
+    write(tmp_path, keep=lambda spec: spec.seed < 2 or spec.arm == "cut", diverged=("none-d4-corrected-s1",))
+    results = metrics.load("tiny", tmp_path)
+    status = results.cells["status"]
+    assert set(status) == {"finished", "missing", "diverged"}
+    assert results.cells[status != "finished"]["loss"].isna().all()
+    row = metrics.arm_table(results).query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[0]
+    assert (row["n"], row["diverged"], row["loss"]) == (1, 1, pytest.approx(loss("none", 4, "corrected", 0)))
+    assert math.isnan(row["loss_low"])
+    statistics = Statistics(results, "corrected")
+    statistics.against_cut("none", 4)
+    assert statistics.diverged == {"none-d4-corrected-s1"}
+
+
+def test_no_run_at_all_is_refused(tmp_path):
+    with pytest.raises(InputError, match="no finished run there; make runs PROFILE=tiny"):
+        metrics.load("tiny", tmp_path)
+
+
+def test_a_log_without_a_row_that_is_read_is_refused(tmp_path):
+    profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
+    write_run(tmp_path, profile, RunSpec("full", None, None, "any", 0), 2.0)
+    run = metrics.load("tiny", tmp_path).runs["full-any-s0"]
+    with pytest.raises(InputError, match="'full-any-s0': log.jsonl has no row of split 'moon'"):
+        metrics.last_value(run, "moon", "loss_t+1")
+
+
+# ------------------------------------------------------------------------------------------------------ convergence
+
+def test_the_slope_is_of_the_last_fifth(results):
+    run = results.runs["none-d4-corrected-s0"]
+    points = metrics.curve(run, "heldout", "loss_t+1")
+    assert points["update"].is_unique and len(points) == results.profile.evaluation.points
+    late = points[points["update"] >= 160]["value"].tolist()  # of 200 updates; evaluated at 0, 40, .. 200
+    assert metrics.last_slope(run) == pytest.approx(late[-1] - late[0])
+    table = metrics.arm_table(results)
+    assert table["last_slope"].dropna().eq(pytest.approx(late[-1] - late[0])).all()
+    assert table[table["arm"] == "none"]["converged"].eq(abs(late[-1] - late[0]) <= metrics.CONVERGED_SLOPE).all()
+
+
+def test_curves_are_means_over_finished_seeds(results):
+    curves = metrics.curves(results)
+    last = curves.query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[-1]
+    assert last["n"] == 3 and last["value"] == pytest.approx(5.51 + math.exp(-5))
+
+
+# ------------------------------------------------------------------------------------------------------------- base
+
+def test_the_base_table_orders_full_trigram_cut(root, results):
+    table = metrics.base_table(metrics.base_run(results.profile, root)).set_index("quantity")
+    assert (table["loss_low"] < table["loss"]).all() and (table["loss"] < table["loss_high"]).all()
+    assert table.loc["cut - full", "loss"] == pytest.approx(1, abs=0.05)
+    # document by document: the difference is known better than either loss
+    width = table["loss_high"] - table["loss_low"]
+    assert width["cut - full"] < width["cut base"]
+
+
+def test_a_base_that_was_fetched_has_an_empty_table(tmp_path, results):
+    assert metrics.base_run(results.profile, tmp_path) is None
+    assert metrics.base_table(None).empty
+
+
+def test_analysis_never_imports_torch():
+    code = ("import sys, ouroboros.runlog, ouroboros.metrics, ouroboros.claims, ouroboros.figures, ouroboros.reproduce;"
+            "sys.exit('torch' in sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
