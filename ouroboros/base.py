@@ -86,8 +86,8 @@ def _batches(corpus: Corpus, recipe: Pretraining):
         lengths = corpus.lengths("train")
         count = int((lengths.sum() + len(lengths) - 2) // recipe.block)
         if count < recipe.batch:
-            raise InputError(f"corpus: split 'train' has {count} blocks of {recipe.block} tokens, base.pretraining.batch "
-                             f"is {recipe.batch}; add text or lower it")
+            raise InputError(f"corpus: split 'train' has {count} blocks of {recipe.block} tokens, "
+                             f"base.pretraining.batch is {recipe.batch}; add text or lower it")
         blocks = corpus.blocks("train", recipe.block, count, "separated", seed=recipe.seed + epoch)
         for start in range(0, count - recipe.batch + 1, recipe.batch):
             chunk = torch.from_numpy(blocks[start:start + recipe.batch])

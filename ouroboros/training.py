@@ -153,7 +153,7 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
 
 def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: RunLog, update: int,
           scored: tuple[str, ...], blocks: bool) -> None:
-    """Log the model's losses on token sets; with `blocks` each block's loss too. Raises Diverged if one isn't finite."""
+    """Log the model's losses on token sets; with `blocks` each block's too. Raises Diverged if one isn't finite."""
     model.eval()
     depths, tokens = evaluation.Depths(spec.depth, spec.seed), update * profile.training.tokens_per_update
     for split, tokens_of_split in sets.items():

@@ -73,6 +73,58 @@ def test_a_broken_line_is_named(tmp_path):
         list(documents(CorpusConfig(kind="text", packages=(str(tmp_path / "none"),), foreign=())))
 
 
+@pytest.mark.parametrize("line", ['["text"]', '{"texts": "a"}', '{"text": 5}', '{"text": null}', ""])
+def test_a_line_without_a_text_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
+    with pytest.raises(InputError, match="a.jsonl: line 2"):
+        list(documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=())))
+
+
+def test_a_line_of_jsonl_ends_at_its_newline_only(tmp_path):
+    texts = ["one\u2028two", "three\x85four", "five\u2029six"]  # U+2028 and the like are ends of lines for str.splitlines
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    found = documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=()))
+    assert sorted(text for _, text in found) == sorted(texts)
+
+
+@given(st.lists(st.tuples(st.text(st.sampled_from("ab\n "), max_size=6), st.booleans()), max_size=30))
+def test_every_content_has_exactly_one_split_whatever_the_sources_hold(sources):
+    """A text that stands in own and foreign sources alike is kept once, where it stood first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(corpus.READERS, "text", lambda config: iter(sources))
+        found = list(documents(TEXT))
+    assert len(found) == len({text for _, text in found})
+    assert {text for _, text in found} == {text for text, _ in sources if text}
+    for split, text in found:
+        foreign = next(foreign for other, foreign in sources if other == text)
+        assert split == split_of(text, foreign, TEXT)
+
+
+def test_another_configuration_or_tokenizer_builds_the_corpus_anew(profile, tmp_path):
+    first = prepare(profile, tmp_path)
+    config = profile.corpus.model_copy(update={"heldout_share": 0.6})
+    other = prepare(profile.model_copy(update={"corpus": config}), tmp_path)
+    assert other.manifest["sha256"] != first.manifest["sha256"]
+    assert other.manifest["splits"]["heldout"]["documents"] > first.manifest["splits"]["heldout"]["documents"]
+    profile.tokenizer_path(tmp_path).unlink()
+    again = prepare(profile, tmp_path)
+    assert again.manifest == prepare(profile, tmp_path / "fresh").manifest
+
+
+def test_the_tokenizer_is_trained_on_train_alone_and_gives_the_text_back(profile, tmp_path):
+    import tokenizers
+
+    made = prepare(profile, tmp_path)
+    tokenizer = tokenizers.Tokenizer.from_file(str(profile.tokenizer_path(tmp_path)))
+    texts = {split: {t for s, t in documents(profile.corpus) if s == split} for split in SPLITS}
+    for split in SPLITS:
+        assert {tokenizer.decode(document.tolist()) for document in made.documents(split)} == texts[split]
+        assert made.manifest["splits"][split]["documents"] == len(texts[split])
+    alone = corpus._train_tokenizer(sorted(texts["train"], key=corpus.sha256), profile.base.model["vocab_size"])
+    assert alone.to_str() == tokenizer.to_str()
+
+
 def test_the_same_text_makes_the_same_corpus_and_a_made_one_is_opened(profile, tmp_path, monkeypatch):
     first, second = prepare(profile, tmp_path / "a"), prepare(profile, tmp_path / "b")
     assert first.manifest == second.manifest
@@ -117,3 +169,11 @@ def test_the_reference_set_is_the_start_of_twelve_held_out_documents(profile, tm
     reference = made.reference()
     assert reference.shape == (12, 32)
     assert np.array_equal(reference[3], list(made.documents("heldout"))[3][:32])
+
+
+def test_too_few_held_out_documents_for_the_reference_set_are_refused(profile, tmp_path):
+    few = profile.model_copy(update={"corpus": profile.corpus.model_copy(update={"heldout_share": 0.05})})
+    made = prepare(few, tmp_path)
+    assert made.manifest["splits"]["heldout"]["documents"] < 12
+    with pytest.raises(InputError, match="documents of 32 tokens or more, 12 are asked for"):
+        made.reference()

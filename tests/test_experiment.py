@@ -64,7 +64,9 @@ def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
 @pytest.mark.parametrize("path, value, named", [
     (("depth",), 0, "depth: 0"), (("rank",), "many", "rank: 'many'"), (("speed",), 1, "speed: 1"),
     (("training", "updates"), -3, "training.updates: -3"), (("corpus", "kind"), "web", "corpus.kind: 'web'"),
-    (("matrix", "protocols"), ["improved"], "protocol 'improved'"),
+    (("matrix", "protocols"), ["improved"], "matrix.protocols: protocol 'improved'"),
+    (("matrix", "depths"), [4, 0], "matrix.depths.1: 0"), (("matrix", "gateless_depths"), [0], "gateless_depths.0: 0"),
+    (("training", "accumulation"), None, "training.accumulation: None"), (("split",), 3, "split: 3"),
 ])
 def test_a_bad_profile_is_refused_in_one_line(path, value, named):
     data = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
@@ -74,4 +76,40 @@ def test_a_bad_profile_is_refused_in_one_line(path, value, named):
     place[path[-1]] = value
     with pytest.raises(InputError) as error:
         parse_profile(data, "mine.yaml")
+    assert str(error.value).startswith("mine.yaml: ")
     assert named in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_field_that_misses_is_named():
+    data = yaml.safe_load((PROFILES / "tiny.yaml").read_text())
+    del data["training"]["block"]
+    with pytest.raises(InputError, match="^mine.yaml: training.block: .*required"):
+        parse_profile(data, "mine.yaml")
+
+
+def test_an_unknown_profile_or_run_is_refused():
+    with pytest.raises(InputError, match="profile '../tiny': unknown; one of paper, small, smoke, tiny"):
+        load_profile("../tiny")
+    with pytest.raises(InputError, match="run 'controller-d3-r8-corrected-s0'.*declares no such run"):
+        load_profile("tiny").find("controller-d3-r8-corrected-s0")
+
+
+@pytest.mark.parametrize("name, count, some", [
+    ("tiny", 81, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
+                  "static-d1-r8-released-s2", "none-d8-released-s0", "controller_nogate-d4-r8-corrected-s0",
+                  "controller_nogate_nonorm-dmixed-r8-released-s1"}),
+    ("paper", 93, {"controller-dmixed-r32-released-s42", "static-d16-r32-corrected-s44",
+                  "controller_nogate-d1-r32-corrected-s43"}),
+])
+def test_the_runs_of_a_profile_are_the_declared_ones(name, count, some):
+    """Golden: ids name folders of committed logs, so they may not change."""
+    ids = [spec.id for spec in load_profile(name).runs()]
+    assert len(ids) == count and some <= set(ids)
+
+
+def test_experiments_are_data_and_load_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, ouroboros.experiment as e; e.load_profile('tiny').runs(); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -117,7 +117,6 @@ def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
         count = len(log.at[place, "value"])
         log.at[place, "value"] = [value + 0.5] * first + [value - 0.5] * (count - first)
     run = metrics.Run(run.manifest, log)
-    assert count == 12 or count == 4  # reference, the last one
     assert {arm: metrics.headline(run, arm, "corrected") for arm in ("full", "cut", "static")} == \
         {"full": 1.0, "cut": 1.0, "static": 1.0}
     released = {arm: metrics.headline(run, arm, "released") for arm in ("full", "cut", "static")}
@@ -172,7 +171,7 @@ def test_the_slope_is_of_the_last_fifth(results):
     late = points[points["update"] >= 160]["value"].tolist()  # of 200 updates; evaluated at 0, 40, .. 200
     assert metrics.last_slope(run) == pytest.approx(late[-1] - late[0])
     table = metrics.arm_table(results)
-    assert table["last_slope"].dropna().eq(pytest.approx(late[-1] - late[0])).all()
+    assert np.allclose(table["last_slope"].dropna(), late[-1] - late[0])
     assert table[table["arm"] == "none"]["converged"].eq(abs(late[-1] - late[0]) <= metrics.CONVERGED_SLOPE).all()
 
 

@@ -1,0 +1,110 @@
+"""The profile `paper`, smaller only in text, base and length of training: the same path end to end, nothing stubbed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import profile_data
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ouroboros import rates, training
+from ouroboros.corpus import prepare
+from ouroboros.errors import InputError
+from ouroboros.experiment import load_profile, parse_profile
+from ouroboros.runlog import read_run
+
+SETS = ("stream", "dev", "heldout", "foreign", "reference")
+
+
+def stream_folder(source, folder, subset):
+    """A local data set with a named configuration, as FineWeb-edu has."""
+    folder.mkdir()
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {subset}\n  data_files: '*.jsonl'\n---\n")
+    lines = [json.dumps({"text": file.read_text(), "id": file.stem}) for file in sorted(source.iterdir())]
+    (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def paper(text, tmp_path_factory):
+    """(profile, root): the profile `paper` on a narrow random 36-layer Qwen2 checkpoint of several bf16 shards."""
+    root = tmp_path_factory.mktemp("paper")
+    base = root / "qwen"
+    config = Qwen2Config(vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=36,
+                         num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True)
+    torch.manual_seed(0)
+    Qwen2ForCausalLM(config).bfloat16().save_pretrained(base, max_shard_size="500KB")
+    assert len(list(base.glob("*.safetensors"))) > 1
+    own = parse_profile(profile_data(text), "test.yaml")
+    prepare(own, root)  # for a tokenizer of 300 tokens
+    own.tokenizer_path(root).rename(base / "tokenizer.json")
+    profile = load_profile("paper")
+    subset = profile.corpus.subset
+    corpus = profile.corpus.model_copy(update={
+        "packages": (stream_folder(text / "own", root / "own", subset),),
+        "foreign": (stream_folder(text / "foreign", root / "foreign", subset),),
+        "dev_share": 0.15, "heldout_share": 0.3})
+    small = profile.training.model_copy(update={"updates": 2, "micro_batch": 1, "accumulation": 2, "block": 32})
+    profile = profile.model_copy(update={
+        "corpus": corpus, "base": profile.base.model_copy(update={"path": str(base)}), "training": small,
+        "evaluation": profile.evaluation.model_copy(update={"points": 2, "blocks": 1, "final_blocks": 2,
+                                                            "stream_batches": 4})})
+    rates.path(profile, root).parent.mkdir(parents=True, exist_ok=True)
+    arms = {spec.arm for spec in profile.search_runs()}
+    rates.path(profile, root).write_text(json.dumps({"own": dict.fromkeys(arms, 3e-4), "shared": 3e-4, "search": []}))
+    return profile, root
+
+
+@pytest.mark.parametrize("run_id", ["full-any-s42", "cut-any-s42", "controller-dmixed-r32-released-s42",
+                                    "controller-d4-r32-corrected-s42", "static-d4-r32-corrected-s42"])
+def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
+    profile, root = paper
+    run = read_run(training.execute(profile, run_id, root, progress=False))
+    assert run.manifest["status"] == "finished" and len(run.manifest["hashes"]["base"]) == 64
+    last = run.log[run.log["update"] == run.log["update"].max()]
+    for split in SETS:
+        for target in ("t+1", "t+2"):
+            rows = last[last["split"] == split].groupby("metric")["value"].last()
+            blocks = rows[f"block_losses_{target}"]
+            assert rows[f"loss_{target}"] == pytest.approx(np.mean(blocks))
+            assert np.allclose(blocks, np.log(300), atol=1.5)  # a random base knows nothing yet
+    untrained = run_id.startswith(("full", "cut"))
+    assert (run.manifest["trainable"] == 0) == untrained
+    assert list(run.log[run.log["metric"] == "rate"]["update"]) == ([] if untrained else [1, 2])
+
+
+def test_the_model_is_17_of_36_layers_in_bfloat16_with_float32_trained_tensors(paper):
+    profile, root = paper
+    base = training.load_base(profile, root)
+    model = training.build(profile.find("controller-d4-r32-corrected-s42"), profile, base)
+    layers = model.base.model.layers
+    assert len(base.model.layers) == 36 and len(layers) == 17
+    for place, source in enumerate([*range(8), 18, *range(28, 36)]):
+        assert torch.equal(layers[place].mlp.up_proj.weight, base.model.layers[source].mlp.up_proj.weight)
+    assert {p.dtype for p in model.parameters() if not p.requires_grad} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
+    assert len(model.projections) == 7 and model.projections[0].scale == 0.5 and model.config.max_steps == 64
+
+
+def test_a_base_that_is_not_there_is_refused_in_one_line(paper):
+    profile, root = paper
+    away = profile.model_copy(update={"base": profile.base.model_copy(update={"path": str(root / "nowhere")})})
+    for refused in (lambda: training.load_base(away, root), lambda: prepare(away, root)):
+        with pytest.raises(InputError, match="nowhere") as error:
+            refused()
+        assert "\n" not in str(error.value)
+
+
+def test_a_data_set_that_cannot_be_loaded_is_refused_in_one_line(paper, tmp_path):
+    profile, root = paper
+    for change in ({"packages": (str(tmp_path / "none"),)}, {"subset": "sample-20BT"}):
+        away = profile.model_copy(update={"corpus": profile.corpus.model_copy(update=change)})
+        with pytest.raises(InputError, match="corpus: data set '.*' can't be loaded") as error:
+            prepare(away, tmp_path)
+        assert "\n" not in str(error.value)
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.jsonl").write_text('{"words": "no text"}\n')
+    rows = profile.corpus.model_copy(update={"packages": (str(tmp_path / "rows"),), "subset": None})
+    with pytest.raises(InputError, match="row without a field 'text'"):
+        prepare(profile.model_copy(update={"corpus": rows}), tmp_path)
