@@ -162,7 +162,9 @@ def headline(results: Results) -> str:
     lines = [f"What was found at profile `{profile}` ({len(results.profile.matrix.seeds)} seeds, verdicts by 95 % "
              f"intervals; everything in [claims.md](results/{profile}/claims.md)):", "", summary(results), ""]
     for protocol in results.profile.matrix.protocols:
-        lines += [f"- {found_gap(results, protocol)}"]
+        lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
+    training = results.profile.training
+    lines += [f"- All of it at a budget of {training.updates} updates of {training.tokens_per_update} tokens a run."]
     absolute = table[table["verdict"] == "not testable at this scale"]["id"].nunique()
     if absolute:
         lines += ["", f"{absolute} reported absolute values (43.4 %, 51.3 %, 1.44 nats among them) belong to the "
@@ -216,14 +218,16 @@ def found_gate(results: Results, protocol: str) -> str:
 
 
 def found_converged(results: Results) -> str:
-    """Which arms still moved at the end: their comparisons are of arms that haven't converged."""
-    table = metrics.arm_table(results)
+    """Which arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
+    table, training = metrics.arm_table(results), results.profile.training
+    budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. A decaying "
+              "rate flattens every curve's end, so a small slope doesn't show that more training would change nothing. ")
     moving = table[table["converged"].eq(False) & table["last_slope"].notna()]
     if table["last_slope"].isna().all():
-        return "Too few evaluations in the last fifth of training to say whether any arm has converged."
+        return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."
     if moving.empty:
-        return "No arm's held-out loss still moved by more than " \
+        return budget + "No arm's held-out loss still moved by more than " \
             f"{metrics.CONVERGED_SLOPE:g} nats per token over the last fifth of training."
     names = [f"`{row.arm}` depth {row.depth} {row.protocol} ({row.last_slope:+.3f})" for row in moving.itertuples()]
-    return ("Not converged (held-out loss over the last fifth of training, nats per token), so their comparisons hold "
-            "for this budget only: " + ", ".join(names) + ".")
+    return (budget + "Still moving (next-token loss on held-out blocks over the last fifth, nats per token), so their "
+            "comparisons hold for this budget only: " + ", ".join(names) + ".")

@@ -179,14 +179,14 @@ def _notebook(path: Path) -> str:
 
 def _difference(old: Path, new: Path) -> str | None:
     """None if a committed output agrees with the derived one, else where it doesn't."""
-    if old.suffix in (".png", ".pdf"):
-        sidecar = old.with_suffix(".json")
-        stated = json.loads(sidecar.read_text())["files"].get(old.suffix[1:]) if sidecar.exists() else None
-        return None if stated == sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
-    if old.suffix == ".csv":
-        return _same_table(old, new)
     read = {".json": _sidecar, ".ipynb": _notebook}.get(old.suffix, lambda path: path.read_text(encoding="utf-8"))
     try:
+        if old.suffix in (".png", ".pdf"):
+            sidecar = old.with_suffix(".json")
+            stated = json.loads(sidecar.read_text())["files"].get(old.suffix[1:]) if sidecar.exists() else None
+            return None if stated == sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
+        if old.suffix == ".csv":
+            return _same_table(old, new)
         return _same_text(read(old), read(new))
     except (ValueError, KeyError, nbformat.reader.NotJSONError) as error:
         return f"can't be read ({str(error).splitlines()[0]})"

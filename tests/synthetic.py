@@ -39,7 +39,8 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
     updates = settings.updates if ARMS[spec.arm] else 0
     if updates:
         for update in range(1, updates + 1):
-            log.row(update, update * settings.tokens_per_update, "train", "loss", value + math.exp(-5 * update / updates))
+            log.row(update, update * settings.tokens_per_update, "train", "loss",
+                    value + math.exp(-5 * update / updates))
         for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
             for split in ("dev", "heldout", "foreign"):
                 log.row(update, int(update) * settings.tokens_per_update, split, "loss_t+1",

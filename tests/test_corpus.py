@@ -81,7 +81,7 @@ def test_a_line_without_a_text_is_named(tmp_path, line):
 
 
 def test_a_line_of_jsonl_ends_at_its_newline_only(tmp_path):
-    texts = ["one\u2028two", "three\x85four", "five\u2029six"]  # U+2028 and the like are ends of lines for str.splitlines
+    texts = ["one\u2028two", "three\x85four", "five\u2029six"]  # str.splitlines would split here
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     found = documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=()))

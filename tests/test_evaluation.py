@@ -144,6 +144,16 @@ def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(prof
     assert losses["t+1"] == pytest.approx(logged, abs=1e-6)
 
 
+def test_what_rounding_did_before_training_is_no_movement(profile, root):
+    """The Controller's random weights are no bf16 numbers; at a rate of nothing, none but zeros can move."""
+    path = root / "results/test/rates.json"
+    path.write_text(path.read_text().replace("0.001", "1e-12"))
+    log = read_run(training.execute(profile, "controller-dmixed-r4-released-s0", root, progress=False)).log
+    moved = log[log["metric"].str.startswith("moved/")].set_index("metric")["value"]
+    assert moved["moved/recurrence.modulation.state.weight"] == moved["moved/recurrence.modulation.step.weight"] == 0
+    assert moved["moved/recurrence.modulation.heads.weight"] > 0
+
+
 def test_a_run_that_its_last_update_breaks_is_diverged(text, root):
     """No training loss tells of it: only the evaluation after the update does."""
     data = profile_data(text)
