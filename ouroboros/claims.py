@@ -221,7 +221,8 @@ def found_converged(results: Results) -> str:
     """Which arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
     table, training = metrics.arm_table(results), results.profile.training
     budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. A decaying "
-              "rate flattens every curve's end, so a small slope doesn't show that more training would change nothing. ")
+              "rate flattens every curve's end, so a small slope doesn't show that more training would change nothing"
+              ". ")
     moving = table[table["converged"].eq(False) & table["last_slope"].notna()]
     if table["last_slope"].isna().all():
         return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."

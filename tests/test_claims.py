@@ -148,7 +148,9 @@ def test_the_summary_and_the_headline_follow_the_verdicts(results, flipped):
     assert summary.count("\n") == len(TRENDS) + 1  # a row a claim, below the table's head
     assert re.search(r"ahead of static at every depth +\| holds +\| holds ", summary)
     assert re.search(r"ahead of static at every depth +\| fails +\| fails ", claims.summary(flipped))
-    assert summary in claims.headline(results) and claims.found_gap(results, "released") in claims.headline(results)
+    headline = claims.headline(results)
+    assert summary in headline and "17 reported absolute values" in headline
+    assert claims.found_gap(results, "released") in headline
 
 
 # --------------------------------------------------------------------------------------------------- found, in words
