@@ -127,7 +127,8 @@ def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
     for names, foreign in ((config.packages, False), (config.foreign, True)):
         for name in names:
             try:
-                stream = datasets.load_dataset(name, config.subset, split="train", streaming=True)
+                path, _, configuration = name.partition(":")
+                stream = datasets.load_dataset(path, configuration or None, split="train", streaming=True)
             except Exception as error:  # the library has no common base class for "can't be had"
                 raise InputError(f"corpus: data set '{name}' can't be loaded ({str(error).splitlines()[0]}); check "
                                  "the name and the connection") from None

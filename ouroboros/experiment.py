@@ -63,12 +63,12 @@ Positive = Annotated[int, Field(gt=0)]
 
 
 class CorpusConfig(Strict):
-    """Where the text comes from. `packages` and `foreign` name packages, folders or data sets, as `kind` says."""
+    """Where the text comes from. `packages` and `foreign` name packages, folders or data sets, as `kind` says; a data
+    set may name its configuration after a colon, as in `HuggingFaceFW/fineweb-edu:sample-10BT`."""
 
     kind: Literal["docstrings", "text", "hub"]
     packages: tuple[str, ...]
     foreign: tuple[str, ...]
-    subset: str | None = None  # hub: the data set's configuration name
     documents: int | None = None  # hub: how many documents to read of each data set
     shortest: int = 200  # characters: shorter docstrings are labels, not prose
     dev_share: float = 0.03
@@ -135,7 +135,7 @@ class Training(Strict):
 
 
 class Evaluation(Strict):
-    points: int  # evaluations during training, the first before any update
+    points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
     blocks: Positive  # blocks a split (dev, heldout, foreign) at those points
     final_blocks: Positive  # blocks a split at the end
     stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
@@ -220,12 +220,26 @@ class Profile(Strict):
     def base_folder(self, root: Path) -> Path:
         return self.folder(root) / "base"
 
-    def base_source(self, root: Path) -> str:
-        """What `from_pretrained` is given: a hub name, a folder, or the base pretrained here."""
-        return self.base.path or str(self.base_folder(root))
+    def base_source(self, root: Path) -> Path:
+        """The folder of the base: the one pretrained here, a local one, or a hub model's files, fetched once.
+
+        Raises InputError when a hub model can't be had.
+        """
+        if self.base.path is None:
+            return self.base_folder(root)
+        if Path(self.base.path).exists():
+            return Path(self.base.path)
+        import huggingface_hub
+
+        try:
+            return Path(huggingface_hub.snapshot_download(self.base.path, revision=self.base.revision,
+                                                          allow_patterns=["*.json", "*.safetensors"]))
+        except (OSError, ValueError) as error:  # no connection, no such model, no such folder
+            raise InputError(f"profile '{self.name}': base.path '{self.base.path}' is no folder and can't be fetched "
+                             f"({str(error).splitlines()[0]}); name a local folder or check the connection") from None
 
     def tokenizer_path(self, root: Path) -> Path:
-        return Path(self.base_source(root)) / "tokenizer.json"
+        return self.base_source(root) / "tokenizer.json"
 
     def rank_of(self, arm: str) -> int | None:
         return self.rank if ARMS[arm] and ARMS[arm][0] != "none" else None

@@ -24,7 +24,7 @@ from .errors import InputError
 from .experiment import ARMS, Profile, RunSpec, switches
 from .modeling import OuroborosForCausalLM
 from .provenance import provenance
-from .runlog import RunLog, read_run
+from .runlog import RunLog, read_run, write_atomic
 from .surgery import cut_layers
 
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
@@ -37,14 +37,14 @@ RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to 
 def load_base(profile: Profile, root: Path) -> nn.Module:
     """The profile's pretrained base. Raises InputError when there is none."""
     source = profile.base_source(root)
-    if profile.base.path is None and not (Path(source) / "model.safetensors").exists():
+    if profile.base.path is None and not (source / "model.safetensors").exists():
         raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
     try:
-        return AutoModelForCausalLM.from_pretrained(source, revision=profile.base.revision, use_safetensors=True,
+        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True,
                                                     dtype=getattr(torch, profile.base.dtype)).eval()
     except OSError as error:
-        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a hub model or a "
-                         "folder with config.json and safetensors") from None
+        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a folder "
+                         "with config.json and safetensors") from None
 
 
 def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
@@ -185,13 +185,13 @@ def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, log: RunL
 
 # ---------------------------------------------------------------------------------------------------------- a run
 
-def base_sha256(profile: Profile, root: Path) -> str | None:
-    """The hash of the base's weight files; None for a hub name, whose revision says it."""
-    files = sorted(Path(profile.base_source(root)).glob("*.safetensors"))
+def base_sha256(profile: Profile, root: Path) -> str:
+    """The hash of the base's weight files."""
+    files = sorted(profile.base_source(root).glob("*.safetensors"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
-    return digest.hexdigest() if files else None
+    return digest.hexdigest()
 
 
 def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = None, progress: bool = True) -> Path:
@@ -204,7 +204,7 @@ def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = Non
     made = provenance(root)
     rate = rates.rate_of(spec, profile, root) if ARMS[spec.arm] else None
     corpus = prepare(profile, root)
-    model = build(spec, profile, load_base(profile, root))
+    model = build(spec, profile, load_base(profile, root)).to(Accelerator().device)
     log, status, update, trained = RunLog(folder), "finished", 0, {}
     if rate is not None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -232,7 +232,7 @@ def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = Non
         "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
         "config": profile.model_dump(mode="json"), **made,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
-                   "base": base_sha256(profile, root), "trained": _save_trained(trained, profile, run_id, root)},
+                   "base": base_sha256(profile, root), "trained": _save_trained(trained, folder)},
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(model) if trained else {},
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
@@ -243,14 +243,12 @@ def _parts(model: OuroborosForCausalLM) -> dict[str, int]:
     return {name: sum(p.numel() for p in part.parameters()) for name, part in model.recurrence.named_children()}
 
 
-def _save_trained(trained: dict[str, torch.Tensor], profile: Profile, run_id: str, root: Path) -> str | None:
-    """Save the trained tensors beside the logs (ignored by git); returns the file's hash."""
+def _save_trained(trained: dict[str, torch.Tensor], folder: Path) -> str | None:
+    """Save the trained tensors beside the folder of logs (ignored by git); returns the file's hash."""
     if not trained:
         return None
     content = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in trained.items()})
-    path = profile.folder(root) / "trained" / f"{run_id}.safetensors"
-    from .runlog import write_atomic
-
+    path = folder.parents[1] / "trained" / f"{folder.name}.safetensors"
     write_atomic(path, content)
     return sha256(content)
 
@@ -290,7 +288,7 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     old = read_run(committed).log
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        new = read_run(execute(profile, run_id, root, Path(temporary) / run_id)).log
+        new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / run_id)).log
     keys = ["update", "split", "metric"]
     if not old[keys].equals(new[keys]):
         print(f"rerun {run_id}: the rows differ: {len(old)} committed, {len(new)} made again")

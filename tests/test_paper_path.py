@@ -23,7 +23,7 @@ def stream_folder(source, folder, subset):
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {subset}\n  data_files: '*.jsonl'\n---\n")
     lines = [json.dumps({"text": file.read_text(), "id": file.stem}) for file in sorted(source.iterdir())]
     (folder / "all.jsonl").write_text("\n".join(lines) + "\n")
-    return str(folder)
+    return f"{folder}:{subset}"
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def paper(text, tmp_path_factory):
     prepare(own, root)  # for a tokenizer of 300 tokens
     own.tokenizer_path(root).rename(base / "tokenizer.json")
     profile = load_profile("paper")
-    subset = profile.corpus.subset
+    own_subset, foreign_subset = (names[0].split(":")[1] for names in (profile.corpus.packages, profile.corpus.foreign))
     corpus = profile.corpus.model_copy(update={
-        "packages": (stream_folder(text / "own", root / "own", subset),),
-        "foreign": (stream_folder(text / "foreign", root / "foreign", subset),),
+        "packages": (stream_folder(text / "own", root / "own", own_subset),),
+        "foreign": (stream_folder(text / "foreign", root / "foreign", foreign_subset),),
         "dev_share": 0.15, "heldout_share": 0.3})
     small = profile.training.model_copy(update={"updates": 2, "micro_batch": 1, "accumulation": 2, "block": 32})
     profile = profile.model_copy(update={
@@ -98,13 +98,28 @@ def test_a_base_that_is_not_there_is_refused_in_one_line(paper):
 
 def test_a_data_set_that_cannot_be_loaded_is_refused_in_one_line(paper, tmp_path):
     profile, root = paper
-    for change in ({"packages": (str(tmp_path / "none"),)}, {"subset": "sample-20BT"}):
+    for change in ({"packages": (str(tmp_path / "none"),)}, {"packages": (profile.corpus.packages[0] + "x",)}):
         away = profile.model_copy(update={"corpus": profile.corpus.model_copy(update=change)})
         with pytest.raises(InputError, match="corpus: data set '.*' can't be loaded") as error:
             prepare(away, tmp_path)
         assert "\n" not in str(error.value)
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.jsonl").write_text('{"words": "no text"}\n')
-    rows = profile.corpus.model_copy(update={"packages": (str(tmp_path / "rows"),), "subset": None})
+    rows = profile.corpus.model_copy(update={"packages": (str(tmp_path / "rows"),)})
     with pytest.raises(InputError, match="row without a field 'text'"):
         prepare(profile.model_copy(update={"corpus": rows}), tmp_path)
+
+
+def test_a_hub_base_is_fetched_once_into_a_folder(paper, monkeypatch):
+    """`Qwen/Qwen2.5-3B` is a name, not a folder: tokenizer, weights and hash come from the files that the hub gives."""
+    profile, root = paper
+    asked = []
+
+    def download(name, revision, allow_patterns):
+        asked.append((name, revision))
+        return profile.base.path
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    hub = profile.model_copy(update={"base": load_profile("paper").base})
+    assert hub.tokenizer_path(root).exists() and asked == [("Qwen/Qwen2.5-3B", None)]
+    assert training.base_sha256(hub, root) == training.base_sha256(profile, root)
+    assert training.load_base(hub, root).config.num_hidden_layers == 36
