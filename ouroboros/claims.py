@@ -63,7 +63,8 @@ def judge(claim: dict, results: Results, protocol: str) -> Judged:
     by_part = getattr(statistics, measure.pop("statistic"))(**measure)
     parts = {name: t_interval(values.values()) for name, values in by_part.items()}
     verdict, why = _verdict(claim, parts, statistics)
-    return Judged(parts, verdict, why + _diverged(statistics))
+    note = claim.get("notes", {}).get(protocol)
+    return Judged(parts, verdict, why + (f"; {note}" if note else "") + _diverged(statistics))
 
 
 def _diverged(statistics: Statistics) -> str:
@@ -142,7 +143,8 @@ def markdown(results: Results) -> str:
             f"{mark}Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from "
             "their sources (A: the paper's abstract, R: README of the release), recomputed ones follow from other "
             "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
-            "unless said otherwise. The rules are in `ouroboros/claims.yaml`, written before the runs.\n\n"
+            "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. The rules "
+            "are in `ouroboros/claims.yaml`, written before the runs.\n\n"
             + ledger(results).to_markdown(index=False) + "\n")
 
 
@@ -220,9 +222,9 @@ def found_gate(results: Results, protocol: str) -> str:
 def found_converged(results: Results) -> str:
     """Which arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
     table, training = metrics.arm_table(results), results.profile.training
-    budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. A decaying "
-              "rate flattens every curve's end, so a small slope doesn't show that more training would change nothing"
-              ". ")
+    budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. Where the "
+              "rate decays (`corrected`) every curve's end is flat: it doesn't show that more training would change "
+              "nothing. ")
     moving = table[table["converged"].eq(False) & table["last_slope"].notna()]
     if table["last_slope"].isna().all():
         return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."
