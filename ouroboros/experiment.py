@@ -269,8 +269,8 @@ class Profile(Strict):
         for spec in (*self.runs(), *self.search_runs()):
             if spec.id == run_id:
                 return spec
-        raise InputError(f"run '{run_id}': profile '{self.name}' declares no such run; python -m ouroboros runs "
-                         f"--profile {self.name} --dry-run lists them")
+        raise InputError(f"run '{run_id}': profile '{self.name}' declares no such run; finished ones are in results/"
+                         f"{self.name}/runs, python -m ouroboros runs --profile {self.name} --dry-run lists the others")
 
 
 def load_profile(name: str) -> Profile:

@@ -142,7 +142,8 @@ def _same_text(old: str, new: str) -> str | None:
             numbers = list(zip(NUMBER.findall(a), NUMBER.findall(b), strict=False))
             close = all(math.isclose(float(x), float(y), rel_tol=DIGITS, abs_tol=NOISE) for x, y in numbers)
             if NUMBER.sub("#", a) != NUMBER.sub("#", b) or not close:
-                return f"line {number}: committed '{a[:100]}', derived '{b[:100]}'"
+                start = max(0, len(os.path.commonprefix([a, b])) - 20)  # lines of tables are long
+                return f"line {number}: committed '{a[start:start + 100]}', derived '{b[start:start + 100]}'"
     if len(old.splitlines()) != len(new.splitlines()):
         return f"{len(old.splitlines())} lines committed, {len(new.splitlines())} derived"
     return None
