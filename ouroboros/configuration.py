@@ -4,8 +4,10 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .errors import InputError
+from .experiment import SplitConfig
 
 MODULATIONS = ("controller", "static", "none")
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
 PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
@@ -29,6 +31,8 @@ class OuroborosConfig(PretrainedConfig):
         gate, step_norm: whether the recurrence has them.
         gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
         state_width, step_width, hidden_width, output_width: Controller widths, SYSTEM section 4.
+        base_reference: `name`, `revision` and `sha256` of the base's weights; None if the model wasn't converted.
+        weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
 
     Raises InputError for a value out of range.
     """
@@ -38,7 +42,8 @@ class OuroborosConfig(PretrainedConfig):
 
     def __init__(self, base=None, n_prelude=8, recurrent_layer=18, n_coda=8, depth=8, max_steps=64, rank=32,
                  alpha=16.0, modulation="controller", pooling="causal", gate=True, step_norm=True, gate_bias=-2.0,
-                 state_width=256, step_width=128, hidden_width=256, output_width=128, **kwargs):
+                 state_width=256, step_width=128, hidden_width=256, output_width=128, base_reference=None,
+                 weights_sha256=None, use_cache=True, **kwargs):
         if isinstance(base, dict):
             base = CONFIG_MAPPING[base["model_type"]](**base)
         self.base = base
@@ -48,6 +53,7 @@ class OuroborosConfig(PretrainedConfig):
         self.gate_bias = gate_bias
         self.state_width, self.step_width = state_width, step_width
         self.hidden_width, self.output_width = hidden_width, output_width
+        self.base_reference, self.weights_sha256, self.use_cache = base_reference, weights_sha256, use_cache
         for field, choices in (("modulation", MODULATIONS), ("pooling", POOLINGS)):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
@@ -60,6 +66,18 @@ class OuroborosConfig(PretrainedConfig):
                 kwargs.setdefault(token, getattr(base, token, None))
         super().__init__(**kwargs)
 
+    @property
+    def split(self) -> SplitConfig:
+        """Prelude, recurrent layer and coda."""
+        return SplitConfig(prelude=self.n_prelude, recurrent=self.recurrent_layer, coda=self.n_coda)
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        """`full_attention` or `sliding_attention` of each kept layer, as the base's family says it."""
+        # Mistral has no `layer_types`: its window, if any, is every layer's
+        every = "full_attention" if getattr(self.base, "sliding_window", None) is None else "sliding_attention"
+        return getattr(self.base, "layer_types", None) or [every] * self.base.num_hidden_layers
+
     def get_text_config(self, *args, **kwargs):
-        """The base's configuration: what generation asks for layers, heads and vocabulary."""
+        """The configuration itself: `base` is a part of the model, not a text model beside another one."""
         return self

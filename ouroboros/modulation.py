@@ -6,8 +6,10 @@ Shapes: B batch, T positions, d width, r rank, K = 7 projections.
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
 
 from .configuration import PROJECTIONS, OuroborosConfig
+from .errors import InputError
 
 
 class ModulatedLinear(nn.Linear):
@@ -34,18 +36,44 @@ class ModulatedLinear(nn.Linear):
         return y + F.linear(branch, self.B)
 
 
-def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+class RunningMean(DynamicLayer):
+    """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
+
+    A layer of the key/value cache, so that beams, batches and devices are handled with it.
+    """
+
+    is_croppable = False
+
+    def update(self, total: torch.Tensor, count: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, d) and (B, T, 1) cumulative over new positions -> the same over all positions so far."""
+        if self.is_initialized:
+            total, count = total + self.keys, count + self.values
+        else:
+            self.lazy_initialization(total, count)
+        self.keys, self.values = total[:, -1:], count[:, -1:]
+        return total, count
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove != 0:
+            raise InputError("causal pooling keeps a running mean, from which no token can be taken back; generate "
+                             "without an assistant model, or with use_cache=False")
+
+
+def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
-    `causal` is the mean over positions <= t, `sequence` the mean over all (AUDIT `pooling`). Positions where `mask`
-    (B, T) is 0 are left out; in float32 at least.
+    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all (AUDIT `pooling`).
+    Positions where `mask` (B, T) is 0 are left out; in float32 at least.
     """
     weight = h.new_ones(h.shape[:2]) if mask is None else mask.to(h.dtype)
     weight = weight[..., None].to(torch.promote_types(h.dtype, torch.float32))  # (B, T, 1)
     h = h.to(weight.dtype) * weight
     if pooling == "sequence":
         return h.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
-    return h.cumsum(1) / weight.cumsum(1).clamp(min=1)
+    total, count = h.cumsum(1), weight.cumsum(1)
+    if past is not None:
+        total, count = past.update(total, count)
+    return total / count.clamp(min=1)
 
 
 class Controller(nn.Module):
@@ -64,9 +92,10 @@ class Controller(nn.Module):
         self.heads = nn.Linear(config.output_width, len(PROJECTIONS) * config.rank, bias=False)
         nn.init.zeros_(self.heads.weight)
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None) -> torch.Tensor:
-        """(B, T, d) hidden states, step t, (B, T) mask or None -> (B, T or 1, K, r)."""
-        z = F.silu(self.state(pool(h, mask, self.pooling).to(self.state.weight.dtype)))
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
+        z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
         e = self.step.weight[t].expand(*z.shape[:2], -1)
         u = F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
         return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
@@ -79,7 +108,8 @@ class StaticModulation(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(config.max_steps, len(PROJECTIONS), config.rank))
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return self.table[t][None, None]
 

@@ -8,7 +8,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
 from ouroboros.experiment import SplitConfig
-from ouroboros.surgery import cut_layers, kept_layers, mean_residual, removed_layers, truncated_svd
+from ouroboros.surgery import cut_layers, kept_layers, mean_residual, open_base, removed_layers, truncated_svd
 
 
 def split(prelude, recurrent, coda):
@@ -55,7 +55,7 @@ def test_the_mean_residual_is_over_the_removed_layers():
     model, where = base(), split(1, 3, 1)
     weights = [layer.mlp.up_proj.weight for layer in model.model.layers]
     expected = (weights[1] + weights[2] + weights[4]) / 3 - weights[3]
-    torch.testing.assert_close(mean_residual(model.model.layers, where, "up_proj", "mlp"), expected)
+    torch.testing.assert_close(mean_residual(open_base(model), where, "up_proj", "mlp"), expected)
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
@@ -81,5 +81,9 @@ def test_the_cut_model_is_the_base_without_the_removed_layers():
     for layer in (1, 2, 4):
         for parameter in model.model.layers[layer].parameters():
             parameter.data.zero_()
+    text = ids[:, :4]
+    cached = cut.generate(text, max_new_tokens=4, do_sample=False, pad_token_id=0)
+    assert torch.equal(cached, cut.generate(text, max_new_tokens=4, do_sample=False, pad_token_id=0, use_cache=False))
+    assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(6))  # the base's are its own
     # a layer whose every weight is zero is the identity: the base without them is the cut model
     torch.testing.assert_close(model(ids, use_cache=False).logits, whole)

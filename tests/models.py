@@ -1,0 +1,52 @@
+"""Small random models of each supported family, and their conversion."""
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config
+from transformers import Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from ouroboros import OuroborosForCausalLM
+
+SHAPE = dict(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=6, num_attention_heads=4,
+             num_key_value_heads=2, initializer_range=0.2, bos_token_id=1, eos_token_id=None, pad_token_id=0)
+FAMILIES = {  # what each family brings: biases, norms of q and k, tied embeddings, windows
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, dict(tie_word_embeddings=True)),
+    "qwen2-window": (Qwen2ForCausalLM, Qwen2Config, dict(use_sliding_window=True, sliding_window=4,
+                                                         max_window_layers=2)),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, dict(tie_word_embeddings=False, head_dim=8, attention_bias=True)),
+    "llama": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=False, attention_bias=True, mlp_bias=True)),
+    "llama-tied": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=True)),
+    "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=4, tie_word_embeddings=False)),
+}
+
+
+def small_base(family="qwen2", attention="sdpa", **changes):
+    torch.manual_seed(0)
+    model, config, options = FAMILIES[family]
+    config = config(**SHAPE | options | changes)
+    config._attn_implementation = attention
+    model = model(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:  # biases at 0 and norms at 1 would hide what is forgotten
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+def convert(model=None, **options):
+    torch.manual_seed(1)
+    options = {"rank": 4, "alpha": 2.0, "depth": 3, "max_steps": 8, "state_width": 8, "step_width": 4,
+               "hidden_width": 8, "output_width": 4} | options
+    return OuroborosForCausalLM.from_base(small_base() if model is None else model, 1, 3, 1, **options).eval()
+
+
+def shake(model):
+    """Give every trained tensor a value that matters."""
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.recurrence.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def ids(batch=2, length=7, seed=3):
+    return torch.randint(2, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
