@@ -250,6 +250,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         if "base.model.norm.weight" not in tensors:
             tensors |= {f"base.{name}": tensor for name, tensor in _kept_of_reference(config, base)}
         model = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        model.base.requires_grad_(False)  # loading makes new parameters
         model._load_generation_config(folder)
         return model
 
@@ -408,6 +409,8 @@ def _copy(base: nn.Module, tensors) -> None:
 def _kept_of_reference(config: OuroborosConfig, base):
     """The kept tensors of the base that a checkpoint refers to, or of `base` in its place. Checks the hash."""
     reference = config.base_reference
+    if reference is None:
+        raise InputError("config.json: field 'base_reference' is null, but the weights need it; save the model again")
     source = open_base(base if base is not None else reference["name"], reference["revision"])
     if (found := sha256(source.weights)) != reference["sha256"]:
         raise InputError(f"base '{source.name}': its weights have sha256 {found}, the checkpoint was made from "

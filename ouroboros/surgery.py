@@ -146,9 +146,13 @@ def _renumbered(layer: nn.Module, index: int) -> nn.Module:
 # ------------------------------------------------------------------------------------------------------ the SVD bases
 
 def mean_residual(base: Base, split: SplitConfig, name: str, parent: str) -> torch.Tensor:
-    """R = mean over the removed layers of (W_i - W), (out, in) float32, for one projection of the recurrent layer."""
+    """R = mean over the removed layers of (W_i - W), (out, in), for one projection of the recurrent layer.
+
+    In float32 at least.
+    """
     def weight(index: int) -> torch.Tensor:
-        return base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach().float()
+        tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
     removed = removed_layers(base.n_layers, split)
     return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)

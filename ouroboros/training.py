@@ -58,19 +58,17 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     # AUDIT `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
     alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
     torch.manual_seed(spec.seed)
-    model = OuroborosForCausalLM.from_base(
+    return OuroborosForCausalLM.from_base(
         base, profile.split.prelude, profile.split.recurrent, profile.split.coda, rank=rank, alpha=alpha,
         depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
         modulation=modulation, pooling=protocol["pooling"], gate=gate, step_norm=step_norm,
         state_width=widths.state, step_width=widths.step, hidden_width=widths.hidden, output_width=widths.output)
-    model.recurrence.float()
-    return model
 
 
 def as_logits(model: nn.Module) -> evaluation.Logits:
     """One call for both kinds of model: (B, T) ids and a depth -> (B, T, V) logits."""
     if isinstance(model, OuroborosForCausalLM):
-        return lambda ids, depth: model(ids.to(model.device), depth=depth).logits
+        return lambda ids, depth: model(ids.to(model.device), depth=depth, use_cache=False).logits
     return lambda ids, depth: model(ids.to(model.device), use_cache=False).logits
 
 

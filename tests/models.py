@@ -1,8 +1,16 @@
 """Small random models of each supported family, and their conversion."""
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config
-from transformers import Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from ouroboros import OuroborosForCausalLM
 
@@ -17,6 +25,8 @@ FAMILIES = {  # what each family brings: biases, norms of q and k, tied embeddin
     "llama-tied": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=True)),
     "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=4, tie_word_embeddings=False)),
 }
+OPTIONS = {"rank": 4, "alpha": 2.0, "depth": 3, "max_steps": 8, "state_width": 8, "step_width": 4, "hidden_width": 8,
+           "output_width": 4}
 
 
 def small_base(family="qwen2", attention="sdpa", **changes):
@@ -34,9 +44,8 @@ def small_base(family="qwen2", attention="sdpa", **changes):
 
 def convert(model=None, **options):
     torch.manual_seed(1)
-    options = {"rank": 4, "alpha": 2.0, "depth": 3, "max_steps": 8, "state_width": 8, "step_width": 4,
-               "hidden_width": 8, "output_width": 4} | options
-    return OuroborosForCausalLM.from_base(small_base() if model is None else model, 1, 3, 1, **options).eval()
+    model = small_base() if model is None else model
+    return OuroborosForCausalLM.from_base(model, 1, 3, 1, **OPTIONS | options).eval()
 
 
 def shake(model):

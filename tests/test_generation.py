@@ -105,7 +105,7 @@ def test_a_cache_that_cannot_be_right_is_refused():
         model(ids(), past_key_values=cache, depth=4)
     with pytest.raises(InputError, match="a DynamicCache has no slot a recurrence step"):
         model(ids(), past_key_values=DynamicCache())
-    with pytest.raises(InputError, match=r"attention_mask of shape \(2, 7\): must be \(batch, tokens\), here \(2, 14\)"):
+    with pytest.raises(InputError, match=r"attention_mask of shape \(2, 7\): must be .*, here \(2, 14\)"):
         model(ids(), past_key_values=cache, attention_mask=torch.ones(2, 7))
     with pytest.raises(InputError, match="no token can be taken back"):
         cache.crop(-1)

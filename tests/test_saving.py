@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from models import FAMILIES, SHAPE, convert, ids, shake, small_base
+from models import FAMILIES, OPTIONS, SHAPE, convert, ids, shake, small_base
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -75,7 +75,7 @@ def test_one_step_without_gate_and_norm_is_the_cut_model_as_its_family_computes_
     mask[1, :4] = 0
     for mine, its in zip(looped(ids(2, 12), attention_mask=mask, output_hidden_states=True).hidden_states,
                          cut(ids(2, 12), attention_mask=mask, output_hidden_states=True).hidden_states, strict=True):
-        torch.testing.assert_close(mine[mask.bool()], its[mask.bool()], rtol=0, atol=1e-6)
+        torch.testing.assert_close(mine[mask.bool()], its[mask.bool()], rtol=0, atol=1e-5)
 
 
 def test_sliding_windows_slide():
@@ -88,7 +88,7 @@ def test_sliding_windows_slide():
 
 @pytest.mark.parametrize("kind, config, complaint", [
     (Phi3ForCausalLM, Phi3Config(**SHAPE), r"layer 0 has no self_attn.q_proj \(it has .*self_attn.qkv_proj"),
-    (MixtralForCausalLM, MixtralConfig(**SHAPE, num_local_experts=2), r"layer 0 has no mlp.gate_proj \(it has .*experts"),
+    (MixtralForCausalLM, MixtralConfig(**SHAPE, num_local_experts=2), "layer 0 has no mlp.gate_proj .*experts"),
     (GemmaForCausalLM, GemmaConfig(**SHAPE, head_dim=4), "model_type 'gemma' isn't supported"),
 ])
 def test_what_is_not_supported_is_named(kind, config, complaint, tmp_path):
@@ -254,7 +254,7 @@ def test_a_checkpoint_of_the_release_loads(heads, norms, saved, tmp_path):
 
 
 def convert_release(path, base, **options):
-    options = {"rank": 4, "max_steps": 8, "state_width": 8, "step_width": 4, "hidden_width": 8, "output_width": 4} | options
+    options = OPTIONS | options
     return OuroborosForCausalLM.from_release(path, base, n_prelude=1, recurrent_layer=3, n_coda=1, **options)
 
 
@@ -272,8 +272,7 @@ def test_a_checkpoint_that_runs_code_or_does_not_fit_is_refused(saved, tmp_path,
     good = tmp_path / "good.pt"
     torch.save(released(model), good)
     refused("state 'controller': nothing fits heads.weight", convert_release, good, base, rank=3)
-    refused("state 'step_norm': weights.4, .* fits nothing|state 'controller': nothing fits", convert_release, good, base,
-            max_steps=4)
+    refused("state 'controller': nothing fits", convert_release, good, base, max_steps=4)
     torch.save({"controller": {}}, tmp_path / "few.pt")
     refused("state 'controller': nothing fits", convert_release, tmp_path / "few.pt", base)
     torch.save([1], tmp_path / "list.pt")

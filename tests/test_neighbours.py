@@ -1,0 +1,149 @@
+"""What works on a transformers causal LM works here: pipeline, peft, accelerate, checkpointing, torch.compile."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from models import convert, ids, shake, small_base
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, pipeline
+
+from ouroboros import OuroborosForCausalLM
+
+TESTS = Path(__file__).parent
+
+
+def test_the_text_generation_pipeline_loads_a_saved_model(tmp_path):
+    model = shake(convert())
+    model.save_pretrained(tmp_path, self_contained=True)
+    vocabulary = {f"w{i}": i for i in range(50)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0").save_pretrained(tmp_path)
+    write = pipeline("text-generation", model=str(tmp_path))
+    texts = write(["w5 w6 w7", "w8"], max_new_tokens=5, do_sample=False, batch_size=2)  # left-padded
+    for text, prompt in zip(texts, ([5, 6, 7], [8]), strict=True):
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=5, do_sample=False)[0]
+        assert re.findall(r"w\d+", text[0]["generated_text"]) == [f"w{i}" for i in expected]
+
+
+def trained(model):
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_peft_puts_lora_on_the_coda_and_both_learn():
+    model = get_peft_model(shake(convert()), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"],
+                                                        layers_to_transform=[2], modules_to_save=["recurrence"]))
+    loras = {name for name in trained(model) if "lora_" in name}
+    assert len(loras) == 4 and all(".layers.2." in name for name in loras)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(6):
+        loss = model(input_ids=ids(), labels=ids()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == trained(model) and any("recurrence" in name for name in moved) and losses[-1] < losses[0]
+    assert model.eval().generate(input_ids=ids(), max_new_tokens=3).shape == (2, 10)
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_peft_on_the_prelude_or_the_looped_layer_gets_gradients(layer):
+    """The prelude runs without autograd only while nothing in it is trained."""
+    plain = convert()
+    model = get_peft_model(plain, LoraConfig(r=2, target_modules=["q_proj"], layers_to_transform=[layer]))
+    model(input_ids=ids(), labels=ids()).loss.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if "lora_B" in name]
+    assert len(gradients) == 1 and gradients[0].abs().max() > 0
+    assert len(plain.projections) == 7
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("modulation", ["controller", "static"])
+def test_gradient_checkpointing_changes_no_gradient(modulation, reentrant):
+    model = shake(convert(modulation=modulation)).train()
+
+    def gradients():
+        model.zero_grad()
+        model(ids(), labels=ids(), depth=4).loss.backward()
+        return {name: p.grad.clone() for name, p in model.recurrence.named_parameters()}
+
+    plain = gradients()
+    calls = []
+    model.recurrence.modulation.register_forward_hook(lambda *_: calls.append(1))
+    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    checkpointed = gradients()
+    assert len(calls) == 8  # four steps, each once more in the backward pass
+    for name, gradient in plain.items():
+        torch.testing.assert_close(checkpointed[name], gradient, rtol=1e-5, atol=1e-7)
+    assert any(gradient.abs().max() > 0 for gradient in plain.values())
+
+
+def test_the_compiled_step_agrees_and_does_not_compile_at_every_step():
+    torch._dynamo.reset()
+    compiled = []
+
+    def backend(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    model = shake(convert()).train()
+
+    def run():
+        model.zero_grad()
+        out = model(ids(), labels=ids(), depth=8)
+        out.loss.backward()
+        return out.logits.detach(), {name: p.grad.clone() for name, p in model.recurrence.named_parameters()}
+
+    logits, gradients = run()
+    model.recurrence.compile(backend=backend)
+    again, same = run()
+    assert 1 <= len(compiled) <= 3  # step 0, step 1, and any step
+    torch.testing.assert_close(again, logits, rtol=1e-5, atol=1e-5)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6)
+    assert model.state_dict().keys() == convert().state_dict().keys()  # a compiled model saves as before
+    model.eval()
+    text = model.generate(ids(), max_new_tokens=4, do_sample=False)
+    assert torch.equal(text, shake(convert()).generate(ids(), max_new_tokens=4, do_sample=False))
+
+
+def test_hidden_states_show_every_recurrence_step():
+    model = shake(convert())
+    out = model(ids(), depth=5, output_hidden_states=True)
+    assert len(out.hidden_states) == 1 + 1 + 5 + 1 and all(h.shape == (2, 7, 16) for h in out.hidden_states)
+    torch.testing.assert_close(model.base.lm_head(out.hidden_states[-1]), out.logits)
+    shorter = model(ids(), depth=4, output_hidden_states=True).hidden_states
+    assert all(torch.equal(a, b) for a, b in zip(out.hidden_states[:6], shorter[:6], strict=True))
+    assert model(ids()).hidden_states is None
+
+
+def test_only_the_wanted_logits_are_computed():
+    model = shake(convert())
+    whole = model(ids()).logits
+    torch.testing.assert_close(model(ids(), logits_to_keep=2).logits, whole[:, -2:])
+    torch.testing.assert_close(model(ids(), logits_to_keep=torch.tensor([1, 4])).logits, whole[:, [1, 4]])
+    as_tuple = model(ids(), labels=ids(), return_dict=False)
+    torch.testing.assert_close(as_tuple[1], whole)
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path):
+    small_base().save_pretrained(tmp_path / "base")
+    losses = {}
+    for processes in (1, 2):
+        environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+                        str(processes), str(TESTS / "two_processes.py"), str(tmp_path)],
+                       check=True, env=environment, capture_output=True, timeout=120)
+        losses[processes] = json.loads((tmp_path / f"{processes}.json").read_text())
+    assert len(losses[1]) == 5 and losses[1][-1] < losses[1][0]
+    assert losses[2] == pytest.approx(losses[1], rel=0, abs=1e-5)
