@@ -16,7 +16,7 @@ ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(CURDIR))
 .PHONY: $(STAMP)
 endif
 
-.PHONY: help reproduce test smoke runs rerun verify base lab lint clean
+.PHONY: help reproduce test smoke runs rerun verify base bench lab lint clean
 .DEFAULT_GOAL := help
 # Targets share results/ and use all cores themselves: one after the other, under `make -j` too.
 .NOTPARALLEL:
@@ -56,6 +56,9 @@ verify: $(STAMP) ## derive everything again, elsewhere, and compare with what is
 
 base: $(STAMP) ## pretrain the base model of PROFILE, unless it is there; FORCE=1: again
 	$(OUROBOROS) base --profile $(PROFILE) $(if $(FORCE),--force)
+
+bench: $(STAMP) ## time conversion and generation against their alternatives; run nothing beside it
+	$(OUROBOROS) bench
 
 lab: $(STAMP) ## open the notebooks in JupyterLab
 	$(RUN_PYTHON) -m jupyter lab notebooks

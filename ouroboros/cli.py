@@ -84,6 +84,16 @@ def _verify(args, root: Path) -> int:
     return 1 if differences else 0
 
 
+def _bench(args, root: Path) -> int:
+    from .bench import BENCHES, bench
+
+    for name in args.names:
+        if name not in BENCHES:
+            raise InputError(f"bench '{name}': unknown; one of {', '.join(BENCHES)}")
+    bench(args.names or list(BENCHES), root)
+    return 0
+
+
 def _jobs(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}': say a whole number, 1 or more")
@@ -113,6 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("run", metavar="RUN", help="a run's id, as controller-d4-r8-corrected-s0")
     command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs")
     command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ")
+    bench = commands.add_parser("bench", help="time conversion and generation against their alternatives")
+    bench.add_argument("names", nargs="*", metavar="NAME", help="only these benches (default: all)")
+    bench.set_defaults(handler=_bench)
     return parser
 
 
