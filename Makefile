@@ -43,6 +43,7 @@ test: $(STAMP) ## the tests
 smoke: $(STAMP) ## everything from nothing at the smallest scale: pretrain, cut, train every arm, derive
 	$(OUROBOROS) base --profile smoke
 	$(OUROBOROS) runs --profile smoke --jobs $(JOBS)
+	$(OUROBOROS) tour --profile smoke
 	$(OUROBOROS) reproduce --profile smoke
 
 runs: $(STAMP) ## make the runs of PROFILE that are missing

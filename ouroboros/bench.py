@@ -23,7 +23,7 @@ from .provenance import provenance
 from .runlog import write_atomic
 from .surgery import mean_residual, open_base, truncated_svd
 
-PAPER_DOWN = (2048, 11008)  # down_proj of Qwen2.5-3B (SYSTEM section 2), the largest of the seven
+PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (SYSTEM section 2), of the largest shape of the seven
 CHECKPOINT = dict(vocab_size=32_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,
                   num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True)  # 1.1 GB in float32
 MEGABYTE = 1e6
@@ -73,15 +73,15 @@ def excess_error(residual: torch.Tensor, rank: int) -> float:
 def svd(profile: Profile, root: Path) -> pd.DataFrame:
     """Truncated against full SVD (float32) at the paper's largest projection."""
     base = open_base(profile.base_source(root))
-    spectra = {"residual of the tiny base's down_proj": scaled_residual(
-        mean_residual(base, profile.split, "down_proj", "mlp"), PAPER_DOWN),
-        "white noise": torch.randn(PAPER_DOWN, generator=torch.Generator().manual_seed(0))}
+    spectra = {"residual of the tiny base's up_proj": scaled_residual(
+        mean_residual(base, profile.split, "up_proj", "mlp"), PAPER_UP),
+        "white noise": torch.randn(PAPER_UP, generator=torch.Generator().manual_seed(0))}
     rows = []
     for spectrum, matrix in spectra.items():
         for rank in (32, 64):
             seconds = take_turns({"truncated": lambda m=matrix, r=rank: truncated_svd(m, r),
                                   "full": lambda m=matrix: torch.linalg.svd(m, full_matrices=False)}, repeats=5)
-            rows.append({"spectrum": spectrum, "shape": f"{PAPER_DOWN[0]} x {PAPER_DOWN[1]}", "rank": rank}
+            rows.append({"spectrum": spectrum, "shape": f"{PAPER_UP[0]} x {PAPER_UP[1]}", "rank": rank}
                         | _compared(seconds, "truncated", "full")
                         | {"error above the optimum %": excess_error(matrix, rank)})
     return pd.DataFrame(rows)

@@ -72,6 +72,14 @@ def _reproduce(args, root: Path) -> int:
     return 0
 
 
+def _tour(args, root: Path) -> int:
+    load_profile(args.profile)
+    from .reproduce import tour
+
+    tour(args.profile, root)
+    return 0
+
+
 def _verify(args, root: Path) -> int:
     load_profile(args.profile)
     from .reproduce import verify
@@ -122,6 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     for sub in (run, rerun):
         sub.add_argument("run", metavar="RUN", help="a run's id, as controller-d4-r8-corrected-s0")
     command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs")
+    command("tour", _tour, "execute notebook 00: convert, look inside, train, generate, save")
     command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ")
     bench = commands.add_parser("bench", help="time conversion and generation against their alternatives")
     bench.add_argument("names", nargs="*", metavar="NAME", help="only these benches (default: all)")

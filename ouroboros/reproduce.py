@@ -29,6 +29,7 @@ from .runlog import write_atomic
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits
 NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
+TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 README_PROFILE = "tiny"  # the profile whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 
@@ -121,7 +122,7 @@ def derive(profile: str, root: Path, out: Path) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md."""
     results = metrics.load(profile, root)
     folder = out / "results" / profile
-    for notebook in sorted((root / "notebooks").glob("*.ipynb")):
+    for notebook in sorted(set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}):
         execute(notebook, folder / "notebooks" / notebook.name, {"profile": profile}, root, out)
     write_atomic(folder / "claims.md", claims.markdown(results))
 
@@ -130,7 +131,7 @@ def _outputs(root: Path, profile: str) -> set[Path]:
     """The derived files below a root, relative to it."""
     places = (f"results/{profile}/notebooks/*.ipynb", f"results/{profile}/tables/*", f"results/{profile}/claims.md",
               f"figures/{profile}/*")
-    return {path.relative_to(root) for place in places for path in root.glob(place)}
+    return {path.relative_to(root) for place in places for path in root.glob(place) if path.name != TOUR}
 
 
 # ------------------------------------------------------------------------------------------------------- comparing
@@ -275,6 +276,12 @@ def reproduce(profile: str, root: Path) -> None:
             write_atomic(readme, new)
     print(claims.summary(results))
     print(f"\n{len(changed)} outputs written; all of them: results/{profile}/ and figures/{profile}/")
+
+
+def tour(profile: str, root: Path) -> None:
+    """Execute the notebook that converts, trains, generates and saves."""
+    target = root / "results" / profile / "notebooks" / TOUR
+    execute(root / "notebooks" / TOUR, target, {"profile": profile}, root, root)
 
 
 def verify(profile: str, root: Path) -> list[str]:

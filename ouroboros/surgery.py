@@ -158,6 +158,12 @@ def mean_residual(base: Base, split: SplitConfig, name: str, parent: str) -> tor
     return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)
 
 
+def spectra(base: Base, split: SplitConfig) -> dict[str, torch.Tensor]:
+    """The singular values of each projection's mean residual, (min(in, out),) float64, largest first."""
+    return {name: torch.linalg.svdvals(mean_residual(base, split, name, parent).double())
+            for name, parent in PROJECTIONS.items()}
+
+
 def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A (r, in) and B (out, r) with B A the best rank-r approximation of `residual`; signs fixed, so deterministic.
 

@@ -14,8 +14,6 @@ from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, pipeline
 
-from ouroboros import OuroborosForCausalLM
-
 TESTS = Path(__file__).parent
 
 
@@ -38,8 +36,9 @@ def trained(model):
 
 
 def test_peft_puts_lora_on_the_coda_and_both_learn():
-    model = get_peft_model(shake(convert()), LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"],
-                                                        layers_to_transform=[2], modules_to_save=["recurrence"]))
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj", "up_proj"], layers_to_transform=[2],
+                      modules_to_save=["recurrence"])
+    model = get_peft_model(shake(convert()), lora)
     loras = {name for name in trained(model) if "lora_" in name}
     assert len(loras) == 4 and all(".layers.2." in name for name in loras)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from ouroboros.configuration import PROJECTIONS
 from ouroboros.errors import InputError
 from ouroboros.experiment import SplitConfig
-from ouroboros.surgery import cut_layers, kept_layers, mean_residual, open_base, removed_layers, truncated_svd
+from ouroboros.surgery import cut_layers, kept_layers, mean_residual, open_base, removed_layers, spectra, truncated_svd
 
 
 def split(prelude, recurrent, coda):
@@ -56,6 +57,16 @@ def test_the_mean_residual_is_over_the_removed_layers():
     weights = [layer.mlp.up_proj.weight for layer in model.model.layers]
     expected = (weights[1] + weights[2] + weights[4]) / 3 - weights[3]
     torch.testing.assert_close(mean_residual(open_base(model), where, "up_proj", "mlp"), expected)
+
+
+def test_spectra_are_the_residuals_singular_values():
+    model, where = open_base(base()), split(1, 3, 1)
+    found = spectra(model, where)
+    assert list(found) == list(PROJECTIONS)
+    for name, values in found.items():
+        residual = mean_residual(model, where, name, PROJECTIONS[name])
+        assert len(values) == min(residual.shape) and (values[:-1] >= values[1:]).all()
+        torch.testing.assert_close(values.square().sum().sqrt(), residual.double().norm())
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))
