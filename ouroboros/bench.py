@@ -110,17 +110,18 @@ def conversion_memory(folder: Path, split: tuple[int, int, int], rank: int) -> d
         return pool.apply(_convert, (str(folder), split, rank))
 
 
+def gigabyte(shard_size: str) -> dict[str, float]:
+    """Memory of converting a generated checkpoint of over a gigabyte to 5 of its 16 layers."""
+    with tempfile.TemporaryDirectory() as folder:
+        Qwen2ForCausalLM(Qwen2Config(**CHECKPOINT)).save_pretrained(folder, max_shard_size=shard_size)
+        files = list(Path(folder).glob("*.safetensors"))
+        size = sum(file.stat().st_size for file in files)
+        return {"checkpoint MB": size / MEGABYTE, "files": len(files)} | conversion_memory(Path(folder), (2, 8, 2), 32)
+
+
 def conversion(profile: Profile, root: Path) -> pd.DataFrame:
-    """Memory of converting a generated checkpoint of over a gigabyte, in one file and in shards."""
-    rows = []
-    for shards in ("5GB", "300MB"):
-        with tempfile.TemporaryDirectory() as folder:
-            Qwen2ForCausalLM(Qwen2Config(**CHECKPOINT)).save_pretrained(folder, max_shard_size=shards)
-            files = list(Path(folder).glob("*.safetensors"))
-            size = sum(file.stat().st_size for file in files)
-            rows.append({"checkpoint MB": size / MEGABYTE, "files": len(files)}
-                        | conversion_memory(Path(folder), (2, 8, 2), 32))
-    return pd.DataFrame(rows)
+    """Memory of conversion from one file and from shards."""
+    return pd.DataFrame([gigabyte("5GB"), gigabyte("300MB")])
 
 
 # ---------------------------------------------------------------------------------------------------------- generation

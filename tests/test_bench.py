@@ -4,9 +4,8 @@ import time
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros.bench import conversion_memory, excess_error, scaled_residual, take_turns
+from ouroboros.bench import excess_error, gigabyte, scaled_residual, take_turns
 from ouroboros.surgery import FULL_SVD, truncated_svd
 
 
@@ -31,7 +30,7 @@ def test_a_scaled_residual_has_the_spectrum_of_the_one_it_comes_from():
 
 
 @pytest.mark.parametrize("rank", [4, 32, 64])
-@pytest.mark.parametrize("shape", [(900, 600), (600, 900)])
+@pytest.mark.parametrize("shape", [(1300, 1030), (1030, 1300)])
 def test_the_randomized_svd_is_within_a_percent_of_the_best_and_deterministic(shape, rank):
     assert min(shape) > FULL_SVD
     residual = torch.randn(shape, generator=torch.Generator().manual_seed(2))  # no decay: the hardest spectrum
@@ -43,11 +42,7 @@ def test_the_randomized_svd_is_within_a_percent_of_the_best_and_deterministic(sh
     torch.testing.assert_close(a @ a.T, torch.eye(rank), rtol=0, atol=1e-5)
 
 
-def test_converting_a_checkpoint_holds_the_kept_layers_and_little_more(tmp_path):
-    """A base of 24 layers of which 5 are kept: holding the base would take five times the limit."""
-    config = Qwen2Config(vocab_size=1000, hidden_size=512, intermediate_size=2048, num_hidden_layers=24,
-                         num_attention_heads=8, num_key_value_heads=2, tie_word_embeddings=True)
-    Qwen2ForCausalLM(config).save_pretrained(tmp_path)
-    found = conversion_memory(tmp_path, (2, 12, 2), 8)
-    assert 0.8 * found["kept MB"] < found["peak net of imports MB"] < found["kept + 4 layers MB"]
-    assert found["kept MB"] == pytest.approx(5 * found["a layer MB"], rel=0.1)
+def test_converting_a_gigabyte_holds_the_kept_layers_and_less_than_four_more():
+    found = gigabyte("5GB")
+    assert found["checkpoint MB"] > 1000
+    assert found["kept MB"] < found["peak net of imports MB"] < found["kept + 4 layers MB"]
