@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .corpus import LOOK_AHEAD, Corpus
 from .experiment import DRAWN_DEPTHS, Profile
@@ -12,7 +13,10 @@ from .experiment import DRAWN_DEPTHS, Profile
 TARGETS = ("t+1", "t+2")
 GIVEN_DEPTH_BATCH = 8  # blocks a forward pass; where depths are drawn, a draw is per micro-batch
 
-Logits = Callable[[torch.Tensor, int | None], torch.Tensor]  # (B, T) ids, depth -> (B, T, V)
+CHUNK = 512  # tokens whose logits are held at a time; from 256 to 1024 the time is the same, the memory proportional
+
+Hidden = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
+"""(B, T) ids, depth -> last hidden states (B, T, d) and the head's weight (V, d)."""
 
 
 def targets(blocks: torch.Tensor, target: str) -> torch.Tensor:
@@ -21,9 +25,25 @@ def targets(blocks: torch.Tensor, target: str) -> torch.Tensor:
     return blocks[:, ahead:blocks.shape[1] - LOOK_AHEAD + ahead]
 
 
-def token_losses(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """(B, T, V) logits and (B, T) token ids -> (B, T) nats."""
-    return F.cross_entropy(logits.flatten(0, 1).float(), wanted.flatten(), reduction="none").view(wanted.shape)
+def token_losses(hidden: torch.Tensor, head: torch.Tensor, wanted: torch.Tensor,
+                 reduction: str = "none") -> torch.Tensor:
+    """(B, T, d) hidden states, (V, d) head and (B, T) token ids -> (B, T) nats, or their mean.
+
+    The logits of all tokens are never held at once. torch before 2.13 has no such loss: the same by checkpointing.
+    """
+    hidden, flat = hidden.flatten(0, 1), wanted.flatten()
+    if hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
+        losses = F.linear_cross_entropy(hidden, head, flat, reduction=reduction, options=options)
+    else:
+        losses = torch.cat([checkpoint(_chunk_losses, part, head, ids, use_reentrant=False)
+                            for part, ids in zip(hidden.split(CHUNK), flat.split(CHUNK), strict=True)])
+        losses = losses.mean() if reduction == "mean" else losses
+    return losses if reduction == "mean" else losses.view(wanted.shape)
+
+
+def _chunk_losses(hidden: torch.Tensor, head: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(F.linear(hidden, head).float(), wanted, reduction="none")
 
 
 class Depths:
@@ -39,13 +59,13 @@ class Depths:
 
 
 @torch.no_grad()
-def block_losses(logits: Logits, blocks: np.ndarray, depths: Depths, micro_batch: int) -> dict[str, list[float]]:
+def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch: int) -> dict[str, list[float]]:
     """Each block's mean loss under each target: {"t+1": [...], "t+2": [...]}, one entry a block of (n, T + 2)."""
     losses: dict[str, list[float]] = {target: [] for target in TARGETS}
     for chunk in torch.from_numpy(blocks).split(micro_batch if depths.drawn else GIVEN_DEPTH_BATCH):
-        scores = logits(chunk[:, :-LOOK_AHEAD], depths.next())
+        states, head = hidden(chunk[:, :-LOOK_AHEAD], depths.next())
         for target in TARGETS:
-            losses[target] += token_losses(scores, targets(chunk, target).to(scores.device)).mean(1).tolist()
+            losses[target] += token_losses(states, head, targets(chunk, target).to(states.device)).mean(1).tolist()
     return losses
 
 

@@ -29,6 +29,7 @@ from .surgery import cut_layers
 
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
 STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
+NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
@@ -65,11 +66,15 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
         state_width=widths.state, step_width=widths.step, hidden_width=widths.hidden, output_width=widths.output)
 
 
-def as_logits(model: nn.Module) -> evaluation.Logits:
-    """One call for both kinds of model: (B, T) ids and a depth -> (B, T, V) logits."""
-    if isinstance(model, OuroborosForCausalLM):
-        return lambda ids, depth: model(ids.to(model.device), depth=depth, use_cache=False).logits
-    return lambda ids, depth: model(ids.to(model.device), use_cache=False).logits
+def as_hidden(model: nn.Module) -> evaluation.Hidden:
+    """One call for both kinds of model: (B, T) ids and a depth -> last hidden states and the head's weight."""
+    def hidden(ids: torch.Tensor, depth: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, head = ids.to(model.device), model.get_output_embeddings().weight
+        if isinstance(model, OuroborosForCausalLM):
+            return model.hidden(ids, depth=depth)[-1], head
+        return model.model(ids, use_cache=False).last_hidden_state, head
+
+    return hidden
 
 
 # --------------------------------------------------------------------------------------------------- the protocol
@@ -110,6 +115,7 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
     blocks = corpus.blocks("train", settings.block, micro_batches * settings.micro_batch, protocol["packing"],
                            spec.seed)
     loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), batch_size=settings.micro_batch)
+    head = model.get_output_embeddings().weight
     model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     depths = evaluation.Depths(spec.depth, spec.seed)
     points = set(np.linspace(0, settings.updates, profile.evaluation.points).round().astype(int).tolist())
@@ -126,8 +132,10 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
         with accelerator.accumulate(model):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(update, settings.updates, protocol["schedule"])
-            logits = model(chunk[:, :-evaluation.LOOK_AHEAD], depth=depths.next()).logits
-            loss = evaluation.token_losses(logits, evaluation.targets(chunk, protocol["target"])).mean()
+            # through forward, where data parallelism hooks in, but without logits
+            states = model(chunk[:, :-evaluation.LOOK_AHEAD], depth=depths.next(), logits_to_keep=NO_LOGITS,
+                           output_hidden_states=True).hidden_states
+            loss = evaluation.token_losses(states[-1], head, evaluation.targets(chunk, protocol["target"]), "mean")
             losses.append(loss.item())
             if not math.isfinite(losses[-1]):
                 raise Diverged
@@ -155,7 +163,7 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     model.eval()
     depths, tokens = evaluation.Depths(spec.depth, spec.seed), update * profile.training.tokens_per_update
     for split, tokens_of_split in sets.items():
-        losses = evaluation.block_losses(as_logits(model), tokens_of_split, depths, profile.training.micro_batch)
+        losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch)
         if not np.isfinite([losses[target] for target in scored]).all():  # the last update may be what broke it
             raise Diverged
         for target in scored:

@@ -44,7 +44,7 @@ def test_block_losses_tell_the_targets_apart_whatever_the_batches():
     blocks = np.arange(11 * 10).reshape(11, 10) % 23
 
     def next_token(ids, depth):  # knows that the text counts on
-        return 50.0 * F.one_hot((ids + 1) % 23, 23).float()
+        return 50.0 * F.one_hot((ids + 1) % 23, 23).float(), torch.eye(23)
 
     losses = evaluation.block_losses(next_token, blocks, evaluation.Depths(1, 0), micro_batch=2)
     assert np.allclose(losses["t+1"], 0, atol=1e-6) and np.allclose(losses["t+2"], 50, atol=1e-4)
@@ -53,14 +53,38 @@ def test_block_losses_tell_the_targets_apart_whatever_the_batches():
 
 def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
     blocks = np.zeros((3, 6), dtype=np.int64)
-    losses = evaluation.block_losses(lambda ids, depth: torch.zeros(*ids.shape, 40), blocks, evaluation.Depths(1, 0), 1)
+    losses = evaluation.block_losses(lambda ids, depth: (torch.zeros(*ids.shape, 8), torch.ones(40, 8)), blocks,
+                                     evaluation.Depths(1, 0), 1)
     assert losses["t+1"] == pytest.approx([math.log(40)] * 3)
+
+
+@pytest.mark.parametrize("fallback", [False, True])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_chunked_loss_is_the_plain_one_and_so_is_its_gradient(fallback, reduction, monkeypatch):
+    monkeypatch.setattr(evaluation, "CHUNK", 8)
+    if fallback:
+        monkeypatch.delattr(F, "linear_cross_entropy")
+    torch.manual_seed(0)
+    hidden, head, wanted = torch.randn(3, 7, 16, requires_grad=True), torch.randn(50, 16), torch.randint(0, 50, (3, 7))
+    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), wanted.flatten(), reduction="none")
+    expected, = torch.autograd.grad(plain.mean(), hidden)
+    if reduction == "none":
+        losses = evaluation.token_losses(hidden.detach(), head, wanted)
+        torch.testing.assert_close(losses, plain.view(3, 7))
+    else:
+        loss = evaluation.token_losses(hidden, head, wanted, "mean")
+        torch.testing.assert_close(loss, plain.mean())
+        torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], expected)
 
 
 def test_drawn_depths_are_drawn_anew_for_every_micro_batch():
     drawn, blocks = [], np.zeros((60, 6), dtype=np.int64)
-    evaluation.block_losses(lambda ids, depth: drawn.append((len(ids), depth)) or torch.zeros(*ids.shape, 5), blocks,
-                            evaluation.Depths("mixed", 0), micro_batch=2)
+
+    def hidden(ids, depth):
+        drawn.append((len(ids), depth))
+        return torch.zeros(*ids.shape, 5), torch.eye(5)
+
+    evaluation.block_losses(hidden, blocks, evaluation.Depths("mixed", 0), micro_batch=2)
     assert len(drawn) == 30 and {size for size, _ in drawn} == {2}
     assert {depth for _, depth in drawn} == set(DRAWN_DEPTHS)
 
@@ -124,7 +148,7 @@ def test_the_target_trained_on_is_the_protocols(profile, root):
         packing = "separated" if protocol == "corrected" else "joined"
         blocks = prepare(own, root).blocks("train", 32, 2, packing, 0)
         model = training.build(spec, own, training.load_base(own, root))
-        losses = evaluation.block_losses(training.as_logits(model), blocks, evaluation.Depths(1, 0), 2)
+        losses = evaluation.block_losses(training.as_hidden(model), blocks, evaluation.Depths(1, 0), 2)
         assert loss_of(run, 1, "train", "loss") == pytest.approx(np.mean(losses[target]), abs=1e-6)
         assert abs(np.mean(losses["t+1"]) - np.mean(losses["t+2"])) > 1e-5  # or the test couldn't fail
 
@@ -139,7 +163,7 @@ def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(prof
     model = training.build(profile.find(run_id), profile, training.load_base(profile, root))
     model.load_state_dict(kept, strict=False)
     blocks = evaluation.final(profile, prepare(profile, root), 0)["foreign"]
-    losses = evaluation.block_losses(training.as_logits(model.eval()), blocks, evaluation.Depths(2, 0), 2)
+    losses = evaluation.block_losses(training.as_hidden(model.eval()), blocks, evaluation.Depths(2, 0), 2)
     logged = loss_of(read_run(root / "results/test/runs" / run_id), 6, "foreign", "block_losses_t+1")
     assert losses["t+1"] == pytest.approx(logged, abs=1e-6)
 
