@@ -1,7 +1,8 @@
 """The command line: one command a step from text to verdicts; `make` calls these.
 
-Bad input ends in one line on stderr and exit code 2; a check that fails (`rerun`, `verify`) in exit code 1. Every
-command imports what it needs when called, so that those that only analyse never import torch.
+Bad input ends in one line on stderr and exit code 2; a check that fails (`rerun`, `verify`) in exit code 1; training
+that SIGTERM stopped in exit code 75: its state is saved, the same command goes on from there. Every command imports
+what it needs when called, so that those that only analyse never import torch.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import InputError
+from .errors import AGAIN, InputError, Preempted
 from .experiment import load_profile
 
 
@@ -152,6 +153,9 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2
+    except Preempted as stopped:
+        print("stopped:", stopped, file=sys.stderr)
+        return AGAIN
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -52,14 +52,26 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 
 class RunLog:
-    """Writes one run's log; until `finish`, the folder has no manifest."""
+    """Writes one run's log; until `finish`, the folder has no manifest.
 
-    def __init__(self, folder: Path):
+    Starts empty, unless `fresh` is false: then `keep` must say what of an interrupted run's log stays.
+    """
+
+    def __init__(self, folder: Path, fresh: bool = True):
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "manifest.json").unlink(missing_ok=True)
-        self._file = open(self.folder / "log.jsonl", "w", encoding="utf-8")
+        self._file = open(self.folder / "log.jsonl", "a", encoding="utf-8")
         self.rows = 0
+        if fresh:
+            self.keep(0)
+
+    def keep(self, rows: int) -> bool:
+        """Cut the log to its first `rows`; if it has fewer, to none, and say False."""
+        lines = (self.folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+        self.rows = rows if len(lines) >= rows else 0
+        os.truncate(self.folder / "log.jsonl", sum(len(line) for line in lines[:self.rows]))
+        return self.rows == rows
 
     def row(self, update: int, tokens: int, split: str, metric: str, value: float | list[float]) -> None:
         """Append one measurement."""

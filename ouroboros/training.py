@@ -4,6 +4,7 @@ import hashlib
 import math
 import multiprocessing
 import os
+import signal
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, skip_first_batches
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -20,10 +21,11 @@ from transformers import AutoModelForCausalLM
 
 from . import evaluation, rates
 from .corpus import Corpus, prepare, sha256
-from .errors import InputError
+from .errors import InputError, Preempted
 from .experiment import ARMS, Profile, RunSpec, switches
 from .modeling import OuroborosForCausalLM
 from .provenance import provenance
+from .resume import Checkpoints, asked_to_stop
 from .runlog import RunLog, read_run, write_atomic
 from .surgery import cut_layers
 
@@ -103,11 +105,15 @@ class Diverged(Exception):
 
 
 def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
-          progress: bool) -> None:
-    """Train `model.recurrence` and log it. Raises Diverged at a loss that isn't finite."""
+          progress: bool, checkpoints: Checkpoints | None = None) -> None:
+    """Train `model.recurrence` and log it, from the start or from a checkpoint.
+
+    Raises Diverged at a loss that isn't finite, Preempted when asked to stop.
+    """
     settings, protocol = profile.training, switches(spec.protocol)
     accelerator = Accelerator(gradient_accumulation_steps=settings.accumulation)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = list(named.values())
     if protocol["precision"] == "bfloat16":
         round_to_bfloat16(trained)
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
@@ -125,10 +131,14 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
         if update in points:
             score(model, sets, spec, profile, log, update, ("t+1",), blocks=False)
 
-    evaluate(0)
-    update, losses = 0, []
-    bar = tqdm(total=settings.updates, desc=spec.id, disable=not progress)
-    for (chunk,) in loader:
+    state = checkpoints.restore(named, optimizer, log) if checkpoints else None
+    if state is None:
+        evaluate(0)
+    else:
+        depths.generator.bit_generator.state = state["depths"]
+    update, losses = state["update"] if state else 0, []
+    bar = tqdm(total=settings.updates, initial=update, desc=spec.id, disable=not progress)
+    for (chunk,) in skip_first_batches(loader, update * settings.accumulation):
         with accelerator.accumulate(model):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(update, settings.updates, protocol["schedule"])
@@ -154,6 +164,8 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
             losses = []
             evaluate(update)
             bar.update()
+            if checkpoints:
+                checkpoints.at_update(named, optimizer, log, update=update, depths=depths.generator.bit_generator.state)
     bar.close()
 
 
@@ -211,15 +223,21 @@ def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = Non
     rate = rates.rate_of(spec, profile, root) if ARMS[spec.arm] else None
     corpus = prepare(profile, root)
     model = build(spec, profile, load_base(profile, root)).to(Accelerator().device)
-    log, status, update, trained = RunLog(folder), "finished", 0, {}
+    log, status, update, trained = RunLog(folder, fresh=rate is None), "finished", 0, {}
+    config = profile.model_dump(mode="json")
     if rate is not None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         before = {name: p.detach().clone() for name, p in trained.items()}
         if switches(spec.protocol)["precision"] == "bfloat16":
             round_to_bfloat16(before.values())
+    checkpoint = folder / "checkpoint.safetensors"
     try:
         if rate is not None:
-            train(model, spec, profile, corpus, rate, log, progress)
+            # a checkpoint of other code or another configuration is another run's
+            identity = {"id": spec.id, "rate": rate, "commit": made["commit"], "clean": made["clean"],
+                        "corpus": corpus.manifest["sha256"], "config": config}
+            with asked_to_stop() as stop:
+                train(model, spec, profile, corpus, rate, log, progress, Checkpoints(checkpoint, identity, stop))
             update = profile.training.updates
         _score_all(model, spec, profile, corpus, log, update)
     except Diverged:
@@ -236,12 +254,13 @@ def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = Non
         "format": 1, "run": run_id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
         "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
-        "config": profile.model_dump(mode="json"), **made,
+        "config": config, **made,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
                    "base": base_sha256(profile, root), "trained": _save_trained(trained, folder)},
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(model) if trained else {},
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
+    checkpoint.unlink(missing_ok=True)
     return folder
 
 
@@ -267,8 +286,15 @@ def missing(profile: Profile, root: Path, purpose: str) -> list[RunSpec]:
     return [spec for spec in declared if not (profile.folder(root) / "runs" / spec.id / "manifest.json").exists()]
 
 
-def _one_thread() -> None:
+def _worker() -> None:
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # between runs; during one, `execute` listens
+
+
+def _stop(*_) -> None:
+    for worker in multiprocessing.active_children():
+        worker.terminate()  # each saves its run's state
+    raise Preempted("asked to stop, the state of the runs under way is saved; run the same command again")
 
 
 def run_missing(profile: Profile, root: Path, jobs: int, purpose: str) -> None:
@@ -278,10 +304,15 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str) -> None:
     wanted = missing(profile, root, purpose)
     os.environ["OMP_NUM_THREADS"] = "1"
     # spawned: a forked torch may hang; the workers stay, so torch is imported once each
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _one_thread) as pool:
-        futures = [pool.submit(execute, profile, spec.id, root, None, False) for spec in wanted]
-        for future in tqdm(as_completed(futures), total=len(futures), desc=f"{profile.name}: {purpose}"):
-            future.result()
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker) as pool:
+        before = signal.signal(signal.SIGTERM, _stop)
+        try:
+            futures = [pool.submit(execute, profile, spec.id, root, None, False) for spec in wanted]
+            for future in tqdm(as_completed(futures), total=len(futures), desc=f"{profile.name}: {purpose}"):
+                future.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after a failure, no run is begun any more
+            signal.signal(signal.SIGTERM, before)
     if purpose == "rate":
         rates.write(profile, root)
 

@@ -1,0 +1,101 @@
+"""A run killed at any moment and started again ends with the log of one never killed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import profile_data
+
+from ouroboros import resume, training
+from ouroboros.errors import AGAIN
+from ouroboros.experiment import parse_profile
+from ouroboros.runlog import RunLog, read_run
+
+RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all the state there is
+SCRIPT = Path(__file__).parent / "killed.py"
+
+
+@pytest.fixture
+def never_killed(profile, root):
+    return read_log(training.execute(profile, RUN, root, progress=False))
+
+
+def read_log(folder):
+    read_run(folder)
+    return (folder / "log.jsonl").read_bytes()
+
+
+def started_again(tmp_path, root, text, *arguments):
+    """Run killed.py on a copy of `root`; the finished process and the run's folder."""
+    again = tmp_path / "again"
+    if not again.exists():
+        shutil.copytree(root, again)
+        shutil.rmtree(again / "results/test/runs", ignore_errors=True)
+        (again / "data.json").write_text(json.dumps(profile_data(text)))
+    done = subprocess.run([sys.executable, str(SCRIPT), str(again), *arguments], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
+    return done, again / "results/test/runs" / RUN
+
+
+@pytest.mark.parametrize("seed", ["1", "2"])
+def test_eight_kills_at_random_points_leave_the_log_as_it_would_have_been(seed, never_killed, tmp_path, root, text):
+    done, folder = started_again(tmp_path, root, text, "kills", seed)
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout.splitlines()[-1])
+    assert counted["kills"] == 8 and counted["with a checkpoint"] >= 2
+    assert read_log(folder) == never_killed
+    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == ["log.jsonl", "manifest.json"]
+
+
+def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed, tmp_path, root, text, profile):
+    done, folder = started_again(tmp_path, root, text, "stop")
+    assert done.returncode == AGAIN == 75 and done.stdout.strip().endswith("run the same command again"), done.stderr
+    assert (folder / "checkpoint.safetensors").exists() and not (folder / "manifest.json").exists()
+    updates = []
+    train = training.score
+
+    def watched(*args, **kwargs):
+        updates.append(args[5])
+        return train(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "score", watched)
+        training.execute(profile, RUN, tmp_path / "again", progress=False)
+    assert read_log(folder) == never_killed and 0 not in updates  # it went on, it didn't begin again
+
+
+def test_a_checkpoint_of_another_run_or_a_damaged_one_is_left(never_killed, root, profile, text, tmp_path):
+    _, folder = started_again(tmp_path, root, text, "stop")
+    again = tmp_path / "again"
+    whole = (folder / "checkpoint.safetensors").read_bytes()
+    (folder / "checkpoint.safetensors").write_bytes(whole[:-40])
+    training.execute(profile, RUN, again, progress=False)
+    assert read_log(folder) == never_killed
+    changed = parse_profile(profile_data(text, depth=3), "test.yaml")
+    shutil.rmtree(folder)
+    _, folder = started_again(tmp_path, root, text, "stop")
+    kept = []
+    with pytest.MonkeyPatch.context() as patch:
+        keep = RunLog.keep
+        patch.setattr(RunLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
+        training.execute(changed, RUN, again, progress=False)
+    assert kept == [0]
+
+
+def test_a_log_shorter_than_its_checkpoint_begins_again(never_killed, root, profile, text, tmp_path):
+    _, folder = started_again(tmp_path, root, text, "stop")
+    lines = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "log.jsonl").write_bytes(b"".join(lines[:-3]))
+    training.execute(profile, RUN, tmp_path / "again", progress=False)
+    assert read_log(folder) == never_killed
+
+
+def test_without_need_no_checkpoint_is_written(profile, root, monkeypatch):
+    written = []
+    monkeypatch.setattr(resume, "write_atomic", lambda path, content: written.append(path))
+    training.execute(profile, RUN, root, progress=False)
+    assert not written  # 60 s apart, and the run is shorter
