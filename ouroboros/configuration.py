@@ -15,6 +15,12 @@ PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the su
 }
 
 
+def check_whole(field: str, value, least: int) -> None:
+    """Raises InputError unless `value` is a whole number, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{field} {value!r}: must be a whole number, {least} or more")
+
+
 class OuroborosConfig(PretrainedConfig):
     """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (SYSTEM sections 2 to 5).
 
@@ -57,14 +63,30 @@ class OuroborosConfig(PretrainedConfig):
         for field, choices in (("modulation", MODULATIONS), ("pooling", POOLINGS)):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
-        for field in ("depth", "rank", "max_steps"):
-            if not isinstance(getattr(self, field), int) or getattr(self, field) < 1:
-                raise InputError(f"{field} {getattr(self, field)!r}: must be a whole number, 1 or more")
+        for field, least in (("depth", 1), ("rank", 1), ("max_steps", 1), ("n_prelude", 0), ("recurrent_layer", 0),
+                             ("n_coda", 0)):
+            check_whole(field, getattr(self, field), least)
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            raise InputError(f"alpha {alpha!r}: must be a number")
         if base is not None:
             kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(token, getattr(base, token, None))
         super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, as the base says."""
+        return self.base.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:  # `resize_token_embeddings` sets it
+        self.base.vocab_size = value
+
+    @property
+    def hidden_size(self) -> int:
+        """d, as the base says."""
+        return self.base.hidden_size
 
     @property
     def split(self) -> SplitConfig:

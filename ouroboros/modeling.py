@@ -3,6 +3,7 @@
 Shapes: B batch, T positions, d width, V vocabulary.
 """
 
+import inspect
 import os
 import pickle
 import tempfile
@@ -16,15 +17,15 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
-from .configuration import PROJECTIONS, OuroborosConfig
+from .configuration import PROJECTIONS, OuroborosConfig, check_whole
 from .errors import InputError
-from .experiment import SplitConfig
 from .modulation import MODULATIONS, ModulatedLinear, RunningMean
 from .surgery import cut_config, kept_tensors, open_base, residual_bases
 from .weights import Checkpoint, read_config, resolve, sha256
 
+logger = logging.get_logger(__name__)
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
 
@@ -166,8 +167,14 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self):
         return self.base.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module):
+        self.base.set_input_embeddings(value)
+
     def get_output_embeddings(self):
         return self.base.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.base.set_output_embeddings(value)
 
     def _set_gradient_checkpointing(self, *args, **kwargs):
         super()._set_gradient_checkpointing(*args, **kwargs)
@@ -187,12 +194,18 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         of OuroborosConfig. Raises InputError when the base can't be read or isn't supported, and when split or rank
         don't fit it.
         """
+        known = set(inspect.signature(OuroborosConfig).parameters)
+        known -= {"base", "base_reference", "weights_sha256", "kwargs"}
+        if unknown := sorted(set(options) - known):
+            raise InputError(f"from_base: option '{unknown[0]}' is unknown; one of {', '.join(sorted(known))}")
+        options |= dict(n_prelude=n_prelude, recurrent_layer=recurrent_layer, n_coda=n_coda, rank=rank)
+        split = OuroborosConfig(**options).split  # what is out of range is said before anything is read
         source = open_base(base, revision)
-        split = SplitConfig(prelude=n_prelude, recurrent=recurrent_layer, coda=n_coda)
-        config = OuroborosConfig(base=cut_config(source.config, split), n_prelude=n_prelude, n_coda=n_coda,
-                                 recurrent_layer=recurrent_layer, rank=rank, **options)
+        config = OuroborosConfig(base=cut_config(source.config, split), **options)
         config.base_reference = source.reference()
         dtype = dtype or source.weights["model.norm.weight"].dtype
+        if not isinstance(dtype, torch.dtype):
+            raise InputError(f"dtype {dtype!r}: must be a torch.dtype, as torch.bfloat16")
         model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation
                                  or source.config._attn_implementation)
         _copy(model.base, kept_tensors(source, split))
@@ -207,21 +220,23 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         model._load_generation_config(source.weights.folder)
         return model
 
-    def save_pretrained(self, save_directory, self_contained: bool = False, state_dict: dict | None = None, **kwargs):
+    def save_pretrained(self, save_directory, self_contained: bool | None = None, state_dict: dict | None = None,
+                        **kwargs):
         """Write config.json and safetensors: what was trained, the frozen SVD bases and a reference to the base.
 
-        With `self_contained` the kept layers too. A file is replaced only by a whole one. Raises InputError when a
-        reference would not do: the base has no name, or was trained itself.
+        With `self_contained` the kept layers too; so also by default, with a warning, where a reference would not do:
+        the base has no name, or was trained itself. A file is replaced only by a whole one. Raises InputError where a
+        reference is asked for and would not do.
         """
         state = self.state_dict() if state_dict is None else state_dict
         if self.config.base.tie_word_embeddings:
             state = {name: tensor for name, tensor in state.items() if name != "base.lm_head.weight"}
-        if not self_contained:
-            if (self.config.base_reference or {}).get("name") is None:
-                raise InputError("save_pretrained: the base has no name to refer to; save with self_contained=True")
-            if any(p.requires_grad for p in self.base.parameters()):
-                raise InputError("save_pretrained: weights of the base are trained, a reference to it would lose "
-                                 "them; save with self_contained=True")
+        missing = self._why_no_reference()
+        if missing and self_contained is False:
+            raise InputError(f"save_pretrained: {missing}; save with self_contained=True")
+        if missing and self_contained is None:
+            logger.warning(f"save_pretrained: {missing}; the checkpoint holds the kept layers too")
+        if not (missing or self_contained):
             state = {name: tensor for name, tensor in state.items()
                      if name.startswith("recurrence.") or name.endswith((".A", ".B"))}
         self.config.weights_sha256 = sha256(state)
@@ -231,6 +246,14 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
             super().save_pretrained(temporary, state_dict=state, **kwargs)
             for path in Path(temporary).iterdir():
                 os.replace(path, folder / path.name)
+
+    def _why_no_reference(self) -> str | None:
+        """Why a reference to the base would not do; None if it does."""
+        if (self.config.base_reference or {}).get("name") is None:
+            return "the base has no name to refer to"
+        if any(p.requires_grad for p in self.base.parameters()):
+            return "weights of the base are trained, a reference to it would lose them"
+        return None
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config: OuroborosConfig | None = None, base=None,
@@ -249,10 +272,11 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
                              f"{config.weights_sha256}; save or fetch them again")
         if "base.model.norm.weight" not in tensors:
             tensors |= {f"base.{name}": tensor for name, tensor in _kept_of_reference(config, base)}
-        model = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        loaded = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
         model.base.requires_grad_(False)  # loading makes new parameters
         model._load_generation_config(folder)
-        return model
+        return loaded
 
     @classmethod
     def from_release(cls, checkpoint, base, pooling: str = "sequence", **options) -> "OuroborosForCausalLM":
@@ -331,8 +355,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
         if depth is None:
             depth = self.config.depth if cache is None else cache.depth
-        if depth < 1:
-            raise InputError(f"depth {depth}: must be 1 or more")
+        check_whole("depth", depth, least=1)
         if cache is not None and depth != cache.depth:
             raise InputError(f"depth {depth}: the key/value cache was made at depth {cache.depth}; start a new one")
         return depth

@@ -20,6 +20,8 @@ def resolve(name: str | Path, revision: str | None = None) -> tuple[Path, str | 
 
     Raises InputError when there is neither.
     """
+    if not isinstance(name, (str, Path)):
+        raise InputError(f"checkpoint {name!r}: must be a folder or a repository's name")
     if Path(name).is_dir():
         return Path(name), None
     try:

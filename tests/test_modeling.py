@@ -124,7 +124,8 @@ def test_a_rank_larger_than_a_projection_is_refused():
 
 @pytest.mark.parametrize("options, complaint", [
     ({"depth": 0}, "depth 0"), ({"modulation": "magic"}, "modulation 'magic'"), ({"pooling": "max"}, "pooling 'max'"),
-    ({"rank": 0}, "rank 0"),
+    ({"rank": 0}, "rank 0"), ({"depth": "3"}, "depth '3'"), ({"alpha": "x"}, "alpha 'x'"),
+    ({"dtype": "float16"}, "dtype 'float16'"), ({"rnak": 4}, "option 'rnak' is unknown; one of .*rank"),
 ])
 def test_a_configuration_out_of_range_is_refused_in_one_line(options, complaint):
     with pytest.raises(InputError, match=complaint) as error:
@@ -159,3 +160,29 @@ def test_controller_and_static_train_about_equally_many_parameters(name):
             part = ouroboros.modeling.Recurrence(config)
         counts[modulation] = sum(p.numel() for p in part.parameters())
     assert 1 / 1.2 <= counts["controller"] / counts["static"] <= 1.2
+
+
+def test_the_vocabulary_can_grow():
+    model = convert()
+    before = model(ids()).logits
+    model.resize_token_embeddings(60)
+    assert model.config.vocab_size == model.config.base.vocab_size == 60
+    assert torch.equal(model(ids()).logits[..., :50], before) and model(ids() + 50 - 42).logits.shape == (2, 7, 60)
+
+
+@pytest.mark.parametrize("given, complaint", [
+    (dict(depth=0), "depth 0"), (dict(depth="3"), "depth '3'"), (dict(depth=True), "depth True"),
+    (dict(attention_mask=torch.ones(2, 1, 7, 7)), r"attention_mask of shape \(2, 1, 7, 7\)"),
+    (dict(inputs_embeds=torch.ones(2, 7, 16)), "either input_ids or inputs_embeds"),
+])
+def test_a_call_that_makes_no_sense_is_refused_in_one_line(given, complaint):
+    with pytest.raises(InputError, match=complaint) as error:
+        convert()(ids(), **given)
+    assert "\n" not in str(error.value)
+
+
+def test_a_base_that_is_none_is_refused():
+    with pytest.raises(InputError, match="checkpoint None: must be a folder"):
+        OuroborosForCausalLM.from_base(None)
+    with pytest.raises(InputError, match="n_prelude 'a': must be a whole number"):
+        OuroborosForCausalLM.from_base(small_base(), "a", 3, 1)

@@ -12,7 +12,9 @@ import torch
 from models import convert, ids, shake, small_base
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
+
+from ouroboros import OuroborosForCausalLM
 
 TESTS = Path(__file__).parent
 
@@ -124,6 +126,18 @@ def test_hidden_states_show_every_recurrence_step():
     shorter = model(ids(), depth=4, output_hidden_states=True).hidden_states
     assert all(torch.equal(a, b) for a, b in zip(out.hidden_states[:6], shorter[:6], strict=True))
     assert model(ids()).hidden_states is None
+
+
+def test_the_trainer_trains_evaluates_and_saves(tmp_path):
+    model, rows = shake(convert()), [{"input_ids": row, "labels": row} for row in ids(4, 9)]
+    settings = TrainingArguments(str(tmp_path), max_steps=3, save_steps=3, eval_strategy="steps", eval_steps=1,
+                                 report_to=[], use_cpu=True, learning_rate=0.01, disable_tqdm=True)
+    trainer = Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    losses = [row["eval_loss"] for row in trainer.state.log_history if "eval_loss" in row]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    loaded = OuroborosForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
+    assert torch.equal(loaded(ids()).logits, model.eval()(ids()).logits)
 
 
 def test_only_the_wanted_logits_are_computed():

@@ -172,14 +172,18 @@ def test_a_self_contained_checkpoint_needs_no_base(family, shards, tmp_path):
     torch.testing.assert_close(eager(ids()).logits.float(), model(ids()).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_what_a_reference_would_lose_is_not_saved_as_one(tmp_path):
-    nameless = convert()
-    refused("no name to refer to; save with self_contained=True", nameless.save_pretrained, tmp_path / "a")
+def test_what_a_reference_would_lose_is_saved_whole_or_not_at_all(tmp_path):
     small_base().save_pretrained(tmp_path / "base")
-    model = convert(tmp_path / "base")
-    model.base.model.layers[2].requires_grad_(True)
-    refused("weights of the base are trained", model.save_pretrained, tmp_path / "a")
-    assert not (tmp_path / "a").exists()
+    trained = convert(tmp_path / "base")
+    with torch.no_grad():
+        trained.base.model.layers[2].requires_grad_(True).mlp.up_proj.weight.add_(1)
+    for number, (model, why) in enumerate([(convert(), "no name to refer to"),
+                                           (trained, "weights of the base are trained")]):
+        folder = tmp_path / str(number)
+        refused(f"{why}.*; save with self_contained=True", model.save_pretrained, folder, self_contained=False)
+        assert not folder.exists()
+        model.save_pretrained(folder)  # as Trainer does: nothing is lost
+        assert torch.equal(OuroborosForCausalLM.from_pretrained(folder)(ids()).logits, model(ids()).logits)
 
 
 def test_a_wrong_base_is_refused_with_both_hashes(saved, tmp_path):
