@@ -343,10 +343,12 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
             for index in range(first):
                 states.append(model.layers[index](states[-1], **arguments(index, index)))
         projections = self.projections
+        # a compiled step (`recurrence.compile()`) would be compiled anew as the cache's slots change
+        apply = self.recurrence if cache is None else self.recurrence.forward
         for step in range(depth):
             past = None if cache is None else cache.means[step]
-            states.append(self.recurrence(states[-1], step, self.recurrent_layer, projections, pooled, past,
-                                          **arguments(first, first + step)))
+            states.append(apply(states[-1], step, self.recurrent_layer, projections, pooled, past,
+                                **arguments(first, first + step)))
         for slot, index in enumerate(range(first + 1, len(model.layers)), last):
             states.append(model.layers[index](states[-1], **arguments(index, slot)))
         states[-1] = model.norm(states[-1])

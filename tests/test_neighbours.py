@@ -114,7 +114,9 @@ def test_the_compiled_step_agrees_and_does_not_compile_at_every_step():
         torch.testing.assert_close(same[name], gradient, rtol=1e-4, atol=1e-6)
     assert model.state_dict().keys() == convert().state_dict().keys()  # a compiled model saves as before
     model.eval()
+    count = len(compiled)
     text = model.generate(ids(), max_new_tokens=4, do_sample=False)
+    assert len(compiled) == count  # not anew at every token
     assert torch.equal(text, shake(convert()).generate(ids(), max_new_tokens=4, do_sample=False))
 
 
