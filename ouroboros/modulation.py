@@ -29,11 +29,12 @@ class ModulatedLinear(nn.Linear):
         self.m: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.linear(x, self.weight, self.bias)  # (B, T, out)
         if self.m is None:
-            return y
-        branch = F.linear(x, self.A) * (self.scale * self.m).to(x.dtype)  # (B, T, r)
-        return y + F.linear(branch, self.B)
+            return F.linear(x, self.weight, self.bias)
+        flat = x.flatten(0, -2)  # (B T, in): so that the branch is added to y in the product itself, a pass less
+        branch = F.linear(flat, self.A).view(*x.shape[:-1], -1) * self.m.to(x.dtype)  # (B, T, r)
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out)
+        return y.addmm_(branch.flatten(0, -2), self.B.T, alpha=self.scale).view(*x.shape[:-1], -1)
 
 
 class RunningMean(DynamicLayer):
@@ -65,9 +66,10 @@ def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: Running
     `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all (AUDIT `pooling`).
     Positions where `mask` (B, T) is 0 are left out; in float32 at least.
     """
-    weight = h.new_ones(h.shape[:2]) if mask is None else mask.to(h.dtype)
-    weight = weight[..., None].to(torch.promote_types(h.dtype, torch.float32))  # (B, T, 1)
-    h = h.to(weight.dtype) * weight
+    h = h.to(torch.promote_types(h.dtype, torch.float32))
+    weight = h.new_ones(h.shape[0], h.shape[1], 1) if mask is None else mask[..., None].to(h.dtype)  # (B, T, 1)
+    if mask is not None:
+        h = h * weight
     if pooling == "sequence":
         return h.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
     total, count = h.cumsum(1), weight.cumsum(1)
