@@ -2,6 +2,7 @@
 
 PROFILE ?= tiny
 JOBS ?= 2
+CLUSTER ?= local
 PYTHON ?= python3
 
 # The active virtual or conda environment (but never conda's base, which belongs to conda), else .venv.
@@ -46,8 +47,8 @@ smoke: $(STAMP) ## everything from nothing at the smallest scale: pretrain, cut,
 	$(OUROBOROS) tour --profile smoke
 	$(OUROBOROS) reproduce --profile smoke
 
-runs: $(STAMP) ## make the runs of PROFILE that are missing
-	$(OUROBOROS) runs --profile $(PROFILE) --jobs $(JOBS)
+runs: $(STAMP) ## make the runs of PROFILE that are missing; DRY_RUN=1: what they need; CLUSTER=slurm
+	$(OUROBOROS) runs --profile $(PROFILE) --jobs $(JOBS) --cluster $(CLUSTER) $(if $(DRY_RUN),--dry-run)
 
 rerun: $(STAMP) ## make one committed run again and compare with its log: make rerun RUN=<id>
 	$(OUROBOROS) rerun $(if $(RUN),'$(RUN)') --profile $(PROFILE)

@@ -90,7 +90,7 @@ def _batches(corpus: Corpus, recipe: Pretraining):
                              f"base.pretraining.batch is {recipe.batch}; add text or lower it")
         blocks = corpus.blocks("train", recipe.block, count, "separated", seed=recipe.seed + epoch)
         for start in range(0, count - recipe.batch + 1, recipe.batch):
-            chunk = torch.from_numpy(blocks[start:start + recipe.batch])
+            chunk = torch.from_numpy(blocks[start:start + recipe.batch]).long()
             yield chunk[:, :-2], chunk[:, 1:-1]
         epoch += 1
 
@@ -132,7 +132,7 @@ def block_loss(model, blocks: np.ndarray) -> float:
     """Mean next-token loss in nats per token over (blocks, block + 2) tokens."""
     model.eval()
     losses = []
-    for chunk in torch.from_numpy(blocks).split(16):
+    for chunk in torch.from_numpy(blocks).long().split(16):
         logits = model(chunk[:, :-2], use_cache=False).logits
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk[:, 1:-1].flatten(),
                                                         reduction="none"))

@@ -36,15 +36,25 @@ def _base(args, root: Path) -> int:
 
 def _runs(args, root: Path) -> int:
     profile = load_profile(args.profile)
-    from . import training
+    from . import sweep
 
     # The search comes first: the matrix trains at the rates that it chose.
-    for purpose in [args.purpose] if args.purpose else ["rate", "matrix"]:
-        if args.dry_run:
-            for spec in training.missing(profile, root, purpose):
-                print(spec.id)
-        else:
-            training.run_missing(profile, root, args.jobs, purpose)
+    purposes = [args.purpose] if args.purpose else ["rate", "matrix"]
+    if args.dry_run:
+        from .cost import forecast
+
+        print(forecast(profile, [spec for purpose in purposes for spec in sweep.missing(profile, root, purpose)]))
+        return 0
+    for purpose in purposes:
+        sweep.run_missing(profile, root, args.jobs, purpose, args.cluster)
+    return 0
+
+
+def _status(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    from .status import report
+
+    print(report(profile, root))
     return 0
 
 
@@ -123,13 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     base = command("base", _base, "pretrain the base model, unless it is there")
     base.add_argument("--force", action="store_true", help="pretrain it again, in place of the one that is there")
     runs = command("runs", _runs, "make the runs that are missing")
-    runs.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="runs at a time, a thread each (default: 2)")
+    runs.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="jobs, a run at a time each (default: 2)")
+    runs.add_argument("--cluster", choices=["local", "slurm"], default="local", help="where they run (default: local)")
     runs.add_argument("--purpose", choices=["rate", "matrix"], help="only the learning-rate search, or only the matrix")
-    runs.add_argument("--dry-run", action="store_true", help="print the ids of the missing runs, run none")
+    runs.add_argument("--dry-run", action="store_true", help="print the missing runs and what they need, run none")
     run = command("run", _run, "make one run, unless it is finished")
     rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")
     for sub in (run, rerun):
         sub.add_argument("run", metavar="RUN", help="a run's id, as controller-d4-r8-corrected-s0")
+    command("status", _status, "how far each run is: state, updates, loss, time left")
     command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs")
     command("tour", _tour, "execute notebook 00: convert, look inside, train, generate, save")
     command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ")

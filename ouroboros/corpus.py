@@ -188,10 +188,11 @@ class Corpus:
             yield tokens[ends[i] - lengths[i]:ends[i]]
 
     def blocks(self, split: str, block: int, count: int, packing: str, seed: int | None = None) -> np.ndarray:
-        """Pack documents into `count` blocks, (count, block + 2) int64: `block` inputs and two tokens of look-ahead.
+        """Pack documents into `count` blocks, (count, block + 2) int32: `block` inputs and two tokens of look-ahead.
 
-        Inputs of consecutive blocks are disjoint. packing `separated` puts an end-of-text token after each document,
-        `joined` nothing (AUDIT `packing`). Raises InputError when the split holds too little text.
+        Inputs of consecutive blocks are disjoint; the blocks are windows on one array, not copies. packing `separated`
+        puts an end-of-text token after each document, `joined` nothing (AUDIT `packing`). Raises InputError when the
+        split holds too little text.
         """
         needed, have, parts = count * block + LOOK_AHEAD, 0, []
         separator = np.array([self.end_of_text] if packing == "separated" else [], dtype=np.int32)
@@ -203,18 +204,18 @@ class Corpus:
         else:
             raise InputError(f"corpus: split '{split}' has {have} tokens, {needed} are asked for; lower the profile's "
                              "counts or add text")
-        flat = np.concatenate(parts)[:needed].astype(np.int64)
-        return np.lib.stride_tricks.sliding_window_view(flat, block + LOOK_AHEAD)[::block].copy()
+        flat = np.concatenate(parts)[:needed]
+        return np.lib.stride_tricks.sliding_window_view(flat, block + LOOK_AHEAD, writeable=True)[::block]
 
     def reference(self) -> np.ndarray:
-        """The first 30 tokens of 12 held-out documents (AUDIT `reference`, scaled), (12, 32) int64."""
+        """The first 30 tokens of 12 held-out documents (AUDIT `reference`, scaled), (12, 32) int32."""
         width = REFERENCE_TOKENS + LOOK_AHEAD
         long_enough = (d[:width] for d in self.documents("heldout") if len(d) >= width)
         found = list(itertools.islice(long_enough, REFERENCE_DOCUMENTS))
         if len(found) < REFERENCE_DOCUMENTS:
             raise InputError(f"corpus: split 'heldout' has {len(found)} documents of {width} tokens or more, "
                              f"{REFERENCE_DOCUMENTS} are asked for; raise corpus.heldout_share or add text")
-        return np.stack(found).astype(np.int64)
+        return np.stack(found)
 
 
 def _train_tokenizer(texts: Iterable[str], vocab_size: int):

@@ -1,12 +1,23 @@
-"""What the user is told when the input is wrong."""
+"""What the user is told when something stands in the way."""
 
 
 class InputError(ValueError):
     """Bad input. The message is one line: file, field, value, and how to mend it; `cli` prints it and exits with 2."""
 
 
+class Busy(InputError):
+    """Another process makes the run that was asked for."""
+
+
 class Preempted(Exception):
-    """The run was asked to stop (SIGTERM) and its state is saved. The message is one line; `cli` exits with AGAIN."""
+    """The run was asked to stop and its state is saved. The message is one line; `cli` exits with AGAIN.
+
+    `signal` is the signal that asked.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal
 
 
 AGAIN = 75  # exit code: run the same command again (EX_TEMPFAIL of BSD's sysexits.h)

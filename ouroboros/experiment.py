@@ -198,6 +198,19 @@ class Cell:
         return RunSpec(self.arm, depth, self.rank, self.protocol, self.seed)
 
 
+class Resources(Strict):
+    """What one job of a sweep asks of a SLURM cluster (and, `gpus`, of this machine), and how fast its device is."""
+
+    cpus: Positive = 1
+    gpus: Annotated[int, Field(ge=0)] = 0
+    memory_gb: Positive = 2
+    minutes: Annotated[int, Field(ge=5)] = 240  # a job's time limit; it is requeued then and goes on
+    requeues: Positive = 100
+    partition: str | None = None
+    account: str | None = None
+    teraflops: Annotated[float, Field(gt=0)]  # that training sustains on the device, for the estimates of a dry run
+
+
 class Profile(Strict):
     """A scale at which everything runs; see the YAML files."""
 
@@ -213,6 +226,7 @@ class Profile(Strict):
     evaluation: Evaluation
     search: Search
     matrix: Matrix
+    resources: Resources
 
     def folder(self, root: Path) -> Path:
         return Path(root) / "results" / self.name

@@ -3,6 +3,7 @@
 import json
 import signal
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,61 +16,87 @@ from .errors import Preempted
 from .runlog import RunLog, write_atomic
 
 SECONDS = 60.0  # between two checkpoints; a kill loses no more than that
+SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # what clusters send before they kill
 
 
 @contextmanager
 def asked_to_stop():
-    """Yields a function that says whether SIGTERM has come since; the handler before it is put back."""
+    """Yields a function: the signal of SIGNALS that has come since, or 0; the handlers before are put back."""
     asked = []
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in SIGNALS}
     try:
-        yield lambda: bool(asked)
+        yield lambda: asked[-1] if asked else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _generators() -> dict[str, torch.Tensor]:
+    """The states of torch's random numbers: nothing draws any, unless the base has dropout."""
+    found = {"random/cpu": torch.get_rng_state()}
+    return found | ({"random/cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
 
 class Checkpoints:
     """The checkpoint of one run: trained tensors, the optimizer's moments, and where log, data and depths stand.
 
     `run` says which run it is (id, configuration, commit): a checkpoint of another one is not gone on from. `stop` says
-    whether the run was asked to stop.
+    which signal asked the run to stop, 0 for none; `began` is told at which update the run begins or goes on.
     """
 
-    def __init__(self, path: Path, run: dict, stop=lambda: False):
-        self.path, self.run, self.stop = path, run, stop
+    def __init__(self, path: Path, run: dict, stop: Callable[[], int] = lambda: 0,
+                 began: Callable[[int], None] = lambda update: None):
+        self.path, self.run, self.stop, self.began = path, run, stop, began
         self._last = time.monotonic()
 
     @torch.no_grad()
     def restore(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, log: RunLog) -> dict | None:
-        """Go back to the checkpoint, the log too; returns what `at_update` was given, None for a run from the start."""
+        """Go back to the checkpoint, the log too; returns what `save` was given, None for a run from the start.
+
+        A checkpoint that can't be gone on from is removed.
+        """
+        state = self._read(trained, optimizer, log)
+        if state is None:
+            log.keep(0)
+            self.path.unlink(missing_ok=True)
+        self.began(state["update"] if state else 0)
+        return state
+
+    def _read(self, trained, optimizer, log) -> dict | None:
         try:
             with safe_open(self.path, "pt") as file:
                 state = json.loads(file.metadata()["state"])
-                if state["run"] == self.run and log.keep(state["rows"]):
-                    for key in file.keys():  # noqa: SIM118 (no mapping)
-                        kind, name = key.split("/", 1)
-                        if kind == "trained":
-                            trained[name].copy_(file.get_tensor(key))
-                        else:
-                            device = "cpu" if kind == "step" else trained[name].device
-                            optimizer.state[trained[name]][kind] = file.get_tensor(key).to(device, copy=True)
-                    return state
+                if state["run"] != self.run or not log.keep(state["rows"]):
+                    return None
+                for key in file.keys():  # noqa: SIM118 (no mapping)
+                    kind, name = key.split("/", 1)
+                    tensor = file.get_tensor(key)
+                    if kind == "trained":
+                        trained[name].copy_(tensor)
+                    elif kind == "random":
+                        (torch.set_rng_state if name == "cpu" else torch.cuda.set_rng_state)(tensor)
+                    else:
+                        device = "cpu" if kind == "step" else trained[name].device
+                        optimizer.state[trained[name]][kind] = tensor.to(device, copy=True)
+                return state
         except (FileNotFoundError, SafetensorError):
-            pass
-        log.keep(0)
-        return None
+            return None
 
-    def at_update(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, log: RunLog,
-                  **state) -> None:
-        """Save if a checkpoint is due or the run was asked to stop; then raises Preempted."""
-        if not self.stop() and time.monotonic() - self._last < SECONDS:
-            return
+    def due(self) -> bool:
+        """Whether the last checkpoint is old enough for another."""
+        return time.monotonic() - self._last >= SECONDS
+
+    def save(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, log: RunLog, **state) -> None:
+        """Write the checkpoint; `state` is what `restore` gives back."""
         tensors = {f"trained/{name}": parameter.detach() for name, parameter in trained.items()}
         for name, parameter in trained.items():
             tensors |= {f"{kind}/{name}": value for kind, value in optimizer.state[parameter].items()}
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in (tensors | _generators()).items()}
         state |= {"run": self.run, "rows": log.rows}
         write_atomic(self.path, safetensors.torch.save(tensors, metadata={"state": json.dumps(state)}))
         self._last = time.monotonic()
-        if self.stop():
-            raise Preempted(f"{self.run['id']}: asked to stop, its state is saved; run the same command again")
+
+    def preempted(self) -> Preempted:
+        """What to raise once the state is saved."""
+        return Preempted(f"{self.run['id']}: asked to stop, its state is saved; run the same command again",
+                         self.stop() or signal.SIGTERM)  # another process of the run may be the one that was asked

@@ -88,6 +88,19 @@ class RunLog:
         write_atomic(self.folder / "manifest.json", json.dumps(sealed, indent=1) + "\n")
 
 
+class NoLog:
+    """What stands for the log in a process that isn't the first of its run: it counts rows and writes none."""
+
+    rows = 0
+
+    def keep(self, rows: int) -> bool:
+        self.rows = rows
+        return True
+
+    def row(self, *_) -> None:
+        self.rows += 1
+
+
 @dataclass(frozen=True)
 class Run:
     """A validated run: its manifest, and its log as a frame with the columns update, tokens, split, metric, value."""

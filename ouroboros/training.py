@@ -2,18 +2,18 @@
 
 import hashlib
 import math
-import multiprocessing
 import os
-import signal
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 import torch
-from accelerate import Accelerator, skip_first_batches
+from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -21,17 +21,19 @@ from transformers import AutoModelForCausalLM
 
 from . import evaluation, rates
 from .corpus import Corpus, prepare, sha256
-from .errors import InputError, Preempted
+from .errors import InputError
 from .experiment import ARMS, Profile, RunSpec, switches
 from .modeling import OuroborosForCausalLM
 from .provenance import provenance
 from .resume import Checkpoints, asked_to_stop
-from .runlog import RunLog, read_run, write_atomic
+from .runlog import NoLog, RunLog, read_run, write_atomic
+from .status import claim
 from .surgery import cut_layers
 
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
 STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
+EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
@@ -101,28 +103,56 @@ def round_to_bfloat16(parameters) -> None:
 # -------------------------------------------------------------------------------------------------------- the loop
 
 class Diverged(Exception):
-    """The loss is no longer a number."""
+    """The loss is no longer a number, or far above that of a guess."""
+
+
+def _processes() -> PartialState:
+    """The processes that make a run together: one, or those of `accelerate launch`."""
+    # accelerate must be told that processes without a GPU compute on the CPU
+    return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
+
+
+def _accelerator(profile: Profile) -> Accelerator:
+    """The engine of a run. Under `accelerate launch` the micro-batches of an update are shared by its processes.
+
+    Raises InputError when they can't be shared evenly.
+    """
+    accumulation, processes = profile.training.accumulation, _processes().num_processes
+    if accumulation % processes:
+        raise InputError(f"profile '{profile.name}': field 'training.accumulation': {accumulation} micro-batches can't "
+                         f"be shared by {processes} processes; launch a number of processes that divides it")
+    # the frozen bases are buffers: they never change, so they needn't be sent at every step
+    return Accelerator(gradient_accumulation_steps=accumulation // processes,
+                       kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+
+
+def _over_processes(accelerator: Accelerator, *values: float) -> list[float]:
+    """The mean of each value over the processes of a run."""
+    if accelerator.num_processes == 1:
+        return list(values)
+    return accelerator.reduce(torch.tensor(values, device=accelerator.device), "mean").tolist()
 
 
 def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
           progress: bool, checkpoints: Checkpoints | None = None) -> None:
     """Train `model.recurrence` and log it, from the start or from a checkpoint.
 
-    Raises Diverged at a loss that isn't finite, Preempted when asked to stop.
+    Raises Diverged at a loss that isn't finite or above EXPLODED ln V, Preempted when asked to stop.
     """
     settings, protocol = profile.training, switches(spec.protocol)
-    accelerator = Accelerator(gradient_accumulation_steps=settings.accumulation)
+    accelerator = _accelerator(profile)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     trained = list(named.values())
     if protocol["precision"] == "bfloat16":
         round_to_bfloat16(trained)
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
-    micro_batches = settings.updates * settings.accumulation
-    blocks = corpus.blocks("train", settings.block, micro_batches * settings.micro_batch, protocol["packing"],
-                           spec.seed)
-    loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), batch_size=settings.micro_batch)
+    blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
+                           protocol["packing"], spec.seed)
+    # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
+    loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
     head = model.get_output_embeddings().weight
-    model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    limit = EXPLODED * math.log(head.shape[0])
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     depths = evaluation.Depths(spec.depth, spec.seed)
     points = set(np.linspace(0, settings.updates, profile.evaluation.points).round().astype(int).tolist())
     sets = evaluation.during(profile, corpus)
@@ -131,26 +161,36 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
         if update in points:
             score(model, sets, spec, profile, log, update, ("t+1",), blocks=False)
 
-    state = checkpoints.restore(named, optimizer, log) if checkpoints else None
+    state = None
+    with accelerator.main_process_first():  # it removes what can't be gone on from
+        if checkpoints:
+            state = checkpoints.restore(named, optimizer, log)
     if state is None:
         evaluate(0)
     else:
         depths.generator.bit_generator.state = state["depths"]
     update, losses = state["update"] if state else 0, []
+    stop = checkpoints.stop if checkpoints else lambda: 0
+    prepared.train()
     bar = tqdm(total=settings.updates, initial=update, desc=spec.id, disable=not progress)
-    for (chunk,) in skip_first_batches(loader, update * settings.accumulation):
-        with accelerator.accumulate(model):
+    for (chunk,) in skip_first_batches(loader, update * accelerator.gradient_accumulation_steps):
+        chunk = chunk.long()  # (B, T + 2)
+        # a depth for each process's micro-batch, so that the draws don't depend on how many processes there are
+        depth = [depths.next() for _ in range(accelerator.num_processes)][accelerator.process_index]
+        with accelerator.accumulate(prepared):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(update, settings.updates, protocol["schedule"])
             # through forward, where data parallelism hooks in, but without logits
-            states = model(chunk[:, :-evaluation.LOOK_AHEAD], depth=depths.next(), logits_to_keep=NO_LOGITS,
-                           output_hidden_states=True).hidden_states
+            states = prepared(chunk[:, :-evaluation.LOOK_AHEAD], depth=depth, logits_to_keep=NO_LOGITS,
+                              output_hidden_states=True).hidden_states
             loss = evaluation.token_losses(states[-1], head, evaluation.targets(chunk, protocol["target"]), "mean")
-            losses.append(loss.item())
-            if not math.isfinite(losses[-1]):
-                raise Diverged
+            losses.append(loss.detach())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
+                mean, asked = _over_processes(accelerator, float(np.mean([loss.item() for loss in losses])), stop())
+                losses = []
+                if not mean <= limit:  # nor is nan
+                    raise Diverged
                 accelerator.clip_grad_norm_(trained, settings.clip)
             optimizer.step()
             optimizer.zero_grad()
@@ -159,13 +199,14 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
                 round_to_bfloat16(trained)
             update += 1
             tokens = update * settings.tokens_per_update
-            log.row(update, tokens, "train", "loss", float(np.mean(losses)))
+            log.row(update, tokens, "train", "loss", mean)
             log.row(update, tokens, "train", "rate", optimizer.param_groups[0]["lr"])
-            losses = []
             evaluate(update)
             bar.update()
-            if checkpoints:
-                checkpoints.at_update(named, optimizer, log, update=update, depths=depths.generator.bit_generator.state)
+            if checkpoints and accelerator.is_main_process and (asked or checkpoints.due()):
+                checkpoints.save(named, optimizer, log, update=update, depths=depths.generator.bit_generator.state)
+            if asked:
+                raise checkpoints.preempted()
     bar.close()
 
 
@@ -213,55 +254,74 @@ def base_sha256(profile: Profile, root: Path) -> str:
 
 
 def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = None, progress: bool = True) -> Path:
-    """Make one run, unless it is finished; returns its folder, results/<profile>/runs/<run id>."""
-    spec, root = profile.find(run_id), Path(root)
+    """Make one run, unless it is finished; returns its folder, results/<profile>/runs/<run id>.
+
+    Of several processes (`accelerate launch`) the first one writes. Raises Busy when the run is being made elsewhere,
+    InputError when something doesn't fit, Preempted when asked to stop.
+    """
+    spec, root, main = profile.find(run_id), Path(root), _processes().is_main_process
     folder = folder or profile.folder(root) / "runs" / run_id
-    if (folder / "manifest.json").exists():
-        return folder
+    with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began:
+        if not (folder / "manifest.json").exists():
+            _make(spec, profile, root, folder, progress, began)
+    return folder
+
+
+def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: bool,
+          began: Callable[[int], None]) -> None:
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
-    made = provenance(root)
+    accelerator, made, config = _accelerator(profile), provenance(root), profile.model_dump(mode="json")
     rate = rates.rate_of(spec, profile, root) if ARMS[spec.arm] else None
-    corpus = prepare(profile, root)
-    model = build(spec, profile, load_base(profile, root)).to(Accelerator().device)
-    log, status, update, trained = RunLog(folder, fresh=rate is None), "finished", 0, {}
-    config = profile.model_dump(mode="json")
+    with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
+        corpus, base = prepare(profile, root), load_base(profile, root)
+    model = build(spec, profile, base).to(accelerator.device)
+    log = RunLog(folder, fresh=rate is None) if accelerator.is_main_process else NoLog()
+    status, update, trained, before = "finished", 0, {}, {}
+    checkpoint = folder / "checkpoint.safetensors"
     if rate is not None:
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         before = {name: p.detach().clone() for name, p in trained.items()}
         if switches(spec.protocol)["precision"] == "bfloat16":
             round_to_bfloat16(before.values())
-    checkpoint = folder / "checkpoint.safetensors"
     try:
         if rate is not None:
-            # a checkpoint of other code or another configuration is another run's
+            # a checkpoint of other code or another configuration is another run's; where it is made doesn't matter
             identity = {"id": spec.id, "rate": rate, "commit": made["commit"], "clean": made["clean"],
-                        "corpus": corpus.manifest["sha256"], "config": config}
+                        "corpus": corpus.manifest["sha256"],
+                        "config": {name: value for name, value in config.items() if name != "resources"}}
             with asked_to_stop() as stop:
-                train(model, spec, profile, corpus, rate, log, progress, Checkpoints(checkpoint, identity, stop))
+                train(model, spec, profile, corpus, rate, log, progress and accelerator.is_main_process,
+                      Checkpoints(checkpoint, identity, stop, began))
             update = profile.training.updates
         _score_all(model, spec, profile, corpus, log, update)
     except Diverged:
         status = "diverged"
+    if not accelerator.is_main_process:
+        return
     if status == "finished":
-        tokens = update * profile.training.tokens_per_update
-        for name, parameter in trained.items():
-            moved = (parameter.detach().cpu() != before[name].cpu()).double().mean().item()
-            log.row(update, tokens, "model", f"moved/{name}", moved)
-        if getattr(getattr(model, "recurrence", None), "gate", None) is not None:
-            opening = torch.sigmoid(model.recurrence.gate.linear.bias).mean().item()
-            log.row(update, tokens, "model", "gate_open", opening)
+        _describe(model, before, log, update, update * profile.training.tokens_per_update)
     log.finish({
-        "format": 1, "run": run_id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "format": 1, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
         "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
-        "config": config, **made,
+        "config": config, **made, "processes": accelerator.num_processes,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
                    "base": base_sha256(profile, root), "trained": _save_trained(trained, folder)},
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(model) if trained else {},
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
     checkpoint.unlink(missing_ok=True)
-    return folder
+
+
+def _describe(model, before: dict[str, torch.Tensor], log: RunLog, update: int, tokens: int) -> None:
+    """Log how much of each trained tensor moved, and how far the gate's bias opens it."""
+    parameters = dict(model.named_parameters())
+    for name, start in before.items():
+        moved = (parameters[name].detach() != start).double().mean().item()
+        log.row(update, tokens, "model", f"moved/{name}", moved)
+    if getattr(getattr(model, "recurrence", None), "gate", None) is not None:
+        opening = torch.sigmoid(model.recurrence.gate.linear.bias).mean().item()
+        log.row(update, tokens, "model", "gate_open", opening)
 
 
 def _parts(model: OuroborosForCausalLM) -> dict[str, int]:
@@ -276,45 +336,6 @@ def _save_trained(trained: dict[str, torch.Tensor], folder: Path) -> str | None:
     path = folder.parents[1] / "trained" / f"{folder.name}.safetensors"
     write_atomic(path, content)
     return sha256(content)
-
-
-# ----------------------------------------------------------------------------------------------------- many runs
-
-def missing(profile: Profile, root: Path, purpose: str) -> list[RunSpec]:
-    """The declared runs of a purpose (`rate` or `matrix`) that have no finished log."""
-    declared = profile.search_runs() if purpose == "rate" else profile.runs()
-    return [spec for spec in declared if not (profile.folder(root) / "runs" / spec.id / "manifest.json").exists()]
-
-
-def _worker() -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # between runs; during one, `execute` listens
-
-
-def _stop(*_) -> None:
-    for worker in multiprocessing.active_children():
-        worker.terminate()  # each saves its run's state
-    raise Preempted("asked to stop, the state of the runs under way is saved; run the same command again")
-
-
-def run_missing(profile: Profile, root: Path, jobs: int, purpose: str) -> None:
-    """Make the missing runs, `jobs` at a time, a thread each; after the search, write rates.json."""
-    prepare(profile, root)  # once, before the workers need it
-    load_base(profile, root)
-    wanted = missing(profile, root, purpose)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    # spawned: a forked torch may hang; the workers stay, so torch is imported once each
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _worker) as pool:
-        before = signal.signal(signal.SIGTERM, _stop)
-        try:
-            futures = [pool.submit(execute, profile, spec.id, root, None, False) for spec in wanted]
-            for future in tqdm(as_completed(futures), total=len(futures), desc=f"{profile.name}: {purpose}"):
-                future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after a failure, no run is begun any more
-            signal.signal(signal.SIGTERM, before)
-    if purpose == "rate":
-        rates.write(profile, root)
 
 
 def rerun(profile: Profile, run_id: str, root: Path) -> int:

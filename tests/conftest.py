@@ -36,7 +36,8 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "training": {"updates": 6, "micro_batch": 2, "accumulation": 2, "block": 32},
         "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "stream_batches": 4},
         "search": {"grid": [1e-3, 1e-2], "depth": 2, "seed": 9},
-        "matrix": {"seeds": [0, 1], "depths": [1, 2], "gateless_depths": [2]}, **changes}
+        "matrix": {"seeds": [0, 1], "depths": [1, 2], "gateless_depths": [2]},
+        "resources": {"teraflops": 0.01}, **changes}
 
 
 @pytest.fixture(scope="session")

@@ -93,7 +93,7 @@ def test_the_full_model_scores_what_the_library_says(profile, root):
     run = read_run(training.execute(profile, "full-any-s0", root, progress=False))
     base, corpus = training.load_base(profile, root), prepare(profile, root)
     for split, blocks in evaluation.final(profile, corpus, 0).items():
-        ids = torch.from_numpy(blocks[:, :-1])  # the library shifts inside: the inputs and the next token
+        ids = torch.from_numpy(blocks[:, :-1]).long()  # the library shifts inside: the inputs and the next token
         with torch.no_grad():
             expected = [base(row[None], labels=row[None]).loss.item() for row in ids]
         assert loss_of(run, 0, split, "block_losses_t+1") == pytest.approx(expected, abs=1e-5)

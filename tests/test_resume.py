@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import profile_data
 
 from ouroboros import resume, training
@@ -84,6 +85,23 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_left(never_killed, root
         patch.setattr(RunLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
         training.execute(changed, RUN, again, progress=False)
     assert kept == [0]
+
+
+def test_random_numbers_go_on_where_they_stopped(profile, root, text, tmp_path):
+    """A base with dropout draws some at every step."""
+    path = profile.base_folder(root) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.3}))
+    never_killed = read_log(training.execute(profile, RUN, root, progress=False))
+    _, folder = started_again(tmp_path, root, text, "stop")
+    torch.manual_seed(77)
+    training.execute(profile, RUN, tmp_path / "again", progress=False)
+    assert read_log(folder) == never_killed
+    with pytest.MonkeyPatch.context() as patch:  # or this test couldn't fail
+        patch.setattr(torch, "set_rng_state", lambda state: None)
+        shutil.rmtree(folder)
+        _, folder = started_again(tmp_path, root, text, "stop")
+        training.execute(profile, RUN, tmp_path / "again", progress=False)
+    assert read_log(folder) != never_killed
 
 
 def test_a_log_shorter_than_its_checkpoint_begins_again(never_killed, root, profile, text, tmp_path):

@@ -9,7 +9,7 @@ import torch
 from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import evaluation, training
+from ouroboros import evaluation, sweep, training
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import DRAWN_DEPTHS, RunSpec, parse_profile
@@ -134,13 +134,13 @@ def test_a_finished_run_is_left_alone_and_an_interrupted_one_is_made_again(profi
         training.execute(profile, run_id, root, progress=False)
     with pytest.raises(InputError, match="interrupted"):
         read_run(folder)
-    assert run_id in [s.id for s in training.missing(profile, root, "matrix")]
+    assert run_id in [s.id for s in sweep.missing(profile, root, "matrix")]
     monkeypatch.setattr(training, "_score_all", score)
     trained(profile, root, run_id)
     before = (folder / "log.jsonl").stat().st_mtime_ns
     training.execute(profile, run_id, root, progress=False)
     assert (folder / "log.jsonl").stat().st_mtime_ns == before
-    assert run_id not in [s.id for s in training.missing(profile, root, "matrix")]
+    assert run_id not in [s.id for s in sweep.missing(profile, root, "matrix")]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_keeps_its_log(profile, root, monkeypatch):
@@ -153,6 +153,19 @@ def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_keeps_its_log(pro
     run = trained(profile, root, "static-d2-r4-corrected-s0")
     assert run.manifest["status"] == "diverged" and run.log["update"].max() == 3
     assert np.isfinite(run.log["value"].astype(float)).all()
+
+
+def test_a_loss_far_above_a_guess_ends_the_run_as_diverged_before_its_update(profile, root, monkeypatch):
+    real, calls = evaluation.token_losses, []
+
+    def exploding(*arguments):
+        calls.append(torch.is_grad_enabled())
+        return real(*arguments) * (3.2 if calls.count(True) in (7, 8) else 1)  # both micro-batches of update 4
+    monkeypatch.setattr(evaluation, "token_losses", exploding)
+    run = trained(profile, root, "static-d2-r4-corrected-s0")
+    assert run.manifest["status"] == "diverged" and run.log["update"].max() == 3
+    losses = run.log[run.log["metric"] == "loss"]["value"].astype(float)
+    assert losses.max() < 2 * np.log(300) < training.EXPLODED * np.log(300) < 3.2 * losses.min()
 
 
 def test_frozen_weights_are_bit_identical_after_training(profile, root):

@@ -1,0 +1,28 @@
+"""A run for test_status, in a process of its own, that waits after its fourth update until it is killed.
+
+    slow.py FOLDER RUN       FOLDER holds `data.json`, the profile
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from ouroboros import training
+from ouroboros.experiment import parse_profile
+from ouroboros.runlog import RunLog
+
+root = Path(sys.argv[1])
+row = RunLog.row
+
+
+def waiting(log, update, tokens, split, metric, value):
+    row(log, update, tokens, split, metric, value)
+    if (update, metric) == (4, "rate"):
+        print("4 updates made", flush=True)
+        time.sleep(600)
+
+
+RunLog.row = waiting
+training.execute(parse_profile(json.loads((root / "data.json").read_text()), "test.yaml"), sys.argv[2], root,
+                 progress=False)

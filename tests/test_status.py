@@ -1,0 +1,105 @@
+"""What `status` says while runs go on, after a kill and after a resume; and that no run is made twice at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import profile_data
+
+from ouroboros import status, training
+from ouroboros.cli import main
+from ouroboros.errors import Busy, InputError
+from ouroboros.runlog import RunLog
+
+RUN = "static-d2-r4-corrected-s0"
+SLOW = Path(__file__).parent / "slow.py"
+
+
+def state(profile, root, run=RUN):
+    return next(s for s in status.status(profile, root) if s.run == run)
+
+
+@pytest.fixture
+def slow(root, text):
+    """Starts RUN in a process that stops for long after its fourth update; ends it at the end."""
+    (root / "data.json").write_text(json.dumps(profile_data(text)))
+    started = []
+
+    def start() -> subprocess.Popen:
+        process = subprocess.Popen([sys.executable, str(SLOW), str(root), RUN], stdout=subprocess.PIPE, text=True,
+                                   env=os.environ | {"OMP_NUM_THREADS": "1"})
+        started.append(process)
+        assert process.stdout.readline() == "4 updates made\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_a_run_is_missing_running_interrupted_running_again_and_finished(profile, root, slow):
+    assert state(profile, root) == status.Status(RUN, "missing", 0, 6, None, "", None)
+    process = slow()
+    running = state(profile, root)
+    assert (running.state, running.update, running.updates) == ("running", 4, 6)
+    assert running.loss > 0 and running.of == "train" and running.left > 0
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    killed = state(profile, root)
+    assert (killed.state, killed.update, killed.left) == ("interrupted", 4, None)
+    slow()  # no checkpoint was due: it begins again, so all four updates are of this stretch
+    again = state(profile, root)
+    assert (again.state, again.update) == ("running", 4) and again.left is not None
+
+
+def test_a_finished_a_diverged_and_an_untrained_run(profile, root, monkeypatch):
+    training.execute(profile, RUN, root, progress=False)
+    training.execute(profile, "cut-any-s0", root, progress=False)
+    monkeypatch.setattr(training, "EXPLODED", 0.1)
+    training.execute(profile, "none-d2-corrected-s0", root, progress=False)
+    done, cut, diverged = (state(profile, root, run) for run in (RUN, "cut-any-s0", "none-d2-corrected-s0"))
+    assert (done.state, done.update, done.of) == ("finished", 6, "heldout") and done.left is None
+    assert (cut.state, cut.update, cut.updates, cut.of) == ("finished", 0, 0, "heldout")
+    assert (diverged.state, diverged.update) == ("diverged", 0)
+    table = status.report(profile, root)
+    assert table.count("\n") == len(profile.runs()) + len(profile.search_runs()) + 2  # a head, a blank, the counts
+    assert f"{len(profile.runs()) + len(profile.search_runs()) - 3} missing, 1 diverged, 2 finished" in table
+
+
+def test_half_a_row_is_not_read(profile, root):
+    log = RunLog(profile.folder(root) / "runs" / RUN)
+    log.row(0, 0, "heldout", "loss_t+1", 5.0)
+    log.row(1, 9, "train", "loss", 4.0)
+    log._file.write('{"update": 2, "tok')
+    log._file.flush()
+    found = state(profile, root)
+    assert (found.state, found.update, found.loss, found.of) == ("interrupted", 1, 4.0, "train")
+
+
+def test_time_left_counts_from_where_the_run_went_on(monkeypatch):
+    monkeypatch.setattr(time, "time", lambda: 1100.0)
+    note = {"update": 50, "time": 1000.0}
+    assert status._left(note, 70, 100) == pytest.approx(150)  # 20 updates in 100 s, 30 are left
+    assert status._left(note, 50, 100) is None and status._left({}, 70, 100) is None
+
+
+def test_a_run_that_another_process_makes_is_refused_and_its_log_untouched(profile, root, slow):
+    slow()
+    log = root / "results/test/runs" / RUN / "log.jsonl"
+    before = log.read_bytes()
+    with pytest.raises(Busy, match=r"process \d+ on .* makes it"):
+        training.execute(profile, RUN, root, progress=False)
+    assert log.read_bytes() == before and issubclass(Busy, InputError)
+
+
+def test_the_command_says_it_and_refuses_an_unknown_profile(capsys, tmp_path):
+    assert main(["status", "--profile", "smoke"], tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "controller-d4-r4-corrected-s0" in out and out.rstrip().endswith("missing")
+    assert main(["status", "--profile", "huge"], tmp_path) == 2

@@ -1,0 +1,128 @@
+"""Sweeps on this machine, through submitit; tests/slurm.sh runs the same on a SLURM cluster of one node."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import profile_data
+
+from ouroboros import cli, rates, status, sweep, training
+from ouroboros.errors import AGAIN, InputError
+from ouroboros.experiment import parse_profile
+from ouroboros.runlog import read_run
+
+COMMAND = Path(__file__).parent / "command.py"
+
+
+@pytest.fixture
+def small(text):
+    """A profile of five runs: its search has none."""
+    data = profile_data(text)
+    data["matrix"] |= {"seeds": [0], "depths": [1], "gateless_depths": [], "protocols": ["corrected"]}
+    data["search"]["grid"] = []
+    return data
+
+
+def test_two_jobs_make_every_run_once_as_one_process_would(small, root):
+    profile = parse_profile(small, "t")
+    assert len(profile.runs()) == 5
+    sweep.run_missing(profile, root, 2, "matrix")
+    assert not sweep.missing(profile, root, "matrix")
+    for spec in profile.runs():
+        made = read_run(root / "results/test/runs" / spec.id)  # whole: two at once would have broken the seal
+        alone = training.execute(profile, spec.id, root, root / "alone" / spec.id, progress=False)
+        assert made.log.equals(read_run(alone).log)
+    assert not list((root / ".cache/jobs/test").glob("*.sh"))  # local jobs need no script
+
+
+def test_what_stops_a_job_is_said_in_one_line(small, root):
+    (root / "results/test/rates.json").unlink()
+    with pytest.raises(InputError, match="run the learning-rate search first") as error:
+        sweep.run_missing(parse_profile(small, "t"), root, 2, "matrix")
+    assert "\n" not in str(error.value)
+
+
+def test_a_job_that_is_killed_is_said_and_the_next_sweep_goes_on(small, root, monkeypatch):
+    profile = parse_profile(small, "t")
+    kill = sweep._wait
+
+    def killing(jobs, *args):
+        while not (children := psutil.Process(int(jobs[0].job_id)).children()):
+            time.sleep(0.1)
+        children[0].kill()
+        kill(jobs, *args)
+
+    monkeypatch.setattr(sweep, "_wait", killing)
+    with pytest.raises(InputError, match="was killed"):
+        sweep.run_missing(profile, root, 1, "matrix")
+    monkeypatch.setattr(sweep, "_wait", kill)
+    sweep.run_missing(profile, root, 1, "matrix")
+    assert not sweep.missing(profile, root, "matrix")
+
+
+def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small, root):
+    small["training"] |= {"updates": 400, "micro_batch": 1, "accumulation": 1, "block": 16}
+    (root / "data.json").write_text(json.dumps(small))
+    profile = parse_profile(small, "t")
+    process = subprocess.Popen([sys.executable, str(COMMAND), str(root), "runs", "--purpose", "matrix"],
+                               stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 60
+    while sum(s.update > 3 for s in status.status(profile, root)) < 2 and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == AGAIN, err
+    assert err.splitlines()[-1] == ("stopped: asked to stop, the state of the runs under way is saved; run the same "
+                                    "command again")
+    found = list(status.status(profile, root))
+    saved = [s.run for s in found if s.state == "interrupted"]
+    assert len(saved) == 2 and not [s for s in found if s.state == "running"]
+    for run in saved:
+        assert (root / "results/test/runs" / run / "checkpoint.safetensors").exists()
+        training.execute(profile, run, root, progress=False)
+        whole = training.execute(profile, run, root, root / "whole" / run, progress=False)
+        assert (root / "results/test/runs" / run / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
+
+
+def test_after_the_search_its_rates_are_written(text, root):
+    data = profile_data(text)
+    data["search"]["grid"] = [1e-3]
+    (root / "results/test/rates.json").unlink()
+    profile = parse_profile(data, "t")
+    sweep.run_missing(profile, root, 2, "rate")
+    assert set(json.loads(rates.path(profile, root).read_text())["own"].values()) == {1e-3}
+
+
+def test_what_is_asked_of_slurm_is_what_the_profile_says(small, root, tmp_path, monkeypatch):
+    """The script that sbatch would get; no cluster is at hand here."""
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name in ("srun", "sbatch"):
+        (commands / name).write_text("#!/bin/sh\n[ $(basename $0) = srun ] || { cp $1 $SCRIPT; "
+                                     "echo Submitted batch job 7; }\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    monkeypatch.setenv("SCRIPT", str(tmp_path / "script"))
+    small["resources"] |= {"gpus": 2, "cpus": 3, "memory_gb": 5, "minutes": 77, "partition": "fast"}
+    profile = parse_profile(small, "t")
+    executor = sweep._executor(profile, root, 4, "slurm")
+    with executor.batch():
+        for _ in range(4):
+            executor.submit(sweep.Worker(profile, root, "matrix"))
+    lines = set((tmp_path / "script").read_text().splitlines())
+    assert {f"#SBATCH --{line}" for line in ("array=0-3%4", "gpus-per-node=2", "cpus-per-task=3", "mem=5GB", "time=77",
+                                             "partition=fast", "requeue", "signal=USR2@120")} <= lines
+
+
+def test_without_slurm_it_is_refused_in_one_line(small, root, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(cli, "load_profile", lambda name: parse_profile(small, "t"))
+    assert cli.main(["runs", "--purpose", "matrix", "--cluster", "slurm"], root) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("error: cluster 'slurm'") and "srun" in err
