@@ -1,32 +1,46 @@
-"""What conversion and generation cost, as ratios against the alternative in the same run: `make bench`.
+"""What updates, conversion and generation cost, as ratios against the alternative in the same run: `make bench`.
 
 Calls that are compared take turns, so that both meet the same moods of the machine; medians and ranges are written to
 results/bench with the hardware. Nothing heavy should run beside it.
 """
 
+import copy
 import json
 import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from torch import nn
+from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from .experiment import Profile, load_profile
+from . import resume
+from .configuration import PROJECTIONS
+from .corpus import LOOK_AHEAD
+from .cost import Cost
+from .errors import InputError
+from .evaluation import targets
+from .experiment import Profile, SplitConfig, load_profile
 from .modeling import OuroborosForCausalLM
+from .modulation import ModulatedLinear
 from .provenance import provenance
-from .runlog import write_atomic
+from .runlog import NoLog, write_atomic
 from .surgery import mean_residual, open_base, truncated_svd
+from .training import training_loss
 
 PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (SYSTEM section 2), of the largest shape of the seven
 CHECKPOINT = dict(vocab_size=32_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,
                   num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True)  # 1.1 GB in float32
 MEGABYTE = 1e6
+DEPTHS = (1, 4, 8, 16)
+SQUARE = 2048  # rows and columns of the matrix product whose rate utilisation is measured against
 
 
 def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -131,7 +145,7 @@ def generation(profile: Profile, root: Path) -> pd.DataFrame:
     base = AutoModelForCausalLM.from_pretrained(profile.base_source(root))
     prompt = torch.randint(0, base.config.vocab_size, (4, 256), generator=torch.Generator().manual_seed(0))
     split, rows = profile.split, []
-    for depth in (1, 4, 8, 16):
+    for depth in DEPTHS:
         model = OuroborosForCausalLM.from_base(base, split.prelude, split.recurrent, split.coda, rank=profile.rank,
                                                alpha=profile.rank / 2, depth=depth).eval()
 
@@ -144,7 +158,243 @@ def generation(profile: Profile, root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-BENCHES = {"svd": svd, "conversion": conversion, "generation": generation}
+# ------------------------------------------------------------------------------------------------------------- updates
+
+@dataclass(frozen=True)
+class Setting:
+    """What an update is measured on: a base with random weights, batches of `batch` x `block` tokens."""
+
+    model: dict
+    split: SplitConfig
+    options: dict
+    batch: int
+    block: int
+    dtype: torch.dtype = torch.float32
+    device: str = "cpu"
+
+    def build(self) -> tuple[Qwen2ForCausalLM, OuroborosForCausalLM]:
+        """The base, and the Controller's loop on it."""
+        torch.manual_seed(0)
+        base = Qwen2ForCausalLM(Qwen2Config(**self.model)).to(self.device, self.dtype)
+        return base, OuroborosForCausalLM.from_base(base, self.split.prelude, self.split.recurrent, self.split.coda,
+                                                    **self.options).train()
+
+    def tokens(self) -> torch.Tensor:
+        """(batch, block + 2) token ids."""
+        generator = torch.Generator().manual_seed(0)
+        shape = self.batch, self.block + LOOK_AHEAD
+        return torch.randint(0, self.model["vocab_size"], shape, generator=generator).to(self.device)
+
+
+def setting_of(profile: Profile, **changes) -> Setting:
+    """A profile's shapes and micro-batches."""
+    widths, training = profile.controller, profile.training
+    options = dict(rank=profile.rank, alpha=profile.rank / 2, max_steps=profile.max_steps, state_width=widths.state,
+                   step_width=widths.step, hidden_width=widths.hidden, output_width=widths.output)
+    found = Setting(profile.base.model, profile.split, options, training.micro_batch, training.block)
+    return replace(found, **changes)
+
+
+class PlainLinear(nn.Module):
+    """ModulatedLinear as its formula is written."""
+
+    def __init__(self, linear: ModulatedLinear):
+        super().__init__()
+        self.linear, self.m = linear, None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        p = self.linear
+        return F.linear(x, p.weight, p.bias) + p.scale * F.linear(F.linear(x, p.A) * self.m.to(x.dtype), p.B)
+
+
+def plain(model: OuroborosForCausalLM) -> OuroborosForCausalLM:
+    """A copy of a Controller's model for `plain_logits`."""
+    model = copy.deepcopy(model)
+    for name, parent in PROJECTIONS.items():
+        part = getattr(model.recurrent_layer, parent)
+        setattr(part, name, PlainLinear(getattr(part, name)))
+    return model
+
+
+def plain_logits(model: OuroborosForCausalLM, ids: torch.Tensor, depth: int) -> torch.Tensor:
+    """The loop as one writes it first: transformers' layers one after the other, logits of all tokens, (B, T, V)."""
+    base, loop = model.base.model, model.recurrence
+    h = base.embed_tokens(ids)
+    positions = torch.arange(ids.shape[1], device=ids.device)[None]
+    rotary = base.rotary_emb(h, positions)
+    first = model.config.n_prelude
+    for layer in base.layers[:first]:
+        h = layer(h, position_embeddings=rotary)
+    projections = [module for module in model.recurrent_layer.modules() if isinstance(module, PlainLinear)]
+    for t in range(depth):
+        pooled = h.float().cumsum(1) / (positions[..., None] + 1)
+        z = F.silu(loop.modulation.state(pooled))
+        z = torch.cat([z, loop.modulation.step.weight[t].expand(*z.shape[:2], -1)], -1)
+        m = loop.modulation.heads(F.silu(loop.modulation.output(F.silu(loop.modulation.hidden(z)))))
+        for projection, diagonal in zip(projections, m.chunk(len(projections), -1), strict=True):
+            projection.m = diagonal
+        new = model.recurrent_layer(h, position_embeddings=rotary).float()
+        new = F.rms_norm(new, new.shape[-1:], loop.step_norm.weight[t], loop.step_norm.eps)
+        g = torch.sigmoid(loop.gate.linear(torch.cat([new, h.float()], -1)))
+        h = (g * new + (1 - g) * h).to(h.dtype)
+    for layer in base.layers[first + 1:]:
+        h = layer(h, position_embeddings=rotary)
+    return model.base.lm_head(base.norm(h))
+
+
+def _stepping(loss: Callable[[], torch.Tensor], parameters) -> Callable[[], None]:
+    """An update: forward, backward, AdamW."""
+    optimizer = torch.optim.AdamW([p for p in parameters if p.requires_grad], lr=1e-4)
+
+    def update() -> None:
+        loss().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return update
+
+
+def update_calls(setting: Setting, depth: int, names: tuple[str, ...], compiled: bool = False) -> dict[str, Callable]:
+    """What takes turns: `ours`, `plain` (frozen weights without gradients, as ours), `without modulation`, `base` (its
+    own forward and backward, every weight trained), `prelude` (what sharing it between runs could save), `product`."""
+    base, model = setting.build()
+    chunk, calls = setting.tokens(), {}
+    head, inputs, wanted = model.get_output_embeddings().weight, chunk[:, :-LOOK_AHEAD], targets(chunk, "t+1")
+    if "ours" in names:
+        ours = copy.deepcopy(model)
+        if compiled:
+            ours.recurrence.compile()
+        calls["ours"] = _stepping(lambda: training_loss(ours, head, chunk, depth, "t+1"), ours.parameters())
+    if "without modulation" in names:
+        none = OuroborosForCausalLM.from_base(base, setting.split.prelude, setting.split.recurrent, setting.split.coda,
+                                              **setting.options | {"modulation": "none"}).train()
+        calls["without modulation"] = _stepping(lambda: training_loss(none, head, chunk, depth, "t+1"),
+                                                none.parameters())
+    if "plain" in names:
+        other = plain(model)
+        calls["plain"] = _stepping(lambda: F.cross_entropy(plain_logits(other, inputs, depth).flatten(0, 1).float(),
+                                                           wanted.flatten()), other.parameters())
+    if "base" in names:
+        base.train()
+        calls["base"] = _stepping(lambda: base(inputs, labels=inputs, use_cache=False).loss, base.parameters())
+    if "prelude" in names:
+        calls["prelude"] = lambda: _prelude(model, inputs)
+    if "product" in names:
+        a, b = torch.randn(2, SQUARE, SQUARE, device=setting.device, dtype=setting.dtype)
+        calls["product"] = lambda: a @ b
+    if setting.device == "cpu":
+        return calls
+    return {name: lambda call=call: (call(), torch.cuda.synchronize()) for name, call in calls.items()}
+
+
+@torch.no_grad()
+def _prelude(model: OuroborosForCausalLM, ids: torch.Tensor) -> None:
+    h = model.base.model.embed_tokens(ids)
+    rotary = model.base.model.rotary_emb(h, torch.arange(ids.shape[1], device=ids.device)[None])
+    for layer in model.base.model.layers[:model.config.n_prelude]:
+        h = layer(h, position_embeddings=rotary)
+
+
+def _held_by(setting: Setting, depth: int, name: str) -> float:
+    before = _peak()
+    update = update_calls(setting, depth, (name,))[name]
+    update()
+    update()
+    return (_peak() - before) / MEGABYTE
+
+
+def peak_memory(setting: Setting, depth: int, name: str) -> float:
+    """Megabytes that two updates hold at their peak, net of imports, weights included, in a process of their own."""
+    if setting.device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        update = update_calls(setting, depth, (name,))[name]
+        update()
+        update()
+        return torch.cuda.max_memory_allocated() / MEGABYTE
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_held_by, (setting, depth, name))
+
+
+def measured_updates(setting: Setting, profile: Profile, depths: tuple[int, ...], names: tuple[str, ...], repeats: int,
+                     compiled: bool = False) -> list[dict]:
+    """A row a depth: times and their ratios, tokens a second, FLOP utilisation, peak memory."""
+    rows, tokens = [], setting.batch * setting.block
+    cost = Cost.of(profile, "controller")
+    for depth in depths:
+        seconds = take_turns(update_calls(setting, depth, (*names, "product"), compiled), repeats)
+        ours = statistics.median(seconds["ours"])
+        rate = 2 * SQUARE**3 / statistics.median(seconds["product"])
+        row = {"depth": depth, "ours s": ours, "ours min s": min(seconds["ours"]), "ours max s": max(seconds["ours"]),
+               "tokens/s": tokens / ours, "matrix product TFLOP/s": rate / 1e12,
+               "FLOP utilisation %": 100 * tokens * cost.training(depth, setting.block) / ours / rate}
+        for name in (n for n in names if n != "ours"):
+            compared = _compared(seconds, "ours", name)
+            row |= {f"{name} s": compared[f"{name} s"], f"{name} / ours": compared["times faster"],
+                    f"{name} / ours min": compared["min"], f"{name} / ours max": compared["max"]}
+        row |= {f"{name} peak MB": peak_memory(setting, depth, name) for name in ("ours", "plain", "base")
+                if name in names}
+        rows.append(row)
+    return rows
+
+
+def updates(profile: Profile, root: Path) -> pd.DataFrame:
+    """An update of the Controller's arm at the tiny shape, float32."""
+    names = ("ours", "plain", "base", "without modulation", "prelude")
+    return pd.DataFrame(measured_updates(setting_of(profile), profile, DEPTHS, names, repeats=20))
+
+
+def vocabulary(profile: Profile, root: Path) -> pd.DataFrame:
+    """The same where the vocabulary weighs most: 151,936 tokens, width 256, 2 x 2048 tokens."""
+    model = profile.base.model | {"vocab_size": 151_936, "hidden_size": 256, "intermediate_size": 704,
+                                  "num_attention_heads": 8, "max_position_embeddings": 2048}
+    wide = profile.model_copy(update={"base": profile.base.model_copy(update={"model": model})})
+    return pd.DataFrame(measured_updates(setting_of(wide, block=2048), wide, (1, 8), ("ours", "plain"), repeats=3))
+
+
+def gpu(profile: Profile, root: Path) -> pd.DataFrame:
+    """The paper's shape with random weights on one CUDA GPU: 2 x 2048 tokens, bfloat16, the step compiled and not.
+
+    Raises InputError where there is none.
+    """
+    if not torch.cuda.is_available():
+        raise InputError("bench 'gpu': no CUDA GPU is at hand; name another bench: " + ", ".join(BENCHES))
+    paper, rows = load_profile("paper"), []
+    setting = setting_of(paper, dtype=torch.bfloat16, device="cuda")
+    for compiled in (False, True):
+        rows += [{"compiled": compiled} | row
+                 for row in measured_updates(setting, paper, DEPTHS, ("ours", "plain"), repeats=5, compiled=compiled)]
+    return pd.DataFrame(rows)
+
+
+def checkpoints(profile: Profile, root: Path) -> pd.DataFrame:
+    """What a checkpoint costs of a run that writes one every 60 s, at the tiny and at the paper's trained tensors."""
+    rows = []
+    for name in ("tiny", "paper"):
+        sizes = Cost.of(load_profile(name), "controller").trainable()
+        parameters = {part: nn.Parameter(torch.zeros(size)) for part, size in sizes.items()}
+        optimizer = torch.optim.AdamW(parameters.values())
+        for parameter in parameters.values():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        with tempfile.TemporaryDirectory(dir=root) as folder:
+            saved = resume.Checkpoints(Path(folder) / "checkpoint.safetensors", {})
+            seconds = take_turns({"save": lambda s=saved, p=parameters, o=optimizer: s.save(p, o, NoLog())}, repeats=5)
+            size = saved.path.stat().st_size
+        median = statistics.median(seconds["save"])
+        rows.append({"trained tensors of": name, "checkpoint MB": size / MEGABYTE, "save s": median,
+                     "min s": min(seconds["save"]), "max s": max(seconds["save"]),
+                     "% of a run": 100 * median / resume.SECONDS})
+    return pd.DataFrame(rows)
+
+
+BENCHES = {"updates": updates, "vocabulary": vocabulary, "checkpoints": checkpoints, "svd": svd,
+           "conversion": conversion, "generation": generation, "gpu": gpu}
+
+
+def available() -> list[str]:
+    """The benches that this machine can run."""
+    return [name for name in BENCHES if name != "gpu" or torch.cuda.is_available()]
 
 
 def bench(names: list[str], root: Path) -> None:

@@ -104,12 +104,12 @@ def _verify(args, root: Path) -> int:
 
 
 def _bench(args, root: Path) -> int:
-    from .bench import BENCHES, bench
+    from .bench import BENCHES, available, bench
 
     for name in args.names:
         if name not in BENCHES:
             raise InputError(f"bench '{name}': unknown; one of {', '.join(BENCHES)}")
-    bench(args.names or list(BENCHES), root)
+    bench(args.names or available(), root)
     return 0
 
 

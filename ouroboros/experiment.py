@@ -92,7 +92,10 @@ class Pretraining(Strict):
 
 
 class BaseConfig(Strict):
-    """The pretrained model: `path` (a hub name or folder), or `model` (a Qwen2 config) and how to pretrain it."""
+    """The pretrained model: `path` (a hub name or folder), or `model` (a Qwen2 config) and how to pretrain it.
+
+    Beside a `path`, `model` only says the shape, from which costs are counted before anything is fetched.
+    """
 
     path: str | None = None
     revision: str | None = None

@@ -133,6 +133,15 @@ def _over_processes(accelerator: Accelerator, *values: float) -> list[float]:
     return accelerator.reduce(torch.tensor(values, device=accelerator.device), "mean").tolist()
 
 
+def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, depth: int | None,
+                  target: str) -> torch.Tensor:
+    """Mean loss of (B, T + 2) tokens, nats per token; no logits are held beyond a chunk of tokens."""
+    # through forward, where data parallelism hooks in
+    states = model(chunk[:, :-evaluation.LOOK_AHEAD], depth=depth, logits_to_keep=NO_LOGITS,
+                   output_hidden_states=True).hidden_states
+    return evaluation.token_losses(states[-1], head, evaluation.targets(chunk, target), "mean")
+
+
 def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
           progress: bool, checkpoints: Checkpoints | None = None) -> None:
     """Train `model.recurrence` and log it, from the start or from a checkpoint.
@@ -180,10 +189,7 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
         with accelerator.accumulate(prepared):
             for group in optimizer.param_groups:
                 group["lr"] = rate * schedule(update, settings.updates, protocol["schedule"])
-            # through forward, where data parallelism hooks in, but without logits
-            states = prepared(chunk[:, :-evaluation.LOOK_AHEAD], depth=depth, logits_to_keep=NO_LOGITS,
-                              output_hidden_states=True).hidden_states
-            loss = evaluation.token_losses(states[-1], head, evaluation.targets(chunk, protocol["target"]), "mean")
+            loss = training_loss(prepared, head, chunk, depth, protocol["target"])
             losses.append(loss.detach())
             accelerator.backward(loss)
             if accelerator.sync_gradients:

@@ -4,8 +4,13 @@ import time
 
 import pytest
 import torch
+from conftest import profile_data
+from models import shake
 
+from ouroboros import bench
 from ouroboros.bench import excess_error, gigabyte, scaled_residual, take_turns
+from ouroboros.cli import main
+from ouroboros.experiment import parse_profile
 from ouroboros.surgery import FULL_SVD, truncated_svd
 
 
@@ -46,3 +51,62 @@ def test_converting_a_gigabyte_holds_the_kept_layers_and_less_than_four_more():
     found = gigabyte("5GB")
     assert found["checkpoint MB"] > 1000
     assert found["kept MB"] < found["peak net of imports MB"] < found["kept + 4 layers MB"]
+
+
+@pytest.fixture
+def setting(text):
+    return bench.setting_of(parse_profile(profile_data(text), "t"))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_the_plain_implementation_computes_the_same(setting, depth):
+    _, model = setting.build()
+    shake(model)
+    ids = setting.tokens()[:, :-2]
+    copied = bench.plain(model)
+    logits = bench.plain_logits(copied, ids, depth)
+    torch.testing.assert_close(logits, model(ids, depth=depth).logits, rtol=0, atol=1e-5)
+    whole = torch.nn.functional.cross_entropy(logits.flatten(0, 1), setting.tokens()[:, 1:-1].flatten())
+    ours = bench.training_loss(model, model.get_output_embeddings().weight, setting.tokens(), depth, "t+1")
+    whole.backward()
+    ours.backward()
+    for (name, a), b in zip(model.recurrence.named_parameters(), copied.recurrence.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_every_call_of_an_update_moves_what_it_trains_and_nothing_else(setting, monkeypatch):
+    trained = []
+    stepping = bench._stepping
+    monkeypatch.setattr(bench, "_stepping",
+                        lambda loss, parameters: trained.append(list(parameters)) or stepping(loss, trained[-1]))
+    calls = bench.update_calls(setting, 2, ("ours", "plain", "base", "without modulation", "prelude"))
+    assert list(calls) == ["ours", "without modulation", "plain", "base", "prelude"]
+    for parameters, name in zip(trained, list(calls), strict=False):
+        before = [p.detach().clone() for p in parameters]
+        calls[name]()
+        calls[name]()
+        moved = [not torch.equal(p, old) for p, old in zip(parameters, before, strict=True)]
+        assert any(moved) and not any(m for p, m in zip(parameters, moved, strict=True) if not p.requires_grad)
+
+
+def test_a_row_of_the_update_bench_says_times_utilisation_and_memory(setting, text, monkeypatch):
+    monkeypatch.setattr(bench, "SQUARE", 64)
+    row, = bench.measured_updates(setting, parse_profile(profile_data(text), "t"), (2,), ("ours", "plain"), repeats=2)
+    assert row["ours min s"] <= row["ours s"] <= row["ours max s"] and row["tokens/s"] == 64 / row["ours s"]
+    assert row["plain / ours min"] <= row["plain / ours"] <= row["plain / ours max"]
+    assert 0 < row["FLOP utilisation %"] < 200 and row["ours peak MB"] > 0
+
+
+def test_where_the_vocabulary_is_large_no_logits_of_all_tokens_are_held(text):
+    data = profile_data(text)
+    data["base"]["model"] |= {"vocab_size": 50_000}
+    data["training"] |= {"micro_batch": 4, "block": 512}
+    setting = bench.setting_of(parse_profile(data, "t"))
+    ours, plain = (bench.peak_memory(setting, 1, name) for name in ("ours", "plain"))
+    logits = 4 * 512 * 50_000 * 4 / 1e6
+    assert ours < logits < plain  # 410 MB
+
+
+def test_the_gpu_bench_says_that_there_is_none(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["bench", "gpu"], tmp_path) == 2 and "no CUDA GPU is at hand" in capsys.readouterr().err

@@ -1,0 +1,247 @@
+"""What a model costs, counted from its shape: parameters, FLOPs, bytes; and what a profile's runs need of a machine.
+
+Never imports torch. A FLOP is a multiplication or an addition in a matrix product; the rest is below 2 % at every
+shape here (the tests count). `context` is the number of tokens a token attends to; in training, where a block is one
+product, the block's whole length. Sources of the shapes: SYSTEM sections 2 to 6, and each profile's YAML.
+"""
+
+from dataclasses import dataclass
+
+import pandas as pd
+
+from .errors import InputError
+from .experiment import ARMS, DRAWN_DEPTHS, Profile, RunSpec, SplitConfig, Widths
+
+FLOAT32 = 4  # bytes
+LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
+BYTES = {"float32": 4, "bfloat16": 2}
+LOG_ROW = 100  # bytes of a row of a raw log with one value
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A Qwen2 model's shape, as its `config.json` says it."""
+
+    width: int  # d
+    intermediate: int
+    queries: int  # width of all query heads together
+    keys: int  # width of all key heads together, and of all value heads
+    layers: int
+    vocabulary: int
+    tied: bool
+
+    @classmethod
+    def of(cls, profile: Profile) -> "Shape":
+        """The base of a profile. Raises InputError where the profile doesn't say its shape."""
+        model = profile.base.model
+        if model is None:
+            raise InputError(f"{profile.name}.yaml: field 'base.model' is missing: costs are counted from the base's "
+                             "shape; copy it from the base's config.json")
+        head = model.get("head_dim", model["hidden_size"] // model["num_attention_heads"])
+        return cls(width=model["hidden_size"], intermediate=model["intermediate_size"],
+                   queries=head * model["num_attention_heads"], keys=head * model["num_key_value_heads"],
+                   layers=model["num_hidden_layers"], vocabulary=model["vocab_size"],
+                   tied=model.get("tie_word_embeddings", False))
+
+    @property
+    def projections(self) -> dict[str, tuple[int, int]]:
+        """(out, in) of a layer's seven projections."""
+        d, q, k, f = self.width, self.queries, self.keys, self.intermediate
+        return {"q_proj": (q, d), "k_proj": (k, d), "v_proj": (k, d), "o_proj": (d, q), "gate_proj": (f, d),
+                "up_proj": (f, d), "down_proj": (d, f)}
+
+    @property
+    def layer_parameters(self) -> int:
+        """Of one layer: projections, biases of q, k and v, two norms."""
+        return sum(o * i for o, i in self.projections.values()) + self.queries + 2 * self.keys + 2 * self.width
+
+    def parameters(self, layers: int) -> int:
+        """Of the model with some of its layers, the embedding counted once if it is the head too."""
+        embedding = self.vocabulary * self.width * (1 if self.tied else 2)
+        return embedding + layers * self.layer_parameters + self.width
+
+    def layer_flops(self, context: int) -> int:
+        """Of one layer, forward, a token."""
+        return 2 * sum(o * i for o, i in self.projections.values()) + 4 * context * self.queries
+
+    @property
+    def head_flops(self) -> int:
+        return 2 * self.width * self.vocabulary
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one arm costs on a base: `full`, `cut`, or a loop with its modulation, gate and step norms."""
+
+    shape: Shape
+    split: SplitConfig
+    arm: str
+    rank: int
+    widths: Widths
+    max_steps: int
+
+    @classmethod
+    def of(cls, profile: Profile, arm: str, rank: int | None = None) -> "Cost":
+        return cls(Shape.of(profile), profile.split, arm, rank or profile.rank, profile.controller, profile.max_steps)
+
+    @property
+    def parts(self) -> tuple[str, bool, bool]:
+        """(modulation, gate, step norm); an arm that isn't trained has none of them."""
+        return ARMS[self.arm] or ("none", False, False)
+
+    @property
+    def layers(self) -> int:
+        """Layers whose weights are held."""
+        return self.shape.layers if self.arm == "full" else self.split.prelude + 1 + self.split.coda
+
+    def applications(self, depth: int) -> int:
+        """How often a layer is applied to a token."""
+        return self.layers if ARMS[self.arm] is None else self.split.prelude + depth + self.split.coda
+
+    # ------------------------------------------------------------------------------------------------- parameters
+
+    def _controller(self) -> dict[str, int]:
+        """Weights of the Controller's linear layers (SYSTEM section 4)."""
+        w = self.widths
+        return {"state": self.shape.width * w.state, "hidden": (w.state + w.step) * w.hidden,
+                "output": w.hidden * w.output, "heads": w.output * 7 * self.rank}
+
+    def trainable(self) -> dict[str, int]:
+        """Trained parameters of each part (SYSTEM section 6)."""
+        modulation, gate, step_norm = self.parts
+        w, d, found = self.widths, self.shape.width, {}
+        if modulation == "controller":
+            biases = w.state + w.hidden + w.output
+            found["modulation"] = sum(self._controller().values()) + biases + self.max_steps * w.step
+        elif modulation == "static":
+            found["modulation"] = self.max_steps * 7 * self.rank
+        if gate:
+            found["gate"] = 2 * d * d + d
+        if step_norm:
+            found["step_norm"] = self.max_steps * d
+        return found
+
+    def frozen(self) -> int:
+        """Parameters of the kept layers, embedding, norm and head, and the entries of the SVD bases."""
+        bases = self.rank * sum(o + i for o, i in self.shape.projections.values()) if self.parts[0] != "none" else 0
+        return self.shape.parameters(self.layers) + bases
+
+    # ------------------------------------------------------------------------------------------------------ FLOPs
+
+    def _step_flops(self) -> dict[str, int]:
+        """What a recurrence step adds to its layer, forward, a token."""
+        modulation, gate, _ = self.parts
+        branches = sum(o + i for o, i in self.shape.projections.values()) if modulation != "none" else 0
+        return {"branches": 2 * self.rank * branches,
+                "controller": 2 * sum(self._controller().values()) if modulation == "controller" else 0,
+                "gate": 4 * self.shape.width**2 if gate else 0}
+
+    def forward(self, depth: int, context: int) -> int:
+        """FLOPs a token of a forward pass with logits."""
+        steps = depth * sum(self._step_flops().values()) if ARMS[self.arm] else 0
+        return self.applications(depth) * self.shape.layer_flops(context) + steps + self.shape.head_flops
+
+    def training(self, depth: int, context: int) -> int:
+        """FLOPs a token of a forward and backward pass. Raises InputError for an arm that isn't trained.
+
+        No gradient is formed for frozen weights: a frozen layer costs as much backward as forward, but for attention,
+        which costs twice as much; a trained one twice as much. The prelude has no backward pass.
+        """
+        if ARMS[self.arm] is None:
+            raise InputError(f"arm '{self.arm}': isn't trained")
+        shape, step, modulation = self.shape, self._step_flops(), self.parts[0]
+        layer = shape.layer_flops(context) + 4 * context * shape.queries
+        backward = self.split.coda * layer + shape.head_flops
+        backward += depth * (layer + step["branches"] + 2 * step["controller"] + 2 * step["gate"])
+        # the first step's state comes from the prelude and needs no gradient
+        first = {name: shape.projections[name] for name in ("q_proj", "k_proj", "v_proj")}
+        if modulation == "none":
+            backward -= layer + (0 if self.parts[2] else step["gate"])
+        else:
+            backward -= sum(2 * o * i + 2 * self.rank * i for o, i in first.values())
+            backward -= 2 * self._controller()["state"] if modulation == "controller" else 0
+        return self.forward(depth, context) + backward
+
+    # ------------------------------------------------------------------------------------------------------ bytes
+
+    def cache(self, depth: int, dtype: str = "bfloat16") -> int:
+        """Bytes a token in the key/value cache, a slot for each application of a layer."""
+        return self.applications(depth) * 2 * self.shape.keys * BYTES[dtype]
+
+    def activations(self, depth: int, dtype: str) -> int:
+        """Bytes a token that a training step keeps for its backward pass, to some 10 %; without the logits."""
+        shape, w, size, d = self.shape, self.widths, BYTES[dtype], self.shape.width
+        modulation, gate, step_norm = self.parts
+        cast = size != FLOAT32  # norms, gate and Controller compute in float32, and what they cast is kept twice
+        layer = 2 * d * FLOAT32 + size * (2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate)
+        step = layer + 2 * d * FLOAT32 * step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * gate
+        if modulation != "none":
+            step += 7 * self.rank * size
+        if modulation == "controller":
+            step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
+            step += 7 * self.rank * (FLOAT32 + size * cast)
+        first = layer if modulation == "none" else d * FLOAT32  # what the first step needn't keep
+        return depth * step - first + self.split.coda * layer + d * FLOAT32
+
+    def memory(self, depth: int, tokens: int, dtype: str) -> int:
+        """Bytes that training holds at its peak: weights, trained tensors with gradients and moments, activations of
+        a micro-batch of `tokens`, a chunk of logits with its gradient."""
+        trained = sum(self.trainable().values())
+        logits = 3 * min(tokens, LOGIT_CHUNK) * self.shape.vocabulary * FLOAT32
+        return self.frozen() * BYTES[dtype] + 4 * trained * FLOAT32 + tokens * self.activations(depth, dtype) + logits
+
+
+# ----------------------------------------------------------------------------------------------------- what runs need
+
+def run_flops(spec: RunSpec, profile: Profile) -> float:
+    """FLOPs of a whole run: its updates and its evaluations."""
+    cost, training, evaluation = Cost.of(profile, spec.arm, spec.rank), profile.training, profile.evaluation
+    depths = DRAWN_DEPTHS if spec.depth == "mixed" else (spec.depth or 1,)
+    final = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
+
+    def mean(flops) -> float:
+        return sum(flops(depth, training.block) for depth in depths) / len(depths)
+
+    blocks, total = final, 0.0
+    if ARMS[spec.arm]:
+        blocks += 3 * evaluation.points * evaluation.blocks
+        total = training.updates * training.tokens_per_update * mean(cost.training)
+    return total + blocks * training.block * mean(cost.forward)
+
+
+def run_memory(spec: RunSpec, profile: Profile) -> int:
+    """Bytes that a run holds at its peak, the base that it is cut from not counted."""
+    cost, training = Cost.of(profile, spec.arm, spec.rank), profile.training
+    if ARMS[spec.arm] is None:
+        return cost.frozen() * BYTES[profile.base.dtype]
+    depth = max(DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth
+    return cost.memory(depth, training.micro_batch * training.block, profile.base.dtype)
+
+
+def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
+    """Bytes on disk: the base, the tokens of what is trained on, and for each run its log and trained tensors."""
+    training = profile.training
+    kept = sum(sum(Cost.of(profile, s.arm, s.rank).trainable().values()) for s in specs) * FLOAT32
+    return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
+            "tokens": training.updates * training.tokens_per_update * FLOAT32,
+            "trained tensors": kept,
+            "raw logs": sum(2 * training.updates * LOG_ROW for s in specs if ARMS[s.arm])}
+
+
+def forecast(profile: Profile, specs: list[RunSpec]) -> str:
+    """What some runs need, one line a run with its command, then the sums: for `runs --dry-run`."""
+    if not specs:
+        return f"profile {profile.name}: no run is missing"
+    rate = profile.resources.teraflops * 1e12
+    rows = [{"hours": run_flops(spec, profile) / rate / 3600, "GB": run_memory(spec, profile) / 1e9,
+             "command": f"python -m ouroboros run {spec.id} --profile {profile.name}"} for spec in specs]
+    table = pd.DataFrame(rows)
+    device = "GPU-hours" if profile.resources.gpus else "core-hours"
+    stored = disk(specs, profile)
+    return (f"{table.to_markdown(index=False, tablefmt='plain', floatfmt='.3g')}\n\n"
+            f"{len(specs)} runs are missing; all of them: make runs PROFILE={profile.name}\n"
+            f"time: {table['hours'].sum():,.3g} {device}, the longest run {table['hours'].max():.3g}, at "
+            f"{profile.resources.teraflops:g} TFLOP/s (resources.teraflops of {profile.name}.yaml)\n"
+            f"memory: at most {table['GB'].max():.3g} GB a run\n"
+            f"disk: {sum(stored.values()) / 1e9:,.3g} GB: "
+            + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in stored.items()))

@@ -1,0 +1,175 @@
+"""The cost model against what torch counts on the model itself, and at the paper's shape."""
+
+import pytest
+import torch
+from conftest import profile_data
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ouroboros import cost, evaluation, training
+from ouroboros.cli import main
+from ouroboros.cost import Cost, Shape
+from ouroboros.errors import InputError
+from ouroboros.experiment import ARMS, RunSpec, load_profile, parse_profile
+
+TRAINED = [arm for arm, parts in ARMS.items() if parts]
+MODELS = {
+    "small": {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1},
+    "wide": {"hidden_size": 48, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2},
+}
+
+
+@pytest.fixture(params=MODELS)
+def built(request, text, monkeypatch):
+    """(profile, arm, depth, rank) -> model; attention as matrix products, so that they are counted."""
+    data = profile_data(text)
+    data["base"]["model"] |= MODELS[request.param]
+    profile = parse_profile(data, "t")
+    torch.manual_seed(0)
+    base = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, attn_implementation="eager")).eval()
+
+    def build(arm, depth, rank):
+        spec = RunSpec(arm, depth if ARMS[arm] else None, rank, "corrected" if ARMS[arm] else "any", 0)
+        return training.build(spec, profile, base)
+    return profile, build
+
+
+def added_product(y, a, b, out_shape=None, **_) -> int:
+    """What y += a b, in place, costs: the counter knows it out of place only."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+def counted(work) -> int:
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added_product}) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def close(found: int, expected: int) -> None:
+    assert found == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("depth, rank", [(1, 4), (3, 2)])
+def test_forward_flops(built, arm, depth, rank):
+    profile, build = built
+    model, ids = build(arm, depth, rank).eval().requires_grad_(False), torch.zeros(2, 32, dtype=torch.long)
+    close(counted(lambda: model(ids, use_cache=False)), 64 * Cost.of(profile, arm, rank).forward(depth, context=32))
+
+
+@pytest.mark.parametrize("arm", TRAINED)
+@pytest.mark.parametrize("depth, rank", [(1, 4), (3, 2)])
+def test_training_flops(built, arm, depth, rank, monkeypatch):
+    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")  # its products are hidden from the counter
+    monkeypatch.setattr(evaluation, "checkpoint", lambda function, *args, **_: function(*args))
+    profile, build = built
+    model, chunk = build(arm, depth, rank).train(), torch.zeros(2, 34, dtype=torch.long)
+
+    def update():
+        states = model(chunk[:, :-2], logits_to_keep=training.NO_LOGITS, output_hidden_states=True).hidden_states
+        evaluation.token_losses(states[-1], model.get_output_embeddings().weight, chunk[:, 1:-1], "mean").backward()
+
+    close(counted(update), 64 * Cost.of(profile, arm, rank).training(depth, context=32))
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_parameters(built, arm):
+    profile, build = built
+    model, expected = build(arm, 2, 4), Cost.of(profile, arm, 4)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad) if ARMS[arm] else 0
+    assert sum(expected.trainable().values()) == trained
+    bases = sum(b.numel() for name, b in model.named_buffers() if name.endswith((".A", ".B")))
+    assert expected.frozen() == sum(p.numel() for p in model.parameters()) - trained + bases
+    if ARMS[arm]:
+        assert expected.trainable() == training._parts(model)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_cache_bytes(built, depth):
+    profile, build = built
+    model = build("none", depth, None).eval()
+    cache = model(torch.zeros(1, 5, dtype=torch.long)).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert held == 5 * Cost.of(profile, "none").cache(depth, "float32")
+
+
+@pytest.mark.parametrize("arm", TRAINED)
+@pytest.mark.parametrize("depth", [1, 4])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_activations_are_what_autograd_keeps(built, arm, depth, dtype):
+    profile, build = built
+    model, ids = build(arm, depth, 4).train(), torch.zeros(2, 32, dtype=torch.long)
+    model.base.to(getattr(torch, dtype))
+    model.base.set_attn_implementation("sdpa")
+    parameters = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = (storage.nbytes(), tensor)
+        return tensor.detach()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids, logits_to_keep=training.NO_LOGITS, output_hidden_states=True).hidden_states[-1].sum()
+    found = sum(size for size, _ in kept.values())
+    assert found == pytest.approx(64 * Cost.of(profile, arm, 4).activations(depth, dtype), rel=0.1)
+
+
+def test_the_papers_shape_has_the_reported_parameters():
+    """SYSTEM section 6."""
+    profile = load_profile("paper")
+    parts = Cost.of(profile, "controller").trainable()
+    assert parts == {"modulation": 692_864, "gate": 8_390_656, "step_norm": 131_072}
+    assert sum(Cost.of(profile, "static").trainable().values()) == 8_536_064
+    shape = Shape.of(profile)
+    assert 3.08e9 < shape.parameters(shape.layers) < 3.09e9  # Qwen2.5-3B's model card says 3.09 B
+    share = sum(parts.values()) / shape.parameters(17)
+    assert 0.005 < share < 0.0065  # reported: 0.6 % of the model
+
+
+def test_a_loop_as_deep_as_what_was_removed_costs_what_the_full_model_costs():
+    profile = load_profile("paper")
+    loop, full = (Cost.of(profile, arm) for arm in ("none", "full"))
+    assert loop.applications(20) == full.applications(1) == 36 and loop.cache(20) == full.cache(1)
+    gate = 20 * 4 * 2048**2
+    assert loop.forward(20, 2048) - full.forward(1, 2048) == gate
+    assert Cost.of(profile, "cut").forward(1, 2048) < Cost.of(profile, "controller").forward(1, 2048)
+
+
+def test_a_run_is_its_updates_and_its_evaluations(text):
+    profile = parse_profile(profile_data(text), "t")
+    spec = next(s for s in profile.runs() if s.arm == "static" and s.depth == 2)
+    one = Cost.of(profile, "static")
+    blocks = 3 * 3 * 2 + 3 * 3 + 4 * 2  # points x splits x blocks, final blocks, the stream's micro-batches
+    assert cost.run_flops(spec, profile) == 6 * 128 * one.training(2, 32) + blocks * 32 * one.forward(2, 32)
+    mixed = RunSpec("static", "mixed", 4, "released", 0)
+    deep = [cost.run_flops(RunSpec("static", d, 4, "released", 0), profile) for d in (4, 8, 16)]
+    assert cost.run_flops(mixed, profile) == pytest.approx(sum(deep) / 3)
+
+
+def test_a_dry_run_says_each_command_and_the_sums(tmp_path, capsys):
+    assert main(["runs", "--profile", "paper", "--dry-run"], tmp_path) == 0
+    out = capsys.readouterr().out
+    profile = load_profile("paper")
+    for spec in (*profile.search_runs(), *profile.runs()):
+        assert f"python -m ouroboros run {spec.id} --profile paper\n" in out
+    for word in ("GPU-hours", "memory: at most", "disk: ", "TFLOP/s"):
+        assert word in out
+    hours = sum(cost.run_flops(s, profile) for s in (*profile.search_runs(), *profile.runs())) / 445e12 / 3600
+    assert f"time: {hours:,.3g} GPU-hours" in out
+    assert not list(tmp_path.iterdir())  # nothing is fetched or written
+
+
+def test_a_profile_without_a_shape_is_refused_in_one_line(text):
+    profile = parse_profile(profile_data(text, base={"path": str(text)}), "t")
+    with pytest.raises(InputError, match="test.yaml: field 'base.model'"):
+        Cost.of(profile, "full")
+
+
+def test_cost_never_loads_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, ouroboros.cost, ouroboros.status; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
