@@ -341,7 +341,7 @@ def measured_updates(setting: Setting, profile: Profile, depths: tuple[int, ...]
 def updates(profile: Profile, root: Path) -> pd.DataFrame:
     """An update of the Controller's arm at the tiny shape, float32."""
     names = ("ours", "plain", "base", "without modulation", "prelude")
-    return pd.DataFrame(measured_updates(setting_of(profile), profile, DEPTHS, names, repeats=20))
+    return pd.DataFrame(measured_updates(setting_of(profile), profile, DEPTHS, names, repeats=40))
 
 
 def vocabulary(profile: Profile, root: Path) -> pd.DataFrame:

@@ -5,6 +5,7 @@ shape here (the tests count). `context` is the number of tokens a token attends 
 product, the block's whole length. Sources of the shapes: SYSTEM sections 2 to 6, and each profile's YAML.
 """
 
+import math
 from dataclasses import dataclass
 
 import pandas as pd
@@ -189,6 +190,46 @@ class Cost:
         trained = sum(self.trainable().values())
         logits = 3 * min(tokens, LOGIT_CHUNK) * self.shape.vocabulary * FLOAT32
         return self.frozen() * BYTES[dtype] + 4 * trained * FLOAT32 + tokens * self.activations(depth, dtype) + logits
+
+
+# --------------------------------------------------------------------------------------------------------- what it buys
+
+def table(profile: Profile) -> pd.DataFrame:
+    """What a user pays: the full model, the cut one, and the Controller's loop at each depth of the profile.
+
+    GFLOPs a token forward (a prompt of a training block's length) and in training, bytes a token in a bfloat16 cache,
+    held weights in millions, and each of them in percent of the full model's.
+    """
+    context, rows = profile.training.block, []
+    full = Cost.of(profile, "full")
+    for arm, depth in (("full", None), ("cut", None), *(("controller", depth) for depth in profile.matrix.depths)):
+        cost = Cost.of(profile, arm)
+        held = cost.frozen() + sum(cost.trainable().values())
+        row = {"arm": arm, "depth": depth, "layers applied": cost.applications(depth or 1),
+               "weights (million)": held / 1e6, "% of full's weights": 100 * held / full.frozen(),
+               "trained (million)": sum(cost.trainable().values()) / 1e6}
+        for name, value, whole in (
+                ("forward (GFLOP a token)", cost.forward(depth or 1, context) / 1e9, full.forward(1, context) / 1e9),
+                ("cache (bytes a token)", cost.cache(depth or 1), full.cache(1))):
+            row |= {name: value, f"% of full's {name.split()[0]}": 100 * value / whole}
+        row["training (GFLOP a token)"] = cost.training(depth, context) / 1e9 if depth else math.nan
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"depth": "Int64"})
+
+
+def found(profile: Profile) -> str:
+    """One sentence: at which depth the loop stops being cheaper than the full model."""
+    full, loop, context = Cost.of(profile, "full"), Cost.of(profile, "controller"), profile.training.block
+    depths = range(1, full.shape.layers + 1)
+    flops = max((d for d in depths if loop.forward(d, context) < full.forward(1, context)), default=0)
+    cache = max((d for d in depths if loop.cache(d) < full.cache(1)), default=0)
+    token = loop.forward(profile.depth, context)
+    share = 100 * token / full.forward(1, context)
+    modulation = 100 * (1 - Cost.of(profile, "none").forward(profile.depth, context) / token)
+    return (f"Profile `{profile.name}`: {loop.layers} of {full.layers} layers held. At depth {profile.depth} a token "
+            f"costs {share:.0f} % of the full model's FLOPs, {modulation:.1f} % of them in Controller and low-rank "
+            f"branches. The loop computes less than the full model up to depth {flops}, and keeps a smaller cache up "
+            f"to depth {cache}.")
 
 
 # ----------------------------------------------------------------------------------------------------- what runs need

@@ -17,7 +17,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.container import ErrorbarContainer
 
+from . import cost as counted
 from . import metrics
+from .experiment import Profile
 from .metrics import Results
 from .runlog import Run, write_atomic
 
@@ -144,6 +146,24 @@ def base_curve(run: Run | None):
     for split, colour, marker in (("heldout", "#0072B2", "o"), ("dev", "#D55E00", "s")) if run else ():
         part = metrics.curve(run, split, "loss_t+1")
         axis.plot(part["tokens"], part["value"], label=split, color=colour, marker=marker)
+        axis.legend()
+    return figure
+
+
+def cost(profiles: list[Profile]):
+    """What the Controller's loop costs against depth, in percent of the full model, a panel a profile."""
+    figure, axes = plt.subplots(1, len(profiles), squeeze=False)
+    for axis, profile in zip(axes[0], profiles, strict=True):
+        table = counted.table(profile)
+        loop = table[table["arm"] == "controller"]
+        axis.axhline(100, color=COLOURS["full"], linestyle=":", label="full")
+        for (name, column), colour, marker in zip(
+                (("FLOPs, forward", "% of full's forward"), ("key/value cache", "% of full's cache"),
+                 ("weights held", "% of full's weights")), ("#0072B2", "#D55E00", "#009E73"), "os^", strict=True):
+            axis.plot(loop["depth"].astype(int), loop[column], label=name, color=colour, marker=marker)
+        axis.set(title=f"cost of the loop (shape of {profile.name})", xlabel="depth (recurrence steps)",
+                 ylabel="percent of the full model")
+        axis.set_xticks(profile.matrix.depths)
         axis.legend()
     return figure
 

@@ -261,11 +261,14 @@ def arm_table(results: Results) -> pd.DataFrame:
 
 
 def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFrame:
-    """A statistic's parts under each protocol: protocol, part, mean, low, high, n."""
+    """A statistic's parts under each protocol: protocol, part, mean, low, high, n; and how many of the runs behind all
+    parts of a protocol diverged, so have no loss."""
     rows = []
     for protocol in results.profile.matrix.protocols:
-        for part, values in getattr(Statistics(results, protocol), statistic)(**arguments).items():
-            rows.append({"protocol": protocol, "part": part} | _columns("difference", t_interval(values.values())))
+        statistics = Statistics(results, protocol)
+        for part, values in getattr(statistics, statistic)(**arguments).items():
+            rows.append({"protocol": protocol, "part": part} | _columns("difference", t_interval(values.values()))
+                        | {"diverged": len(statistics.diverged)})
     return pd.DataFrame(rows)
 
 
@@ -282,9 +285,11 @@ def search_table(results: Results) -> pd.DataFrame:
     frame = pd.DataFrame(rows)
     table = frame.pivot(index="arm", columns="rate", values="dev").reindex(frame["arm"].drop_duplicates())
     best = table.idxmin(axis=1)
+    diverged = frame[frame["dev"].isna()].groupby("arm")["rate"].agg(lambda rates: " ".join(f"{r:g}" for r in rates))
     table.columns = [f"dev loss at {rate:g}" for rate in table.columns]
     ends = min(results.profile.search.grid), max(results.profile.search.grid)
-    return table.assign(**{"best rate": best, "at the grid's end": best.isin(ends)}).reset_index()
+    return table.assign(**{"best rate": best, "at the grid's end": best.isin(ends),
+                           "diverged at": diverged.reindex(table.index).fillna("")}).reset_index()
 
 
 def _columns(name: str, interval: Interval) -> dict:

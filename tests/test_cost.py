@@ -1,5 +1,9 @@
 """The cost model against what torch counts on the model itself, and at the paper's shape."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 import torch
 from conftest import profile_data
@@ -168,8 +172,17 @@ def test_a_profile_without_a_shape_is_refused_in_one_line(text):
 
 
 def test_cost_never_loads_torch():
-    import subprocess
-    import sys
-
     code = "import sys, ouroboros.cost, ouroboros.status; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_what_was_found_is_where_the_lines_cross():
+    profile = load_profile("paper")
+    text, table = cost.found(profile), cost.table(profile)
+    flops, cache = (int(number) for number in re.findall(r"up to depth (\d+)", text))
+    loop, full = Cost.of(profile, "controller"), Cost.of(profile, "full")
+    assert loop.forward(flops, 2048) < full.forward(1, 2048) <= loop.forward(flops + 1, 2048)
+    assert loop.cache(cache) < full.cache(1) <= loop.cache(cache + 1) and cache == 19
+    assert list(table["arm"]) == ["full", "cut"] + ["controller"] * 4
+    assert table[table["depth"] == 16]["% of full's cache"].item() == pytest.approx(100 * 32 / 36)
+    assert table.loc[0, "% of full's forward"] == table.loc[0, "% of full's weights"] == 100

@@ -107,3 +107,12 @@ def test_the_base_curve_is_made_from_the_bases_log(results, tmp_path):
     assert [(line["label"], line["x"]) for line in data["plotted"]] == [("heldout", [0, 1000, 2000]),
                                                                         ("dev", [0, 1000, 2000])]
     assert sidecar(figures.base_curve(None), results, tmp_path, runs={})["plotted"] == []
+
+
+def test_costs_are_shown_in_percent_of_the_full_model(results, tmp_path):
+    plotted = sidecar(figures.cost([results.profile]), results, tmp_path)["plotted"]
+    lines = {line["label"]: line for line in plotted}
+    assert lines["full"]["y"] == [100, 100]
+    loop = lines["FLOPs, forward"]
+    assert loop["x"] == list(results.profile.matrix.depths) and loop["y"] == sorted(loop["y"])
+    assert len(set(lines["weights held"]["y"])) == 1 and lines["weights held"]["y"][0] < 100
