@@ -7,6 +7,7 @@ results/bench with the hardware. Nothing heavy should run beside it.
 import copy
 import json
 import multiprocessing
+import random
 import statistics
 import tempfile
 import time
@@ -44,12 +45,17 @@ SQUARE = 2048  # rows and columns of the matrix product whose rate utilisation i
 
 
 def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` times, in turns; one turn before that isn't counted."""
+    """Seconds of each call, `repeats` times, in turns; one turn before that isn't counted.
+
+    Each turn has an order of its own: a call finds the caches as the one before it left them.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
+    order, generator = list(calls), random.Random(0)
     for turn in range(repeats + 1):
-        for name, call in calls.items():
+        generator.shuffle(order)
+        for name in order:
             start = time.perf_counter()
-            call()
+            calls[name]()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return seconds

@@ -238,16 +238,24 @@ def run_flops(spec: RunSpec, profile: Profile) -> float:
     """FLOPs of a whole run: its updates and its evaluations."""
     cost, training, evaluation = Cost.of(profile, spec.arm, spec.rank), profile.training, profile.evaluation
     depths = DRAWN_DEPTHS if spec.depth == "mixed" else (spec.depth or 1,)
-    final = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
 
-    def mean(flops) -> float:
+    def mean(flops, depths) -> float:
         return sum(flops(depth, training.block) for depth in depths) / len(depths)
 
-    blocks, total = final, 0.0
+    total = 0.0
     if ARMS[spec.arm]:
-        blocks += 3 * evaluation.points * evaluation.blocks
-        total = training.updates * training.tokens_per_update * mean(cost.training)
-    return total + blocks * training.block * mean(cost.forward)
+        total = training.updates * training.tokens_per_update * mean(cost.training, depths)
+    if spec.purpose == "rate":
+        return total + evaluation.final_blocks * training.block * mean(cost.forward, depths)
+    blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
+    if ARMS[spec.arm]:
+        blocks += evaluation.points * evaluation.blocks
+        blocks += 4 * evaluation.depth_blocks if cost.parts[0] == "controller" else 0  # as trained, 3 interventions
+    total += blocks * training.block * mean(cost.forward, depths)
+    if spec.depth in (profile.depth, "mixed"):
+        blocks = len(evaluation.depths) * evaluation.depth_blocks
+        total += blocks * training.block * mean(cost.forward, evaluation.depths)
+    return total
 
 
 def run_memory(spec: RunSpec, profile: Profile) -> int:

@@ -1,14 +1,16 @@
-"""Losses per block, in nats per token, for both targets at once."""
+"""Losses per block, in nats per token, for both targets at once; what happens inside the loop; interventions."""
 
 from collections.abc import Callable
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from .configuration import PROJECTIONS
 from .corpus import LOOK_AHEAD, Corpus
-from .experiment import DRAWN_DEPTHS, Profile
+from .experiment import DRAWN_DEPTHS, Profile, RunSpec
 
 TARGETS = ("t+1", "t+2")
 GIVEN_DEPTH_BATCH = 8  # blocks a forward pass; where depths are drawn, a draw is per micro-batch
@@ -70,21 +72,158 @@ def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch
     return losses
 
 
-def during(profile: Profile, corpus: Corpus) -> dict[str, np.ndarray]:
-    """The token sets scored during training: a few blocks of each split, separated, the same for every run."""
-    block, count = profile.training.block, profile.evaluation.blocks
-    return {split: corpus.blocks(split, block, count, "separated") for split in ("dev", "heldout", "foreign")}
+def during(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarray]:
+    """The token set scored during training: held-out blocks, separated, the same for every run but the search's, which
+    are scored on none."""
+    if spec.purpose == "rate":
+        return {}
+    return {"heldout": corpus.blocks("heldout", profile.training.block, profile.evaluation.blocks, "separated")}
 
 
-def final(profile: Profile, corpus: Corpus, seed: int) -> dict[str, np.ndarray]:
-    """Every token set that either column of the protocol reads, each (blocks, T + 2).
+def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarray]:
+    """The token sets scored at the end of a run, each (blocks, T + 2): for the learning-rate search `dev` alone, which
+    no other run looks at; for every other run what either column of the protocol reads.
 
-    `stream` is what the released code scores: the first micro-batches of the training stream (AUDIT `evaluation`),
-    with documents run together. `reference` is the start of a few held-out documents (AUDIT `reference`).
+    `train` is text of the training split that the run didn't train on. `stream` is what the released code scores: the
+    first micro-batches of the training stream (AUDIT `evaluation`), with documents run together. `reference` is the
+    start of a few held-out documents (AUDIT `reference`).
     """
     training, count = profile.training, profile.evaluation.final_blocks
-    sets = {split: corpus.blocks(split, training.block, count, "separated") for split in ("dev", "heldout", "foreign")}
+    if spec.purpose == "rate":
+        return {"dev": corpus.blocks("dev", training.block, count, "separated")}
+    sets = {split: corpus.blocks(split, training.block, count, "separated") for split in ("heldout", "foreign")}
+    seen = training.updates * training.accumulation * training.micro_batch
+    seen += seen // 20 + 1  # joined documents reach further into the stream than separated ones
+    sets["train"] = corpus.blocks("train", training.block, seen + count, "separated", spec.seed)[-count:]
     stream = profile.evaluation.stream_batches * training.micro_batch
-    sets["stream"] = corpus.blocks("train", training.block, stream, "joined", seed)
+    sets["stream"] = corpus.blocks("train", training.block, stream, "joined", spec.seed)
     sets["reference"] = corpus.reference()
     return sets
+
+
+# ------------------------------------------------------------------------------------------------- inside the loop
+
+class Watch:
+    """What passes through the loop while this is entered; of a model without a loop, nothing.
+
+    Of each recurrence step: how far the gate opens, the norm of the state after it, and how much it changed the state,
+    relative to the state before; means over tokens. Of the modulation: the moments of m over tokens.
+    """
+
+    def __init__(self, model):
+        self.loop = getattr(model, "recurrence", None)
+        self.projections = [] if self.loop is None else model.projections
+        self.largest = 0.0  # |m|
+        self._steps: dict[str, dict[int, list[float]]] = {}
+        self._moments: dict[int, list] = {}  # step: tokens, sum of m, sum of m^2, both (K, r)
+
+    def __enter__(self) -> "Watch":
+        self._hooks = []
+        if self.loop is not None:
+            self._hooks += [self.loop.register_forward_pre_hook(self._before),
+                            self.loop.register_forward_hook(self._after)]
+            if self.loop.gate is not None:
+                self._hooks.append(self.loop.gate.linear.register_forward_hook(
+                    lambda module, inputs, out: self._add("gate_open", torch.sigmoid(out))))
+            if self.loop.modulation is not None:
+                self._hooks.append(self.loop.modulation.register_forward_hook(self._modulated))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def _before(self, module, inputs) -> None:
+        self._step = inputs[1]
+
+    def _after(self, module, inputs, out) -> None:
+        norm, before = out.float().norm(dim=-1), inputs[0].float()
+        self._add("state_norm", norm)
+        self._add("change", (out - before).float().norm(dim=-1) / before.norm(dim=-1))
+
+    def _add(self, name: str, values: torch.Tensor) -> None:
+        sums = self._steps.setdefault(name, {}).setdefault(self._step, [0.0, 0])
+        sums[0] += values.sum().item()
+        sums[1] += values.numel()
+
+    def _modulated(self, module, inputs, m: torch.Tensor) -> None:
+        m = m.detach().cpu().double().flatten(0, 1)  # (N, K, r)
+        self.largest = max(self.largest, m.abs().max().item())
+        moments = self._moments.setdefault(self._step, [0, 0.0, 0.0])
+        for place, value in enumerate((len(m), m.sum(0), m.square().sum(0))):
+            moments[place] = moments[place] + value
+
+    def steps(self) -> dict[str, list[float]]:
+        """{`gate_open`, `state_norm`, `change`: a mean a step}."""
+        return {name: [total / count for _, (total, count) in sorted(by_step.items())]
+                for name, by_step in self._steps.items()}
+
+    def mean_modulation(self) -> torch.Tensor:
+        """The mean m of each step, (steps, K, r) float64."""
+        return torch.stack([total / count for _, (count, total, _) in sorted(self._moments.items())])
+
+    def modulation(self) -> dict[str, list[float]]:
+        """Of each projection, by its name: `size/` the root mean square of m at each step; `over_inputs/` that of its
+        standard deviation over tokens; `over_steps/` that of the mean vector's deviation from its mean over steps;
+        `update/` the norm of the mean update relative to that of W, at each step."""
+        if not self._moments:
+            return {}
+        mean = self.mean_modulation()
+        square = torch.stack([total / count for _, (count, _, total) in sorted(self._moments.items())])
+        found = {}
+        for index, (name, projection) in enumerate(zip(PROJECTIONS, self.projections, strict=True)):
+            m, deviation = mean[:, index], (square[:, index] - mean[:, index].square()).clamp(min=0)
+            found[f"size/{name}"] = square[:, index].mean(-1).sqrt().tolist()
+            found[f"over_inputs/{name}"] = deviation.mean(-1).sqrt().tolist()
+            found[f"over_steps/{name}"] = [(m - m.mean(0)).square().mean().sqrt().item()]
+            a, b, w = (t.detach().cpu().double() for t in (projection.A, projection.B, projection.weight))
+            found[f"update/{name}"] = [(projection.scale * ((b * step) @ a).norm() / w.norm()).item() for step in m]
+        return found
+
+
+@contextmanager
+def intervened(model, kind: str, means: torch.Tensor):
+    """The Controller sees something else while this is entered (SYSTEM section 4).
+
+    kind `other_sequence`: the states of the next sequence of its batch; `corpus_mean`: at every token and step the mean
+    of what it reads, `means` (steps, d); `step_mean`: it is replaced by its own mean m, `means` (steps, K, r).
+    """
+    controller, step = model.recurrence.modulation, [0]
+
+    def note(module, inputs):
+        step[0] = inputs[1]
+        return (inputs[0].roll(1, dims=0), *inputs[1:]) if kind == "other_sequence" else None
+
+    hooks = [controller.register_forward_pre_hook(note)]
+    if kind == "corpus_mean":
+        hooks.append(controller.state.register_forward_pre_hook(
+            lambda module, inputs: (means[step[0]].to(inputs[0]).expand_as(inputs[0]),)))
+    if kind == "step_mean":
+        hooks.append(controller.register_forward_hook(lambda module, inputs, m: means[step[0]].to(m).expand_as(m)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def reading(model):
+    """Yields a function: the mean of what the Controller read since, (steps, d) float64."""
+    controller, sums = model.recurrence.modulation, {}
+
+    def note(module, inputs):
+        step[0] = inputs[1]
+
+    def add(module, inputs):
+        read = inputs[0].detach().cpu().double().flatten(0, 1)  # (N, d)
+        count, total = sums.get(step[0], (0, 0.0))
+        sums[step[0]] = count + len(read), total + read.sum(0)
+
+    step = [0]
+    hooks = [controller.register_forward_pre_hook(note), controller.state.register_forward_pre_hook(add)]
+    try:
+        yield lambda: torch.stack([total / count for _, (count, total) in sorted(sums.items())])
+    finally:
+        for hook in hooks:
+            hook.remove()

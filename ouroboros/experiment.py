@@ -23,8 +23,14 @@ ARMS: dict[str, tuple[str, bool, bool] | None] = {
     "static": ("static", True, True),
     "none": ("none", True, True),
     "controller_nogate": ("controller", False, True),
+    "static_nogate": ("static", False, True),
+    "none_nogate": ("none", False, True),  # step norms alone
+    "none_nonorm": ("none", True, False),  # the gate alone
     "controller_nogate_nonorm": ("controller", False, False),
 }
+CORE = ("full", "cut", "controller", "static", "none")
+PARTS = ("controller_nogate", "static_nogate", "none_nogate", "none_nonorm")  # at the gateless depths
+BARE = ("controller_nogate_nonorm",)  # at the bare depths
 
 # AUDIT.md, first table: {switch: (released, corrected)}.
 SWITCHES: dict[str, tuple[str, str]] = {
@@ -139,8 +145,10 @@ class Training(Strict):
 
 class Evaluation(Strict):
     points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
-    blocks: Positive  # blocks a split (dev, heldout, foreign) at those points
-    final_blocks: Positive  # blocks a split at the end
+    blocks: Positive  # held-out blocks at those points
+    final_blocks: Positive  # blocks a split (train, heldout, foreign; dev in the search) at the end
+    depth_blocks: Positive  # held-out blocks for other depths than the trained one, and for interventions
+    depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
     stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
 
 
@@ -153,9 +161,16 @@ class Search(Strict):
 
 
 class Matrix(Strict):
+    """What is run. Every seed: full, cut, Controller, static and none at `depths`, under `corrected`. The first `few`
+    seeds: these under the other protocols too, and what follows under `corrected` (under the others the Controller's
+    arms alone, for the claims about the gate)."""
+
     seeds: tuple[int, ...]
+    few: Positive = 3
     depths: tuple[Positive, ...]
-    gateless_depths: tuple[Positive, ...]
+    gateless_depths: tuple[Positive, ...]  # loops that lack the gate, or the step norms
+    bare_depths: tuple[Positive, ...]  # loops that lack both
+    ranks: tuple[Positive, ...] = ()  # beside the base rank, of Controller and static at the base depth
     protocols: tuple[str, ...] = COLUMNS
 
 
@@ -262,15 +277,25 @@ class Profile(Strict):
         return self.rank if ARMS[arm] and ARMS[arm][0] != "none" else None
 
     def plan(self) -> list[Cell]:
-        """Every row of the matrix, whole seeds first, so that an unfinished matrix is a whole one with fewer seeds."""
-        cells = []
-        for seed in self.matrix.seeds:
-            for protocol in self.matrix.protocols:
-                for arm, parts in ARMS.items():
-                    depths = self.matrix.depths if parts and parts[1] else self.matrix.gateless_depths
-                    for depth in depths if parts else (None,):
-                        cells.append(Cell(arm, depth, self.rank_of(arm), protocol, seed))
-        return cells
+        """Every row of the matrix: what is asked of each first, whole seeds first, so that an unfinished matrix is a
+        whole one with fewer rows or seeds."""
+        matrix = self.matrix
+        few, others = matrix.seeds[:matrix.few], matrix.seeds[matrix.few:]
+
+        def cells(seeds, protocols, arms, depths, ranks=(None,)) -> list[Cell]:
+            return [Cell(arm, depth, rank or self.rank_of(arm), protocol, seed)
+                    for seed in seeds for protocol in protocols for arm in arms
+                    for depth in (depths if ARMS[arm] else (None,)) for rank in ranks]
+
+        corrected = [protocol for protocol in matrix.protocols if protocol == "corrected"]
+        rest = [protocol for protocol in matrix.protocols if protocol != "corrected"]
+        found = cells(few, matrix.protocols, CORE, matrix.depths)
+        found += cells(few, rest, ("controller_nogate",), matrix.gateless_depths)
+        for seed in few:
+            found += cells((seed,), corrected, PARTS, matrix.gateless_depths)
+            found += cells((seed,), matrix.protocols, BARE, matrix.bare_depths)
+            found += cells((seed,), corrected, ("controller", "static"), (self.depth,), matrix.ranks)
+        return found + cells(others, corrected, CORE, matrix.depths)
 
     def runs(self) -> list[RunSpec]:
         """The matrix's runs, each once."""

@@ -170,11 +170,12 @@ class Statistics:
         self.depths = results.profile.matrix.depths
         self.diverged: set[str] = set()
 
-    def _losses(self, arm: str, depth: int | None = None, column: str = "loss") -> BySeed:
-        rows = self.results.cells
+    def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None) -> BySeed:
+        rows, profile = self.results.cells, self.results.profile
         rows = rows[(rows["arm"] == arm) & (rows["protocol"] == self.protocol)]
         if ARMS[arm] is not None:
-            rows = rows[rows["depth"] == (depth or self.results.profile.depth)]
+            rows = rows[rows["depth"] == (depth or profile.depth)]
+            rows = rows[rows["rank"].fillna(0) == (rank or profile.rank_of(arm) or 0)]
         self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
         rows = rows[np.isfinite(rows[column])]
         return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
@@ -212,8 +213,10 @@ class Statistics:
         return self._depth_parts(lambda depth: _minus(self._losses("none", depth), self._losses(arm, depth)))
 
     def advantage_by_rank(self) -> dict[str, BySeed]:
-        """No profile's matrix has other ranks than its own yet, so there is nothing to compare."""
-        return {"": {}}
+        """Static minus Controller at the base depth, at each rank."""
+        profile = self.results.profile
+        return {f"rank {rank}": _minus(self._losses("static", rank=rank), self._losses("controller", rank=rank))
+                for rank in sorted({profile.rank, *profile.matrix.ranks})}
 
     def lead_at_1_over_other_depths(self) -> dict[str, BySeed]:
         first = self.advantage(1)[""]
@@ -242,7 +245,8 @@ class Statistics:
 def arm_table(results: Results) -> pd.DataFrame:
     """Per protocol, arm and depth: loss, held-out loss, loss reduction and gap recovery over seeds; convergence."""
     rows = []
-    groups = results.cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
+    base = results.cells[results.cells["rank"].fillna(results.profile.rank) == results.profile.rank]
+    groups = base.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
     for (protocol, arm, depth), group in groups:
         depth = None if pd.isna(depth) else int(depth)
         statistics = Statistics(results, protocol)
@@ -308,7 +312,8 @@ def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
 def curves(results: Results, split: str = "heldout", metric: str = "loss_t+1") -> pd.DataFrame:
     """Mean over seeds of a metric at each evaluation: protocol, arm, depth, update, value, n."""
     parts = []
-    for row in results.cells[results.cells["status"] == "finished"].itertuples():
+    cells = results.cells[results.cells["rank"].fillna(results.profile.rank) == results.profile.rank]
+    for row in cells[cells["status"] == "finished"].itertuples():
         if ARMS[row.arm] is not None:
             part = curve(results.runs[row.run], split, metric)
             parts.append(part.assign(protocol=row.protocol, arm=row.arm, depth=row.depth))

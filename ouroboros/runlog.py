@@ -5,12 +5,17 @@ A run is a folder `results/<profile>/runs/<run id>/`; the base's, `results/<prof
 - `log.jsonl`, one measurement a row:
   `{"update": int, "tokens": int, "split": str, "metric": str, "value": float or [float, ...]}`
   - every update: split `train`, metrics `loss` (the protocol's own target, nats per token) and `rate`;
-  - at fixed points, update 0 and the last among them: splits `dev`, `heldout`, `foreign`, metric `loss_t+1`;
-  - at the last update: splits `stream`, `dev`, `heldout`, `foreign`, `reference`, metrics `loss_t+1`, `loss_t+2`, and
-    `block_losses_t+1`, `block_losses_t+2`: a list, one mean loss a block, blocks in a fixed order. These rows stand
-    after that update's row of the item above and are taken over more blocks: they are the result;
-  - at the last update: split `model`, metrics `max_modulation` (largest |m| met), `gate_open` (mean of sigmoid(b_g)),
-    `moved/<tensor>` (fraction of a trained tensor's elements that changed).
+  - at fixed points, update 0 and the last among them: split `heldout`, metric `loss_t+1`, and `steps/gate_open`,
+    `steps/state_norm`, `steps/change`: a list, one mean over tokens a recurrence step (`evaluation.Watch`);
+  - at the last update: splits `train`, `heldout`, `foreign`, `stream`, `reference` (of the learning-rate search `dev`
+    alone), metrics `loss_t+1`, `loss_t+2`, and `block_losses_t+1`, `block_losses_t+2`: a list, one mean loss a block,
+    blocks in a fixed order. These rows stand after that update's row of the items above and are taken over more
+    blocks: they are the result. For `heldout` and `foreign` also `modulation/...` (`evaluation.Watch.modulation`);
+  - at the last update, on the first held-out blocks: metrics `loss_t+1/depth_<n>` of a run of the base depth at other
+    depths, and `loss_t+1/as_trained`, `/other_sequence`, `/corpus_mean`, `/step_mean` of a run with a Controller
+    (`evaluation.intervened`);
+  - at the last update: split `model`, metrics `max_modulation` (largest |m| met on held-out text), `gate_open` (mean of
+    sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed).
 - `manifest.json`, written last: a folder without one is an interrupted run. `MANIFEST_FIELDS` says what it holds;
   `rows` and `log_sha256` seal the log.
 """

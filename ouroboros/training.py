@@ -33,6 +33,7 @@ from .surgery import cut_layers
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
 STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
+DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
@@ -164,7 +165,7 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     depths = evaluation.Depths(spec.depth, spec.seed)
     points = set(np.linspace(0, settings.updates, profile.evaluation.points).round().astype(int).tolist())
-    sets = evaluation.during(profile, corpus)
+    sets = evaluation.during(profile, corpus, spec)
 
     def evaluate(update: int) -> None:
         if update in points:
@@ -216,36 +217,66 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
     bar.close()
 
 
+def _block_losses(model, blocks: np.ndarray, depth: int | str | None, spec: RunSpec,
+                  profile: Profile) -> dict[str, list[float]]:
+    depths = evaluation.Depths(depth, spec.seed)
+    return evaluation.block_losses(as_hidden(model), blocks, depths, profile.training.micro_batch)
+
+
 def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: RunLog, update: int,
-          scored: tuple[str, ...], blocks: bool) -> None:
-    """Log the model's losses on token sets; with `blocks` each block's too. Raises Diverged if one isn't finite."""
+          scored: tuple[str, ...], blocks: bool) -> evaluation.Watch:
+    """Log the model's losses on token sets and, of held-out text, what happens at each recurrence step.
+
+    With `blocks` each block's loss too, and of held-out and foreign text the modulation. Returns what was met in the
+    loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
+    """
     model.eval()
-    depths, tokens = evaluation.Depths(spec.depth, spec.seed), update * profile.training.tokens_per_update
+    tokens, met = update * profile.training.tokens_per_update, None
     for split, tokens_of_split in sets.items():
-        losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch)
+        with evaluation.Watch(model) as watch:
+            losses = _block_losses(model, tokens_of_split, spec.depth, spec, profile)
         if not np.isfinite([losses[target] for target in scored]).all():  # the last update may be what broke it
             raise Diverged
         for target in scored:
             log.row(update, tokens, split, f"loss_{target}", float(np.mean(losses[target])))
             if blocks:
-                log.row(update, tokens, split, f"block_losses_{target}", losses[target])
+                log.row(update, tokens, split, f"block_losses_{target}", np.round(losses[target], DIGITS).tolist())
+        if split == "heldout":
+            met = watch
+            for name, values in watch.steps().items():
+                log.row(update, tokens, split, f"steps/{name}", values)
+        if blocks and split in ("heldout", "foreign"):
+            for name, values in watch.modulation().items():
+                log.row(update, tokens, split, f"modulation/{name}", values)
     model.train()
+    return met
 
 
 def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, log: RunLog, update: int) -> None:
-    """The last evaluation: both targets on every token set either column reads, and the largest |m| met there."""
-    largest = 0.0
+    """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
+    held-out text at other depths, and of one with a Controller, interventions on what it sees."""
+    sets = evaluation.final(profile, corpus, spec)
+    met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, True)
+    if met is None or met.loop is None:
+        return
+    tokens, few = update * profile.training.tokens_per_update, sets["heldout"][:profile.evaluation.depth_blocks]
 
-    def note(_module, _inputs, m):
-        nonlocal largest
-        largest = max(largest, m.abs().max().item())
+    def again(name: str, depth: int | str) -> None:
+        losses = _block_losses(model, few, depth, spec, profile)
+        log.row(update, tokens, "heldout", f"loss_t+1/{name}", float(np.mean(losses["t+1"])))
 
-    modulation = getattr(getattr(model, "recurrence", None), "modulation", None)
-    hook = modulation.register_forward_hook(note) if modulation is not None else None
-    score(model, evaluation.final(profile, corpus, spec.seed), spec, profile, log, update, evaluation.TARGETS, True)
-    if hook is not None:
-        hook.remove()
-        log.row(update, update * profile.training.tokens_per_update, "model", "max_modulation", largest)
+    model.eval()
+    if met.largest:
+        log.row(update, tokens, "model", "max_modulation", met.largest)
+    for depth in profile.evaluation.depths if spec.depth in (profile.depth, "mixed") else ():
+        again(f"depth_{depth}", depth)
+    if ARMS[spec.arm][0] == "controller":
+        with evaluation.reading(model) as read:
+            again("as_trained", spec.depth)
+        means = {"other_sequence": None, "corpus_mean": read(), "step_mean": met.mean_modulation()}
+        for kind, mean in means.items():
+            with evaluation.intervened(model, kind, mean):
+                again(kind, spec.depth)
 
 
 # ---------------------------------------------------------------------------------------------------------- a run

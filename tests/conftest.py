@@ -8,7 +8,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.corpus import prepare
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment import ARMS, parse_profile
 
 torch.set_num_threads(1)
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()
@@ -34,9 +34,10 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "split": dict(zip(("prelude", "recurrent", "coda"), split, strict=True)), "rank": 4, "depth": 2, "max_steps": 8,
         "controller": {"state": 8, "step": 4, "hidden": 8, "output": 4},
         "training": {"updates": 6, "micro_batch": 2, "accumulation": 2, "block": 32},
-        "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "stream_batches": 4},
+        "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "depth_blocks": 2, "depths": [1, 3],
+                       "stream_batches": 4},
         "search": {"grid": [1e-3, 1e-2], "depth": 2, "seed": 9},
-        "matrix": {"seeds": [0, 1], "depths": [1, 2], "gateless_depths": [2]},
+        "matrix": {"seeds": [0, 1], "depths": [1, 2], "gateless_depths": [2], "bare_depths": [2]},
         "resources": {"teraflops": 0.01}, **changes}
 
 
@@ -60,7 +61,7 @@ def root(tmp_path, profile):
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text))
     model.save_pretrained(profile.base_folder(tmp_path))
-    arms = ("controller", "static", "none", "controller_nogate", "controller_nogate_nonorm")
-    rates = {"own": dict.fromkeys(arms, 1e-2), "shared": 1e-3, "search": []}
+    trained = [arm for arm, parts in ARMS.items() if parts]
+    rates = {"own": dict.fromkeys(trained, 1e-2), "shared": 1e-3, "search": []}
     (profile.folder(tmp_path) / "rates.json").write_text(json.dumps(rates))
     return tmp_path

@@ -8,14 +8,15 @@ import numpy as np
 from ouroboros.experiment import ARMS, RunSpec, load_profile, switches
 from ouroboros.runlog import RunLog
 
-SPLITS = ("stream", "dev", "heldout", "foreign", "reference")
+SPLITS = ("train", "heldout", "foreign", "stream", "reference")
 
 
 def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
     """As the paper reports it: full < Controller < static (most at depth 1) < cut < gateless; seeds differ a little."""
     depth = 8 if depth == "mixed" else depth
     base = {"full": 2.0, "cut": 6.0, "controller": 4.0, "static": depth and 4.0 + 1.0 / depth, "none": 5.5,
-            "controller_nogate": 6.5, "controller_nogate_nonorm": 7.0}[arm]
+            "controller_nogate": 6.5, "static_nogate": 6.6, "none_nogate": 6.7, "none_nonorm": 5.8,
+            "controller_nogate_nonorm": 7.0}[arm]
     return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)
 
 
@@ -42,9 +43,8 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
             log.row(update, update * settings.tokens_per_update, "train", "loss",
                     value + math.exp(-5 * update / updates))
         for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
-            for split in ("dev", "heldout", "foreign"):
-                log.row(update, int(update) * settings.tokens_per_update, split, "loss_t+1",
-                        value + math.exp(-5 * update / updates))
+            log.row(update, int(update) * settings.tokens_per_update, "heldout", "loss_t+1",
+                    value + math.exp(-5 * update / updates))
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
         for split in SPLITS:

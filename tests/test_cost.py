@@ -145,11 +145,15 @@ def test_a_run_is_its_updates_and_its_evaluations(text):
     profile = parse_profile(profile_data(text), "t")
     spec = next(s for s in profile.runs() if s.arm == "static" and s.depth == 2)
     one = Cost.of(profile, "static")
-    blocks = 3 * 3 * 2 + 3 * 3 + 4 * 2  # points x splits x blocks, final blocks, the stream's micro-batches
-    assert cost.run_flops(spec, profile) == 6 * 128 * one.training(2, 32) + blocks * 32 * one.forward(2, 32)
+    blocks = 3 * 2 + 3 * 3 + 4 * 2  # points x blocks, splits x final blocks, the stream's micro-batches
+    other_depths = 2 * 32 * (one.forward(1, 32) + one.forward(3, 32))
+    training = 6 * 128 * one.training(2, 32)
+    assert cost.run_flops(spec, profile) == training + blocks * 32 * one.forward(2, 32) + other_depths
+    search = next(s for s in profile.search_runs() if s.arm == "static")
+    assert cost.run_flops(search, profile) == training + 3 * 32 * one.forward(2, 32)
     mixed = RunSpec("static", "mixed", 4, "released", 0)
     deep = [cost.run_flops(RunSpec("static", d, 4, "released", 0), profile) for d in (4, 8, 16)]
-    assert cost.run_flops(mixed, profile) == pytest.approx(sum(deep) / 3)
+    assert cost.run_flops(mixed, profile) == pytest.approx(sum(deep) / 3 + other_depths)
 
 
 def test_a_dry_run_says_each_command_and_the_sums(tmp_path, capsys):

@@ -7,9 +7,11 @@ import pytest
 import safetensors.torch
 import torch
 from conftest import profile_data
+from models import convert, ids, shake
 from torch.nn import functional as F
 
 from ouroboros import evaluation, training
+from ouroboros.configuration import PROJECTIONS
 from ouroboros.corpus import prepare, sha256
 from ouroboros.experiment import DRAWN_DEPTHS, RunSpec, parse_profile
 from ouroboros.runlog import RunLog, read_run
@@ -92,7 +94,7 @@ def test_drawn_depths_are_drawn_anew_for_every_micro_batch():
 def test_the_full_model_scores_what_the_library_says(profile, root):
     run = read_run(training.execute(profile, "full-any-s0", root, progress=False))
     base, corpus = training.load_base(profile, root), prepare(profile, root)
-    for split, blocks in evaluation.final(profile, corpus, 0).items():
+    for split, blocks in evaluation.final(profile, corpus, profile.find("full-any-s0")).items():
         ids = torch.from_numpy(blocks[:, :-1]).long()  # the library shifts inside: the inputs and the next token
         with torch.no_grad():
             expected = [base(row[None], labels=row[None]).loss.item() for row in ids]
@@ -108,16 +110,26 @@ def test_full_and_cut_differ_and_are_shared_by_both_columns(profile, root):
 
 def test_the_heldout_blocks_are_heldout_documents_with_end_of_text_between(profile, root):
     corpus = prepare(profile, root)
-    inputs = evaluation.final(profile, corpus, 0)["heldout"][:, :-2].ravel()
+    inputs = evaluation.final(profile, corpus, profile.find("full-any-s0"))["heldout"][:, :-2].ravel()
     text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("heldout")])
     assert np.array_equal(inputs, text[:len(inputs)])
-    during = evaluation.during(profile, corpus)
-    assert set(during) == {"dev", "heldout", "foreign"} and during["heldout"].shape == (2, 34)
+    during = evaluation.during(profile, corpus, profile.find("none-d1-corrected-s0"))
+    assert set(during) == {"heldout"} and during["heldout"].shape == (2, 34)
+
+
+def test_the_search_is_scored_on_dev_alone_and_no_other_run_is(profile, root):
+    corpus, search = prepare(profile, root), profile.search_runs()[0]
+    assert not evaluation.during(profile, corpus, search)
+    assert set(evaluation.final(profile, corpus, search)) == {"dev"}
+    log = read_run(training.execute(profile, search.id, root, progress=False)).log
+    assert set(log["split"]) == {"train", "dev", "model"}
+    assert "dev" not in evaluation.final(profile, corpus, profile.find("cut-any-s0"))
 
 
 def test_the_stream_is_what_the_released_run_sees_first(profile, root):
     inputs, _ = train_watched("controller-dmixed-r4-released-s1", profile, root)
-    stream = evaluation.final(profile, prepare(profile, root), 1)["stream"][:, :-2]
+    spec = profile.find("controller-dmixed-r4-released-s1")
+    stream = evaluation.final(profile, prepare(profile, root), spec)["stream"][:, :-2]
     assert len(inputs) == 24 and len(stream) == 8 and np.array_equal(stream, inputs[:8])
 
 
@@ -162,7 +174,7 @@ def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(prof
     assert sum(t.numel() for t in kept.values()) == manifest["trainable"] == sum(manifest["trainable_parts"].values())
     model = training.build(profile.find(run_id), profile, training.load_base(profile, root))
     model.load_state_dict(kept, strict=False)
-    blocks = evaluation.final(profile, prepare(profile, root), 0)["foreign"]
+    blocks = evaluation.final(profile, prepare(profile, root), profile.find(run_id))["foreign"]
     losses = evaluation.block_losses(training.as_hidden(model.eval()), blocks, evaluation.Depths(2, 0), 2)
     logged = loss_of(read_run(root / "results/test/runs" / run_id), 6, "foreign", "block_losses_t+1")
     assert losses["t+1"] == pytest.approx(logged, abs=1e-6)
@@ -187,3 +199,107 @@ def test_a_run_that_its_last_update_breaks_is_diverged(text, root):
     run_id = RunSpec("controller_nogate", 2, 4, "corrected", 9, 3e37).id
     run = read_run(training.execute(profile, run_id, root, progress=False))
     assert run.manifest["status"] == "diverged" and np.isfinite(run.log["value"].astype(float)).all()
+
+
+# ------------------------------------------------------------------------------------------------- inside the loop
+
+@pytest.fixture
+def loop():
+    """A Controller that matters, and batches of one size: (model, ids)."""
+    return shake(convert()), ids(4, 7)
+
+
+def test_what_is_seen_of_each_step_is_what_the_states_say(loop):
+    model, tokens = loop
+    with torch.no_grad(), evaluation.Watch(model) as watch:
+        first = model.hidden(tokens[:2], depth=3)
+        second = model.hidden(tokens[2:], depth=3)
+    states = [torch.cat(pair) for pair in zip(first, second, strict=True)][1:5]  # the prelude's last, then three steps
+    seen = watch.steps()
+    for step, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+        assert seen["state_norm"][step] == pytest.approx(after.norm(dim=-1).mean().item(), rel=1e-5)
+        change = ((after - before).norm(dim=-1) / before.norm(dim=-1)).mean().item()
+        assert seen["change"][step] == pytest.approx(change, rel=1e-5)
+    assert len(seen["gate_open"]) == 3 and all(0 < g < 1 for g in seen["gate_open"])
+    assert not model.recurrence._forward_hooks and not model.recurrence.gate.linear._forward_hooks
+    with evaluation.Watch(model.base) as nothing:  # a model without a loop
+        model.base(tokens)
+    assert nothing.steps() == {} and nothing.modulation() == {} and nothing.largest == 0
+
+
+def test_the_moments_of_the_modulation_are_those_of_all_tokens(loop):
+    model, tokens = loop
+    emitted = {}
+
+    def keep(module, inputs, m):
+        emitted.setdefault(inputs[1], []).append(m.double().flatten(0, 1))
+    hook = model.recurrence.modulation.register_forward_hook(keep)
+    with torch.no_grad(), evaluation.Watch(model) as watch:
+        for part in tokens.split(2):
+            model.hidden(part, depth=3)
+    hook.remove()
+    m = torch.stack([torch.cat(parts) for _, parts in sorted(emitted.items())])  # (steps, N, K, r)
+    torch.testing.assert_close(watch.mean_modulation(), m.mean(1))
+    assert watch.largest == pytest.approx(m.abs().max().item())
+    found = watch.modulation()
+    for k, name in enumerate(PROJECTIONS):
+        assert found[f"size/{name}"] == pytest.approx(m[:, :, k].square().mean((1, 2)).sqrt().tolist())
+        inputs = m[:, :, k].var(1, correction=0).mean(-1).sqrt()
+        assert found[f"over_inputs/{name}"] == pytest.approx(inputs.tolist(), rel=1e-5)
+        assert found[f"over_steps/{name}"] == pytest.approx([m.mean(1)[:, k].var(0, correction=0).mean().sqrt().item()])
+        layer = model.projections[k]
+        for step in range(3):
+            update = layer.scale * layer.B.double() @ torch.diag(m.mean(1)[step, k]) @ layer.A.double()
+            share = (update.norm() / layer.weight.norm()).item()
+            assert found[f"update/{name}"][step] == pytest.approx(share, rel=1e-5)
+
+
+def test_a_static_table_varies_over_steps_and_never_over_inputs():
+    model = shake(convert(modulation="static"))
+    with torch.no_grad(), evaluation.Watch(model) as watch:
+        model.hidden(ids(4, 7), depth=3)
+    found = watch.modulation()
+    assert max(found["over_inputs/q_proj"]) < 1e-6 < found["over_steps/q_proj"][0]
+
+
+@pytest.mark.parametrize("kind", ["other_sequence", "corpus_mean", "step_mean"])
+def test_an_intervention_changes_what_the_controller_sees_and_nothing_after_it(loop, kind):
+    model, tokens = loop
+    with torch.no_grad():
+        own = model.hidden(tokens)[-1]
+        with evaluation.reading(model) as read, evaluation.Watch(model) as watch:
+            model.hidden(tokens)
+        means = {"other_sequence": None, "corpus_mean": read(), "step_mean": watch.mean_modulation()}[kind]
+        with evaluation.intervened(model, kind, means):
+            other = model.hidden(tokens)[-1]
+            alike = model.hidden(tokens[:1].expand(4, -1))[-1]
+        assert not torch.allclose(own, other, atol=1e-4)
+        assert torch.equal(model.hidden(tokens)[-1], own)  # the hooks are gone
+        if kind == "other_sequence":  # among equal sequences another one is the same
+            torch.testing.assert_close(alike, model.hidden(tokens[:1].expand(4, -1))[-1])
+
+
+def test_replaced_by_its_mean_the_controller_is_a_static_table(loop):
+    model, tokens = loop
+    with torch.no_grad(), evaluation.Watch(model) as watch:
+        model.hidden(tokens)
+    means = watch.mean_modulation()
+    static = convert(modulation="static")
+    shared = {k: v for k, v in model.state_dict().items() if "modulation" not in k}
+    static.load_state_dict(shared, strict=False)
+    with torch.no_grad():
+        static.recurrence.modulation.table[:len(means)] = means.float()
+        with evaluation.intervened(model, "step_mean", means):
+            torch.testing.assert_close(model.hidden(tokens)[-1], static.hidden(tokens)[-1])
+
+
+def test_a_run_of_the_base_depth_logs_other_depths_and_a_controller_its_interventions(profile, root):
+    runs = {name: read_run(training.execute(profile, name, root, progress=False)).log["metric"].tolist()
+            for name in ("controller-d2-r4-corrected-s0", "controller-d1-r4-corrected-s0", "none-d2-corrected-s0")}
+    depths = {f"loss_t+1/depth_{d}" for d in profile.evaluation.depths}
+    kinds = {f"loss_t+1/{k}" for k in ("as_trained", "other_sequence", "corpus_mean", "step_mean")}
+    base, shallow, none = map(set, runs.values())
+    assert depths | kinds <= base and "modulation/size/q_proj" in base and "steps/change" in base
+    assert kinds <= shallow and not depths & shallow
+    assert depths <= none and not kinds & none and "modulation/size/q_proj" not in none
+    assert runs["none-d2-corrected-s0"].count("steps/gate_open") == profile.evaluation.points + 1

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS, PROFILES, SWITCHES, RunSpec, load_profile, parse_profile, switches
+from ouroboros.experiment import ARMS, CORE, PROFILES, SWITCHES, RunSpec, load_profile, parse_profile, switches
 
 
 def test_the_columns_are_the_audits_and_a_flip_moves_one_switch():
@@ -41,7 +41,20 @@ def test_the_tiny_matrix_is_what_the_issue_of_scale_asks_for():
     for protocol in ("released", "corrected"):
         for arm in ("controller", "static", "none"):
             found = {(c.depth, c.seed) for c in cells if (c.arm, c.protocol) == (arm, protocol)}
-            assert found == {(d, s) for d in (1, 4, 8, 16) for s in (0, 1, 2)}
+            seeds = (0, 1, 2, 3, 4) if protocol == "corrected" else (0, 1, 2)
+            assert found == {(d, s) for d in (1, 4, 8, 16) for s in seeds}
+    assert {(c.rank, c.seed) for c in cells if c.arm == "static" and c.rank != 8} == {
+        (r, s) for r in (2, 16) for s in (0, 1, 2)}
+    gateless = {(c.arm, c.depth) for c in cells if c.protocol == "corrected" and "nogate" in c.arm and c.seed == 1}
+    assert gateless == {(a, d) for a in ("controller_nogate", "static_nogate", "none_nogate") for d in (1, 4, 8)} | {
+        ("controller_nogate_nonorm", 4)}
+
+
+def test_an_unfinished_matrix_is_a_whole_one_with_fewer_rows_or_seeds():
+    profile = load_profile("tiny")
+    order = [(c.arm in CORE, c.seed) for c in profile.plan()]
+    core = [seed for is_core, seed in order if is_core]
+    assert core == sorted(core) and order.index((False, 0)) > order.index((True, 2))
 
 
 def test_cells_that_a_protocol_makes_identical_share_a_run():
@@ -50,8 +63,9 @@ def test_cells_that_a_protocol_makes_identical_share_a_run():
     for cell in cells:
         runs.setdefault(cell.run.id, []).append(cell)
     shared = {name: len(found) for name, found in runs.items() if len(found) > 1}
-    assert shared == {"controller-dmixed-r8-released-s0": 4, "full-any-s0": 2, "cut-any-s0": 2}
-    assert sum(c.arm == "controller" and c.protocol == "corrected" for c in cells) == 4
+    assert shared == {"controller-dmixed-r8-released-s0": 4, "controller_nogate-dmixed-r8-released-s0": 3,
+                      "full-any-s0": 2, "cut-any-s0": 2}
+    assert sum(c.arm == "controller" and c.protocol == "corrected" and c.rank == 8 for c in cells) == 4
 
 
 def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():

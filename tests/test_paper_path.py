@@ -14,7 +14,7 @@ from ouroboros.errors import InputError
 from ouroboros.experiment import load_profile, parse_profile
 from ouroboros.runlog import read_run
 
-SETS = ("stream", "dev", "heldout", "foreign", "reference")
+SETS = ("train", "heldout", "foreign", "stream", "reference")
 
 
 def stream_folder(source, folder, subset):

@@ -69,12 +69,16 @@ def test_alpha_is_fixed_or_scales_with_the_rank(profile, root, protocol, rank, s
 
 def test_the_stream_is_what_the_joined_run_trains_on_first_and_splits_are_disjoint(profile, root):
     corpus, settings = prepare(profile, root), profile.training
-    sets = evaluation.final(profile, corpus, seed=1)
+    sets = evaluation.final(profile, corpus, RunSpec("cut", None, None, "any", 1))
     first = corpus.blocks("train", settings.block, 24, "joined", seed=1)
     assert np.array_equal(sets["stream"], first[:profile.evaluation.stream_batches * settings.micro_batch])
     documents = {split: set(map(bytes, corpus.documents(split))) for split in ("train", "dev", "heldout", "foreign")}
     assert sum(map(len, documents.values())) == len(set.union(*documents.values()))
-    assert sets["heldout"].shape == (3, 34) and sets["reference"].shape == (12, 32)
+    assert sets["heldout"].shape == sets["train"].shape == (3, 34) and sets["reference"].shape == (12, 32)
+    for packing in ("joined", "separated"):  # `train` is new to the run, whichever way it packs
+        seen = np.concatenate(corpus.blocks("train", settings.block, 24, packing, seed=1)[:, :-2])
+        new = [bytes(block[:8].astype(np.int32)) for block in sets["train"]]
+        assert not any(block in seen.astype(np.int32).tobytes() for block in new)
 
 
 @pytest.mark.parametrize("run_id", ["controller-dmixed-r4-released-s0", "static-d2-r4-corrected-s0"])
@@ -84,12 +88,12 @@ def test_a_run_logs_every_update_and_both_targets_on_every_set(profile, root, ru
     updates = log[(log["split"] == "train") & (log["metric"] == "loss")]
     assert list(updates["update"]) == [1, 2, 3, 4, 5, 6] and list(updates["tokens"]) == [128 * u for u in range(1, 7)]
     assert manifest["status"] == "finished" and manifest["rate"] == (1e-3 if "released" in run_id else 1e-2)
-    for split in ("stream", "dev", "heldout", "foreign", "reference"):
+    for split in ("train", "heldout", "foreign", "stream", "reference"):
         for target in ("t+1", "t+2"):
             rows = log[(log["split"] == split) & (log["update"] == 6)].set_index("metric")["value"]
             scalar, blocks = rows[f"loss_{target}"], rows[f"block_losses_{target}"]
             scalar = scalar.iloc[-1] if hasattr(scalar, "iloc") else scalar
-            assert scalar == pytest.approx(np.mean(blocks))
+            assert scalar == pytest.approx(np.mean(blocks), abs=1e-6)
     moved = log[log["metric"].str.startswith("moved/")].set_index("metric")["value"]
     assert set(moved.index) == {f"moved/{n}" for n in _trained_names(root, run_id)} and (moved > 0).any()
     assert log[log["metric"] == "max_modulation"]["value"].item() > 0
