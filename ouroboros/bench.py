@@ -23,12 +23,11 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from . import resume
-from .configuration import PROJECTIONS
 from .corpus import LOOK_AHEAD
 from .cost import Cost
 from .errors import InputError
 from .evaluation import targets
-from .experiment import Profile, SplitConfig, load_profile
+from .experiment import PROJECTIONS, Profile, SplitConfig, load_profile
 from .modeling import OuroborosForCausalLM
 from .modulation import ModulatedLinear
 from .provenance import provenance

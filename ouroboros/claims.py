@@ -219,6 +219,32 @@ def found_gate(results: Results, protocol: str) -> str:
     return f"`{protocol}` (arm - cut): " + "; ".join(words) + _diverged(statistics) + "."
 
 
+def found_splits(results: Results, protocol: str) -> str:
+    """One sentence on where the Controller's gain over the cut model is found: new training text, held-out, foreign."""
+    statistics, depth = Statistics(results, protocol), results.profile.depth
+    parts = {name: t_interval(values.values()) for name, values in statistics.split_against_cut("controller",
+                                                                                                depth).items()}
+    words = [f"on `{name}` text it {_told(interval, *AGAINST_CUT)} ({interval})" for name, interval in parts.items()]
+    return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
+
+
+NEEDED = ("the loss rises, so what it sees matters", "the loss falls", "the loss can't be told to move")
+
+
+def found_interventions(results: Results, protocol: str) -> str:
+    """One sentence on whether the Controller's input matters, generated from the interventions at the base depth."""
+    statistics, depth = Statistics(results, protocol), results.profile.depth
+    kinds = {"other_sequence": "shown another sequence's state", "corpus_mean": "shown the mean state at each step",
+             "step_mean": "replaced by its own mean vector at each step"}
+    words = []
+    for kind, values in statistics.interventions(depth).items():
+        interval = t_interval(values.values())
+        words.append(f"{kinds[kind]}, {_told(interval, *NEEDED)} ({interval})")
+    lead = t_interval(statistics.advantage(depth)[""].values())
+    return (f"`{protocol}`, depth {depth}: " + "; ".join(words) + f"; beside it, static - Controller is {lead}"
+            + _diverged(statistics) + ".")
+
+
 def found_converged(results: Results) -> str:
     """Which arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
     table, training = metrics.arm_table(results), results.profile.training

@@ -9,10 +9,6 @@ from .experiment import SplitConfig
 MODULATIONS = ("controller", "static", "none")
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
-PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
-    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
-    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
-}
 
 
 def check_whole(field: str, value, least: int) -> None:

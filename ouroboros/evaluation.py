@@ -8,9 +8,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from .configuration import PROJECTIONS
 from .corpus import LOOK_AHEAD, Corpus
-from .experiment import DRAWN_DEPTHS, Profile, RunSpec
+from .experiment import DRAWN_DEPTHS, PROJECTIONS, Profile, RunSpec
 
 TARGETS = ("t+1", "t+2")
 GIVEN_DEPTH_BATCH = 8  # blocks a forward pass; where depths are drawn, a draw is per micro-batch

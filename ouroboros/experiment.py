@@ -32,6 +32,11 @@ CORE = ("full", "cut", "controller", "static", "none")
 PARTS = ("controller_nogate", "static_nogate", "none_nogate", "none_nonorm")  # at the gateless depths
 BARE = ("controller_nogate_nonorm",)  # at the bare depths
 
+PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
+    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+}
+
 # AUDIT.md, first table: {switch: (released, corrected)}.
 SWITCHES: dict[str, tuple[str, str]] = {
     "target": ("t+2", "t+1"),

@@ -150,6 +150,61 @@ def base_curve(run: Run | None):
     return figure
 
 
+def _parts(axis, parts: dict, arm: str, label: str) -> None:
+    """The intervals of a statistic whose parts end in a number, against that number."""
+    rows = [{"depth": int(name.split()[-1]), "loss": i.mean, "loss_low": i.low, "loss_high": i.high}
+            for name, i in ((name, metrics.t_interval(values.values())) for name, values in parts.items())]
+    _points(axis, pd.DataFrame(rows), arm, label)
+
+
+def other_depths(results: Results):
+    """Held-out loss of the runs of the base depth when they are scored at other depths."""
+    base = results.profile.depth
+    figure, axes = _axes_by_protocol(results, f"trained at depth {base}, scored at others", "depth when scored",
+                                     "held-out loss, t+1 (nats per token)")
+    for protocol, axis in axes.items():
+        statistics = metrics.Statistics(results, protocol)
+        axis.axvline(base, color="black", linewidth=0.8, linestyle="--")
+        for arm in ("controller", "static", "none"):
+            _parts(axis, statistics.at_other_depths(arm), arm, arm)
+        axis.set_xticks(results.profile.evaluation.depths)
+        axis.legend()
+    return figure
+
+
+def interventions(results: Results):
+    """What the Controller's held-out loss rises by when it sees something else, against depth."""
+    figure, axes = _axes_by_protocol(results, "the Controller sees something else", "depth (recurrence steps)",
+                                     "rise of the loss (nats per token)")
+    styles = dict(zip(metrics.INTERVENTIONS, ("controller", "static", "none"), strict=True))
+    for protocol, axis in axes.items():
+        statistics, depths = metrics.Statistics(results, protocol), results.profile.matrix.depths
+        axis.axhline(0, color="black", linewidth=0.8)
+        for kind, style in styles.items():
+            _parts(axis, {f"depth {d}": statistics.interventions(d)[kind] for d in depths}, style,
+                   kind.replace("_", " "))
+        axis.set_xticks(depths)
+        axis.legend()
+    return figure
+
+
+def steps(results: Results, depth: int):
+    """How much each recurrence step changes the state, relative to the state before it."""
+    table = metrics.steps_table(results, depth)
+    figure, axes = _axes_by_protocol(results, f"change by step, depth {depth}", "recurrence step",
+                                     "|new state - state| / |state|")
+    for protocol, axis in axes.items():
+        for arm in ("controller", "static", "none"):
+            rows = table[(table["protocol"] == protocol) & (table["arm"] == arm)] if len(table) else table
+            if len(rows):
+                _points(axis, rows.drop(columns="depth", errors="ignore").rename(
+                    columns=lambda name: name.replace("change", "loss").replace("step", "depth")), arm)
+        axis.set_yscale("log")
+        if axis.containers:
+            axis.legend()
+    return figure
+
+
 def cost(profiles: list[Profile]):
     """What the Controller's loop costs against depth, in percent of the full model, a panel a profile."""
     figure, axes = plt.subplots(1, len(profiles), squeeze=False)

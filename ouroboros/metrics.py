@@ -14,11 +14,13 @@ import pandas as pd
 from scipy import stats
 
 from .errors import InputError
-from .experiment import ARMS, Profile, load_profile, switches
+from .experiment import ARMS, PROJECTIONS, Profile, load_profile, switches
 from .runlog import Run, read_run, read_runs
 
 LEVEL = 0.95
 CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
+SPLITS = ("train", "heldout", "foreign")  # new text of the training split, held-out text, text of other sources
+INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
 CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
 
@@ -82,11 +84,11 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         status = run.manifest["status"] if run else "missing"
         row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
                "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status,
-               "loss": math.nan, "heldout": math.nan, "foreign": math.nan}
+               "loss": math.nan} | dict.fromkeys(SPLITS, math.nan)
         if status == "finished":
             row["loss"] = headline(run, cell.arm, cell.protocol)
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
-            row |= {split: last_value(run, split, "loss_t+1") for split in ("heldout", "foreign")}
+            row |= {split: last_value(run, split, "loss_t+1") for split in SPLITS}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
@@ -170,12 +172,17 @@ class Statistics:
         self.depths = results.profile.matrix.depths
         self.diverged: set[str] = set()
 
-    def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None) -> BySeed:
+    def _rows(self, arm: str, depth: int | None, rank: int | None) -> pd.DataFrame:
+        """The declared rows of an arm under this protocol, a seed each."""
         rows, profile = self.results.cells, self.results.profile
         rows = rows[(rows["arm"] == arm) & (rows["protocol"] == self.protocol)]
         if ARMS[arm] is not None:
             rows = rows[rows["depth"] == (depth or profile.depth)]
             rows = rows[rows["rank"].fillna(0) == (rank or profile.rank_of(arm) or 0)]
+        return rows
+
+    def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None) -> BySeed:
+        rows = self._rows(arm, depth, rank)
         self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
         rows = rows[np.isfinite(rows[column])]
         return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
@@ -240,6 +247,31 @@ class Statistics:
         return {"": _paired(lambda *losses: max(losses) - min(losses), *by_depth)}
 
 
+    # -------------------------------------------------------------------------------------- what a run logs of itself
+
+    def logged(self, arm: str, depth: int | None, metric: str) -> dict[int, float | list[float]]:
+        """The last value that each seed's run logged of a metric on held-out text: {seed: a number or a list}."""
+        found = self._losses(arm, depth)  # only finished runs have a loss
+        rows = self._rows(arm, depth, None)
+        runs = {int(seed): run for seed, run in zip(rows["seed"], rows["run"], strict=True)}
+        return {seed: last_value(self.results.runs[runs[seed]], "heldout", metric) for seed in found}
+
+    def split_against_cut(self, arm: str, depth: int) -> dict[str, BySeed]:
+        """Next-token loss minus the cut model's, on new text of the training split, on held-out and foreign text."""
+        return {split: _minus(self._losses(arm, depth, split), self._losses("cut", column=split)) for split in SPLITS}
+
+    def at_other_depths(self, arm: str) -> dict[str, BySeed]:
+        """Held-out next-token loss of the runs of the base depth, scored at each depth."""
+        profile = self.results.profile
+        return {f"depth {depth}": self.logged(arm, profile.depth, f"loss_t+1/depth_{depth}")
+                for depth in profile.evaluation.depths}
+
+    def interventions(self, depth: int) -> dict[str, BySeed]:
+        """What the Controller's loss rises by when it sees something else (`evaluation.intervened`)."""
+        own = self.logged("controller", depth, "loss_t+1/as_trained")
+        return {kind: _minus(self.logged("controller", depth, f"loss_t+1/{kind}"), own) for kind in INTERVENTIONS}
+
+
 # ---------------------------------------------------------------------------------------------------------- tables
 
 def arm_table(results: Results) -> pd.DataFrame:
@@ -273,6 +305,39 @@ def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFr
         for part, values in getattr(statistics, statistic)(**arguments).items():
             rows.append({"protocol": protocol, "part": part} | _columns("difference", t_interval(values.values()))
                         | {"diverged": len(statistics.diverged)})
+    return pd.DataFrame(rows)
+
+
+def steps_table(results: Results, depth: int) -> pd.DataFrame:
+    """Of each protocol, arm and recurrence step of the runs at one depth, at the end: gate opening, norm of the state,
+    its relative change; means over seeds, with intervals."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        statistics = Statistics(results, protocol)
+        for arm in ("controller", "static", "none"):
+            seen = {name: list(statistics.logged(arm, depth, f"steps/{name}").values())
+                    for name in ("gate_open", "state_norm", "change")}
+            for step in range(max(map(len, seen["change"]), default=0)):
+                row = {"protocol": protocol, "arm": arm, "step": step + 1}
+                for name, by_seed in seen.items():
+                    row |= _columns(name, t_interval(values[step] for values in by_seed))
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def modulation_table(results: Results, depth: int) -> pd.DataFrame:
+    """Of each protocol, arm and projection at one depth: root mean square of m, of its standard deviation over tokens
+    and of the mean vector's over steps, and the norm of the update relative to W; means over steps and seeds."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        statistics = Statistics(results, protocol)
+        for arm in ("controller", "static"):
+            for projection in PROJECTIONS:
+                row = {"protocol": protocol, "arm": arm, "projection": projection}
+                for name in ("size", "over_inputs", "over_steps", "update"):
+                    values = statistics.logged(arm, depth, f"modulation/{name}/{projection}").values()
+                    row |= _columns(name, t_interval(map(np.mean, values)))
+                rows.append(row)
     return pd.DataFrame(rows)
 
 

@@ -19,8 +19,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
-from .configuration import PROJECTIONS, OuroborosConfig, check_whole
+from .configuration import OuroborosConfig, check_whole
 from .errors import InputError
+from .experiment import PROJECTIONS
 from .modulation import MODULATIONS, ModulatedLinear, RunningMean
 from .surgery import cut_config, kept_tensors, open_base, residual_bases
 from .weights import Checkpoint, read_config, resolve, sha256

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicLayer
 
-from .configuration import PROJECTIONS, OuroborosConfig
+from .configuration import OuroborosConfig
 from .errors import InputError
+from .experiment import PROJECTIONS
 
 
 class ModulatedLinear(nn.Linear):

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
-from .configuration import FAMILIES, PROJECTIONS
+from .configuration import FAMILIES
 from .errors import InputError
-from .experiment import SplitConfig
+from .experiment import PROJECTIONS, SplitConfig
 from .weights import Checkpoint, read_config, resolve, sha256
 
 Weights = Mapping[str, torch.Tensor]  # a checkpoint's tensors by name, read when asked for

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ouroboros.experiment import ARMS, RunSpec, load_profile, switches
+from ouroboros.experiment import ARMS, PROJECTIONS, RunSpec, load_profile, switches
 from ouroboros.runlog import RunLog
 
 SPLITS = ("train", "heldout", "foreign", "stream", "reference")
@@ -53,8 +53,31 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
                 log.row(updates, updates * settings.tokens_per_update, split, f"loss_{target}", value)
                 log.row(updates, updates * settings.tokens_per_update, split, f"block_losses_{target}",
                         (value + spread - spread.mean()).tolist())
+        if updates:
+            write_inside(log, profile, spec, value)
     log.finish(manifest(spec, profile, status=status, **changes))
     return folder
+
+
+def write_inside(log: RunLog, profile, spec: RunSpec, value: float) -> None:
+    """What a run logs of its loop: the step opens the gate by a tenth more each time and changes the state by 1 / step;
+    0.01 nats more for each step away from the base depth; 0.03, 0.02 and 0.01 nats by interventions."""
+    update, depth = profile.training.updates, 16 if spec.depth == "mixed" else spec.depth
+    rows = {"steps/gate_open": [0.1 * (t + 1) for t in range(depth)], "steps/state_norm": [2.0] * depth,
+            "steps/change": [1 / (t + 1) for t in range(depth)]}
+    if spec.depth in (profile.depth, "mixed"):
+        rows |= {f"loss_t+1/depth_{d}": value + 0.01 * abs(d - profile.depth) for d in profile.evaluation.depths}
+    modulation = ARMS[spec.arm][0]
+    if modulation == "controller":
+        rows |= {f"loss_t+1/{kind}": value + rise for kind, rise in
+                 (("as_trained", 0), ("other_sequence", 0.03), ("corpus_mean", 0.02), ("step_mean", 0.01))}
+    if modulation != "none":
+        for name in PROJECTIONS:
+            inputs = [0.5 if modulation == "controller" else 0.0] * depth
+            rows |= {f"modulation/size/{name}": [1.0] * depth, f"modulation/over_inputs/{name}": inputs,
+                     f"modulation/over_steps/{name}": [0.25], f"modulation/update/{name}": [0.125] * depth}
+    for metric, found in rows.items():
+        log.row(update, update * profile.training.tokens_per_update, "heldout", metric, found)
 
 
 def write_base(root: Path, profile) -> None:

@@ -10,9 +10,8 @@ from transformers import Qwen2Config
 
 import ouroboros
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
-from ouroboros.configuration import PROJECTIONS
 from ouroboros.errors import InputError
-from ouroboros.experiment import SplitConfig, load_profile
+from ouroboros.experiment import PROJECTIONS, SplitConfig, load_profile
 from ouroboros.surgery import cut_layers, mean_residual, open_base
 
 SPLIT = SplitConfig(prelude=1, recurrent=3, coda=1)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ouroboros.configuration import PROJECTIONS, OuroborosConfig
+from ouroboros.configuration import OuroborosConfig
+from ouroboros.experiment import PROJECTIONS
 from ouroboros.modulation import Controller, ModulatedLinear, StaticModulation, pool
 
 

@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros.configuration import PROJECTIONS
 from ouroboros.errors import InputError
-from ouroboros.experiment import SplitConfig
+from ouroboros.experiment import PROJECTIONS, SplitConfig
 from ouroboros.surgery import cut_layers, kept_layers, mean_residual, open_base, removed_layers, spectra, truncated_svd
 
 
