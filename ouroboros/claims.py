@@ -3,7 +3,7 @@
 `claims.yaml` holds what is reported and the rule by which each claim is judged; nothing measured stands in it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -61,7 +61,7 @@ def judge(claim: dict, results: Results, protocol: str) -> Judged:
     measure = dict(claim["measure"])
     statistics = Statistics(results, protocol)
     by_part = getattr(statistics, measure.pop("statistic"))(**measure)
-    parts = {name: t_interval(values.values()) for name, values in by_part.items()}
+    parts = {name: metrics.interval(values) for name, values in by_part.items()}
     verdict, why = _verdict(claim, parts, statistics)
     note = claim.get("notes", {}).get(protocol)
     return Judged(parts, verdict, why + (f"; {note}" if note else "") + _diverged(statistics))
@@ -95,8 +95,12 @@ def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) ->
         return _by_intervals(parts, lambda i: -bound < i.low and i.high < bound,
                              lambda i: i.high < -bound or bound < i.low, f"+-{bound:.3g} around 0")
     sign = 1 if rule == "positive" else -1
-    return _by_intervals(parts, lambda i: min(sign * i.low, sign * i.high) > 0,
-                         lambda i: max(sign * i.low, sign * i.high) < 0, "above 0" if sign == 1 else "below 0")
+    # all parts must hold, so each may be asked at 95 %; that one of several contradicts is asked after Holm
+    adjusted = metrics.holm({name: interval.p for name, interval in parts.items()})
+    family = {name: replace(interval, p=adjusted[name]) for name, interval in parts.items()}
+    return _by_intervals(family, lambda i: min(sign * i.low, sign * i.high) > 0,
+                         lambda i: sign * i.mean < 0 and i.p < 1 - metrics.LEVEL,
+                         "above 0" if sign == 1 else "below 0")
 
 
 def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
@@ -196,7 +200,7 @@ def found_gap(results: Results, protocol: str) -> str:
     statistics, depth = Statistics(results, protocol), results.profile.depth
     cost = t_interval(statistics.against_cut("full")[""].values())
     gained = t_interval(statistics.against_cut("controller", depth)[""].values())
-    back = t_interval(statistics.recovery("controller", depth)[""].values())
+    back = metrics.interval(statistics.recovery("controller", depth)[""])
     return (f"`{protocol}`: full - cut is {cost} nats per token; the Controller at depth {depth} "
             f"{_told(gained, *AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}{_diverged(statistics)}.")
 

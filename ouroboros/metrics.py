@@ -97,16 +97,22 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n seeds and its 95 % interval; NaN bounds where n < 2: one seed has none."""
+    """A mean over n seeds and its 95 % interval; NaN bounds where n < 2: one seed has none.
+
+    `p` is the two-sided p-value of a mean of 0. A ratio whose denominator can't be told from 0 is NaN throughout.
+    """
 
     mean: float
     low: float
     high: float
     n: int
+    p: float = math.nan
 
     def __str__(self) -> str:
         if self.n == 0:
             return "no runs"
+        if math.isnan(self.mean):
+            return f"undefined: the gap's interval touches 0 (n = {self.n})"
         if self.n == 1:
             return f"{self.mean:.4g} (n = 1, no interval)"
         if self.high - self.low < 1e-9:  # of an evaluation that no seed enters, an interval would feign certainty
@@ -125,8 +131,61 @@ def t_interval(values) -> Interval:
     mean = float(values.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
-    half = float(stats.t.ppf(0.5 + LEVEL / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
-    return Interval(mean, mean - half, mean + half, n)
+    error = float(values.std(ddof=1)) / math.sqrt(n)
+    half = _t(n) * error
+    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    return Interval(mean, mean - half, mean + half, n, p)
+
+
+def _t(n: int) -> float:
+    """The quantile of Student's t that makes a 95 % interval from n seeds."""
+    return float(stats.t.ppf(0.5 + LEVEL / 2, n - 1))
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of two means over seeds, in percent: a part of a statistic, as a BySeed is."""
+
+    numerator: BySeed
+    denominator: BySeed
+
+
+def fieller(ratio: Ratio) -> Interval:
+    """Fieller's (1954) interval of a ratio of paired means, in percent.
+
+    A mean of each seed's own ratio would be biased, and its interval too short, where the denominator varies. Undefined
+    (NaN) where the denominator's own interval touches 0: then the ratio's is no interval. No p: judge the numerator.
+    """
+    seeds = [seed for seed in ratio.numerator if seed in ratio.denominator]
+    x = np.array([ratio.numerator[seed] for seed in seeds], dtype=float)
+    y = np.array([ratio.denominator[seed] for seed in seeds], dtype=float)
+    n = len(seeds)
+    if n == 0:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    if n == 1:
+        return Interval(100 * x[0] / y[0], math.nan, math.nan, 1)
+    (xx, xy), (_, yy) = np.cov(x, y) / n  # of the means
+    t, top, bottom = _t(n), x.mean(), y.mean()
+    a, b, c = bottom**2 - t**2 * yy, top * bottom - t**2 * xy, top**2 - t**2 * xx
+    if a <= 0:  # the denominator's interval touches 0
+        return Interval(math.nan, math.nan, math.nan, n)
+    root = math.sqrt(max(b**2 - a * c, 0.0))
+    return Interval(100 * top / bottom, 100 * (b - root) / a, 100 * (b + root) / a, n)
+
+
+def interval(part: BySeed | Ratio) -> Interval:
+    """The interval of a statistic's part."""
+    return fieller(part) if isinstance(part, Ratio) else t_interval(part.values())
+
+
+def holm(p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's (1979) adjusted p-values of a family; NaN where there was none, which counts for nothing."""
+    told = sorted((value, name) for name, value in p.items() if not math.isnan(value))
+    adjusted, largest = dict.fromkeys(p, math.nan), 0.0
+    for place, (value, name) in enumerate(told):
+        largest = max(largest, min(1.0, (len(told) - place) * value))
+        adjusted[name] = largest
+    return adjusted
 
 
 def block_bootstrap(sums, sizes, generator: np.random.Generator, draws: int = 2000) -> Interval:
@@ -196,8 +255,13 @@ class Statistics:
     def reduction(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
         return {"": _paired(reduction, self._losses("cut"), self._losses(arm, depth))}
 
-    def recovery(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
-        return {"": _paired(recovery, self._losses("cut"), self._losses(arm, depth), self._losses("full"))}
+    def gap(self) -> BySeed:
+        """What cutting costs, cut - full."""
+        return _minus(self._losses("cut"), self._losses("full"))
+
+    def recovery(self, arm: str, depth: int | None = None) -> dict[str, Ratio]:
+        """Gap recovery, (L17 - Lc) / (L17 - L36), in percent."""
+        return {"": Ratio(_minus(self._losses("cut"), self._losses(arm, depth)), self.gap())}
 
     def against_cut(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
         return {"": _minus(self._losses(arm, depth), self._losses("cut"))}
@@ -288,7 +352,7 @@ def arm_table(results: Results) -> pd.DataFrame:
         row |= _columns("heldout", t_interval(group["heldout"]))
         if ARMS[arm] is not None:
             row |= _columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
-            row |= _columns("recovery", t_interval(statistics.recovery(arm, depth)[""].values()))
+            row |= _columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
             slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
             row["converged"] = bool(slopes) and abs(row["last_slope"]) <= CONVERGED_SLOPE
@@ -297,14 +361,20 @@ def arm_table(results: Results) -> pd.DataFrame:
 
 
 def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFrame:
-    """A statistic's parts under each protocol: protocol, part, mean, low, high, n; and how many of the runs behind all
-    parts of a protocol diverged, so have no loss."""
+    """A statistic's parts under each protocol: mean, low, high and n in nats per token and in percent of the gap
+    between cut and full; p-values after Holm over the parts; and how many of the runs behind all parts of a protocol
+    diverged, so have no loss."""
     rows = []
     for protocol in results.profile.matrix.protocols:
         statistics = Statistics(results, protocol)
-        for part, values in getattr(statistics, statistic)(**arguments).items():
-            rows.append({"protocol": protocol, "part": part} | _columns("difference", t_interval(values.values()))
-                        | {"diverged": len(statistics.diverged)})
+        parts = getattr(statistics, statistic)(**arguments)
+        intervals = {part: interval(values) for part, values in parts.items()}
+        adjusted = holm({part: found.p for part, found in intervals.items()})
+        for part, values in parts.items():
+            share = fieller(Ratio(values, statistics.gap()))
+            rows.append({"protocol": protocol, "part": part} | _columns("difference", intervals[part])
+                        | {"p (Holm)": adjusted[part], "% of gap": share.mean, "% of gap low": share.low,
+                           "% of gap high": share.high, "diverged": len(statistics.diverged)})
     return pd.DataFrame(rows)
 
 
@@ -361,8 +431,8 @@ def search_table(results: Results) -> pd.DataFrame:
                            "diverged at": diverged.reindex(table.index).fillna("")}).reset_index()
 
 
-def _columns(name: str, interval: Interval) -> dict:
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high, f"{name}_n": interval.n}
+def _columns(name: str, found: Interval) -> dict:
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}
 
 
 def curve(run: Run, split: str, metric: str) -> pd.DataFrame:

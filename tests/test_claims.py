@@ -111,6 +111,23 @@ def test_seeds_that_disagree_leave_it_open(tmp_path):
     assert judged.verdict == "undecided" and "leaves it open at: depth 1, depth 4" in judged.why
 
 
+def test_one_part_among_several_fails_a_claim_only_after_holm(tmp_path):
+    """At depth 1 static is ahead at p = 0.03, elsewhere nothing is told: one of four is no contradiction yet."""
+    wobble = {0: -0.6, 1: -0.1, 2: 0.2, 3: 0.4, 4: 0.1}
+
+    def loss(arm, depth, protocol, seed):
+        lead = 0.05 if depth != 1 else -0.56
+        return {"full": 2.0, "cut": 6.0}.get(arm, 4.0 + (lead + wobble[seed] if arm == "static" else 0))
+
+    results = results_of(tmp_path, loss)
+    first = metrics.t_interval(Statistics(results, "corrected").advantage(1)[""].values())
+    assert first.high < 0 and 0.0125 < first.p < 0.05
+    judged = judge(LEDGER["ahead"], results, "corrected")
+    assert judged.verdict == "undecided" and "at: depth 1, depth 4" in judged.why
+    assert judge(LEDGER["ahead"] | {"measure": {"statistic": "advantage", "depth": 1}}, results,
+                 "corrected").verdict == "fails"
+
+
 def test_one_seed_is_no_verdict_and_none_is_no_run(tmp_path):
     results = results_of(tmp_path, keep=lambda spec: spec.seed == 0 and "nogate" not in spec.arm)
     assert judge(LEDGER["ahead"], results, "corrected").why == "one seed has no interval"

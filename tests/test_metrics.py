@@ -56,10 +56,62 @@ def test_what_no_seed_enters_has_no_interval_of_width_zero():
     assert str(t_interval([3.0, 3.0, 3.0])) == "3 (the same in all 3 seeds)"
 
 
-def test_the_interval_covers_95_percent():
-    draws = np.random.default_rng(0).normal(size=(2000, 3))
-    covered = np.mean([i.low < 0 < i.high for i in map(t_interval, draws)])
-    assert 0.93 < covered < 0.97
+@pytest.mark.parametrize("n", [3, 5])
+def test_the_interval_covers_95_percent_of_seeds(n):
+    draws = np.random.default_rng(n).normal(size=(2000, n))
+    assert 0.93 < np.mean([i.low < 0 < i.high for i in map(t_interval, draws)]) < 0.97
+    assert 0.03 < np.mean([i.p < 0.05 for i in map(t_interval, draws)]) < 0.07
+
+
+@given(st.lists(st.floats(-5, 5), min_size=3, max_size=6).filter(lambda v: np.std(v) > 1e-6))
+def test_the_p_value_is_scipys_paired_t(values):
+    assert t_interval(values).p == pytest.approx(stats.ttest_rel(values, np.zeros(len(values))).pvalue, abs=1e-12)
+
+
+def test_fiellers_interval_worked_by_hand():
+    """x = 1, 2, 3 and y = 4, 5, 6: means 2 and 5, all (co)variances of the means 1/3, t(2) = 4.3027."""
+    found = metrics.fieller(metrics.Ratio({0: 1, 1: 2, 2: 3}, {0: 4, 1: 5, 2: 6}))
+    assert (found.mean, found.low, found.high, found.n) == pytest.approx((40, -19.24, 59.91, 3), abs=0.01)
+
+
+@given(st.lists(st.tuples(st.floats(-3, 3), st.floats(3, 4)), min_size=3, max_size=6, unique=True)
+       .filter(lambda v: min(np.std(v, axis=0)) > 1e-3))
+def test_at_the_ends_of_fiellers_interval_the_t_test_just_rejects(pairs):
+    x, y = np.array(pairs).T
+    found = metrics.fieller(metrics.Ratio(dict(enumerate(x)), dict(enumerate(y))))
+    for end in (found.low, found.high):
+        edge = t_interval(x - end / 100 * y)
+        assert min(abs(edge.low), abs(edge.high)) < 1e-6 * (1 + abs(end))
+    assert found.low <= found.mean + 1e-9 and found.mean <= found.high + 1e-9
+
+
+@pytest.mark.parametrize("n", [3, 5])
+def test_fiellers_interval_covers_95_percent(n):
+    generator = np.random.default_rng(n)
+    covered, defined = [], 0
+    for _ in range(2000):
+        y = generator.normal(5, 0.5, n)
+        x = 0.3 * y + generator.normal(0, 0.5, n)  # paired: what a seed does to one it does to the other
+        found = metrics.fieller(metrics.Ratio(dict(enumerate(x)), dict(enumerate(y))))
+        covered.append(found.low < 30 < found.high)
+        defined += not math.isnan(found.mean)
+    assert 0.93 < np.mean(covered) < 0.97 and defined > 1980
+
+
+def test_a_ratio_by_a_constant_is_the_t_interval_and_by_nothing_is_undefined():
+    x = {0: 1.0, 1: 2.0, 2: 4.0}
+    by_two, plain = metrics.fieller(metrics.Ratio(x, dict.fromkeys(x, 2.0))), t_interval(x.values())
+    assert (by_two.low, by_two.high) == pytest.approx((50 * plain.low, 50 * plain.high))
+    nothing = metrics.fieller(metrics.Ratio(x, {0: -1.0, 1: 0.5, 2: 1.0}))
+    assert math.isnan(nothing.mean) and str(nothing) == "undefined: the gap's interval touches 0 (n = 3)"
+    assert metrics.fieller(metrics.Ratio({0: 1.0}, {0: 2.0})).mean == 50
+    assert str(metrics.fieller(metrics.Ratio({}, {}))) == "no runs"
+
+
+def test_holm_worked_by_hand():
+    assert metrics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    adjusted = metrics.holm({"a": 0.5, "b": math.nan, "c": 0.9})
+    assert math.isnan(adjusted["b"]) and (adjusted["a"], adjusted["c"]) == (1.0, 1.0)
 
 
 def test_the_bootstrap_resamples_documents_and_weighs_tokens():
@@ -82,7 +134,8 @@ def test_statistics_are_paired_by_seed(results):
     statistics = Statistics(results, "corrected")
     assert only(statistics.advantage(4)) == pytest.approx({s: 0.25 + 0.004 * s for s in range(5)})
     assert only(statistics.against_cut("controller", 4)) == pytest.approx(dict.fromkeys(range(5), -2))
-    assert only(statistics.recovery("controller")) == pytest.approx(dict.fromkeys(range(5), 50))
+    recovered = metrics.interval(only(statistics.recovery("controller")))
+    assert (recovered.low, recovered.mean, recovered.high) == pytest.approx((50, 50, 50)) and recovered.n == 5
     assert only(statistics.reduction("static", 1))[0] == pytest.approx(100 / 6)
     assert list(statistics.advantage_by_depth()) == ["depth 1", "depth 4", "depth 8", "depth 16"]
     assert list(statistics.gain_from_depth_to_depth("static")) == ["depth 1 to 4", "depth 4 to 8", "depth 8 to 16"]
