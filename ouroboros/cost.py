@@ -17,6 +17,7 @@ FLOAT32 = 4  # bytes
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}
 LOG_ROW = 100  # bytes of a row of a raw log with one value
+DOCUMENT_TOKENS = 1000  # of a hub's document; FineWeb-edu's sample-10BT has 9.67 million documents of 10e9 tokens
 
 
 @dataclass(frozen=True)
@@ -268,11 +269,15 @@ def run_memory(spec: RunSpec, profile: Profile) -> int:
 
 
 def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
-    """Bytes on disk: the base, the tokens of what is trained on, and for each run its log and trained tensors."""
-    training = profile.training
+    """Bytes on disk: the base, the tokens of the corpus (where its size isn't known, of what a run trains on), and for
+    each run its log and trained tensors."""
+    training, corpus = profile.training, profile.corpus
+    tokens = training.updates * training.tokens_per_update
+    if corpus.documents:
+        tokens = corpus.documents * DOCUMENT_TOKENS * len(corpus.packages + corpus.foreign)
     kept = sum(sum(Cost.of(profile, s.arm, s.rank).trainable().values()) for s in specs) * FLOAT32
     return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
-            "tokens": training.updates * training.tokens_per_update * FLOAT32,
+            "tokens": tokens * FLOAT32,
             "trained tensors": kept,
             "raw logs": sum(2 * training.updates * LOG_ROW for s in specs if ARMS[s.arm])}
 
@@ -285,6 +290,13 @@ def forecast(profile: Profile, specs: list[RunSpec]) -> str:
     rows = [{"hours": run_flops(spec, profile) / rate / 3600, "GB": run_memory(spec, profile) / 1e9,
              "command": f"python -m ouroboros run {spec.id} --profile {profile.name}"} for spec in specs]
     table = pd.DataFrame(rows)
+    if recipe := profile.base.pretraining:
+        shape = Shape.of(profile)
+        forward = shape.layers * shape.layer_flops(recipe.block) + shape.head_flops
+        hours = 3 * forward * recipe.updates * recipe.batch * recipe.block / rate / 3600
+        command = f"python -m ouroboros base --profile {profile.name}  # unless it is there"
+        table.loc[-1] = {"hours": hours, "GB": math.nan, "command": command}
+        table = table.sort_index()
     device = "GPU-hours" if profile.resources.gpus else "core-hours"
     stored = disk(specs, profile)
     return (f"{table.to_markdown(index=False, tablefmt='plain', floatfmt='.3g')}\n\n"

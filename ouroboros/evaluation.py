@@ -93,11 +93,18 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     sets = {split: corpus.blocks(split, training.block, count, "separated") for split in ("heldout", "foreign")}
     seen = training.updates * training.accumulation * training.micro_batch
     seen += seen // 20 + 1  # joined documents reach further into the stream than separated ones
-    sets["train"] = corpus.blocks("train", training.block, seen + count, "separated", spec.seed)[-count:]
+    # a copy, or the whole stream would stay in memory
+    sets["train"] = corpus.blocks("train", training.block, seen + count, "separated", spec.seed)[-count:].copy()
     stream = profile.evaluation.stream_batches * training.micro_batch
     sets["stream"] = corpus.blocks("train", training.block, stream, "joined", spec.seed)
     sets["reference"] = corpus.reference()
     return sets
+
+
+def apart(blocks: np.ndarray) -> np.ndarray:
+    """The blocks in an order in which those of one batch lie far from each other, so in different documents."""
+    stride = -(-len(blocks) // GIVEN_DEPTH_BATCH)
+    return np.concatenate([blocks[start::stride] for start in range(stride)])
 
 
 # ------------------------------------------------------------------------------------------------- inside the loop
@@ -184,8 +191,9 @@ class Watch:
 def intervened(model, kind: str, means: torch.Tensor):
     """The Controller sees something else while this is entered (SYSTEM section 4).
 
-    kind `other_sequence`: the states of the next sequence of its batch; `corpus_mean`: at every token and step the mean
-    of what it reads, `means` (steps, d); `step_mean`: it is replaced by its own mean m, `means` (steps, K, r).
+    kind `other_sequence`: the states of another sequence of its batch (see `apart`); `corpus_mean`: at every token and
+    step the mean of what it reads, `means` (steps, d); `step_mean`: it is replaced by its own mean m, `means`
+    (steps, K, r).
     """
     controller, step = model.recurrence.modulation, [0]
 

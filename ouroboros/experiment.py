@@ -152,7 +152,8 @@ class Evaluation(Strict):
     points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
     blocks: Positive  # held-out blocks at those points
     final_blocks: Positive  # blocks a split (train, heldout, foreign; dev in the search) at the end
-    depth_blocks: Positive  # held-out blocks for other depths than the trained one, and for interventions
+    # held-out blocks for other depths than the trained one, and for interventions: even, since one needs another
+    depth_blocks: Annotated[int, Field(gt=0, multiple_of=2)]
     depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
     stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
 

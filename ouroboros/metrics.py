@@ -255,9 +255,9 @@ class Statistics:
     def reduction(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
         return {"": _paired(reduction, self._losses("cut"), self._losses(arm, depth))}
 
-    def gap(self) -> BySeed:
-        """What cutting costs, cut - full."""
-        return _minus(self._losses("cut"), self._losses("full"))
+    def gap(self, column: str = "loss") -> BySeed:
+        """What cutting costs, cut - full: as the protocol reports it, or in next-token loss on a split."""
+        return _minus(self._losses("cut", column=column), self._losses("full", column=column))
 
     def recovery(self, arm: str, depth: int | None = None) -> dict[str, Ratio]:
         """Gap recovery, (L17 - Lc) / (L17 - L36), in percent."""
@@ -360,10 +360,10 @@ def arm_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 
-def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFrame:
+def difference_table(results: Results, statistic: str, gap: str | None = "loss", **arguments) -> pd.DataFrame:
     """A statistic's parts under each protocol: mean, low, high and n in nats per token and in percent of the gap
-    between cut and full; p-values after Holm over the parts; and how many of the runs behind all parts of a protocol
-    diverged, so have no loss."""
+    between cut and full in column `gap` of the cells (None: not); p-values after Holm over the parts; and how many of
+    the runs behind all parts of a protocol diverged, so have no loss."""
     rows = []
     for protocol in results.profile.matrix.protocols:
         statistics = Statistics(results, protocol)
@@ -371,10 +371,12 @@ def difference_table(results: Results, statistic: str, **arguments) -> pd.DataFr
         intervals = {part: interval(values) for part, values in parts.items()}
         adjusted = holm({part: found.p for part, found in intervals.items()})
         for part, values in parts.items():
-            share = fieller(Ratio(values, statistics.gap()))
-            rows.append({"protocol": protocol, "part": part} | _columns("difference", intervals[part])
-                        | {"p (Holm)": adjusted[part], "% of gap": share.mean, "% of gap low": share.low,
-                           "% of gap high": share.high, "diverged": len(statistics.diverged)})
+            row = {"protocol": protocol, "part": part} | _columns("difference", intervals[part])
+            row |= {"p (Holm)": adjusted[part], "diverged": len(statistics.diverged)}
+            if gap:
+                share = fieller(Ratio(values, statistics.gap(gap)))
+                row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -389,8 +391,8 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
                     for name in ("gate_open", "state_norm", "change")}
             for step in range(max(map(len, seen["change"]), default=0)):
                 row = {"protocol": protocol, "arm": arm, "step": step + 1}
-                for name, by_seed in seen.items():
-                    row |= _columns(name, t_interval(values[step] for values in by_seed))
+                for name, by_seed in seen.items():  # a seed whose drawn depths never reached the step has no value
+                    row |= _columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
                 rows.append(row)
     return pd.DataFrame(rows)
 

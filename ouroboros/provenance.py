@@ -1,5 +1,7 @@
 """What a log says of its making: commit, packages, hardware. Never imports torch."""
 
+import functools
+import hashlib
 import importlib.metadata
 import os
 import platform
@@ -28,6 +30,21 @@ def locked_versions(root: Path) -> dict[str, str]:
     return {_canonical(name): version for name, version in pins}
 
 
+@functools.cache
+def code_sha256() -> str:
+    """The hash of this package's sources, as they were when first asked for."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@functools.cache
+def _state(root: Path) -> tuple[str | None, bool]:
+    """The commit, and whether the checkout is at it: asked once, since a process runs the code that it began with."""
+    # what runs write while others run is no change of the code; results/ and figures/ are outputs
+    changed = _git(root, "status", "--porcelain", "--", ".", ":!results", ":!figures")
+    return _git(root, "rev-parse", "HEAD"), changed == ""
+
+
 def provenance(root: Path) -> dict:
     """Git commit and state, the lock's packages as installed, and the machine, as fields of a manifest."""
     lock = locked_versions(root)
@@ -38,11 +55,10 @@ def provenance(root: Path) -> dict:
             installed[name] = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
             continue
-    # what runs write while others run is no change of the code; results/ and figures/ are outputs
-    changed = _git(root, "status", "--porcelain", "--", ".", ":!results", ":!figures")
+    commit, clean = _state(Path(root))
     return {
-        "commit": _git(root, "rev-parse", "HEAD"),
-        "clean": changed == "",
+        "commit": commit,
+        "clean": clean,
         "packages": installed,
         "locked": bool(lock) and installed == lock,
         "hardware": {

@@ -57,4 +57,9 @@ def rate_of(spec: RunSpec, profile: Profile, root: Path) -> float:
         raise InputError(f"{path(profile, root)}: missing; run the learning-rate search first: python -m ouroboros "
                          f"runs --profile {profile.name} --purpose rate")
     rates = json.loads(path(profile, root).read_text())
-    return rates["shared"] if switches(spec.protocol)["rate"] == "shared" else rates["own"][spec.arm]
+    if switches(spec.protocol)["rate"] == "shared":
+        return rates["shared"]
+    if spec.arm not in rates["own"]:
+        raise InputError(f"{path(profile, root)}: has no rate for arm '{spec.arm}'; run the learning-rate search "
+                         f"again: python -m ouroboros runs --profile {profile.name} --purpose rate")
+    return rates["own"][spec.arm]

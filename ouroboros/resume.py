@@ -25,7 +25,7 @@ def asked_to_stop():
     asked = []
     before = {number: signal.signal(number, lambda number, frame: asked.append(number)) for number in SIGNALS}
     try:
-        yield lambda: asked[-1] if asked else 0
+        yield lambda: max(asked, key=[signal.SIGTERM, signal.SIGUSR2].index, default=0)  # after the latter, requeue
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -52,14 +52,23 @@ def claim(profile: str, run_id: str, root: Path):
             raise Busy(f"run '{run_id}': {_maker(path)} makes it; wait for it: python -m ouroboros status --profile "
                        f"{profile} shows how far it is")
 
-        def began(update: int) -> None:
+        def began(update: int | None) -> None:
             note = {"pid": os.getpid(), "host": platform.node(), "update": update, "time": time.time()}
             file.truncate(0)
             file.write(json.dumps(note))
             file.flush()
 
-        began(0)
+        began(None)  # it isn't known yet where it goes on
         yield began
+
+
+def is_made(profile: str, run_id: str, root: Path) -> bool:
+    """Whether a process makes the run now."""
+    path = _claim_path(profile, run_id, root)
+    if not path.exists():
+        return False
+    with open(path, "a+", encoding="utf-8") as file:
+        return _held(file)
 
 
 def _note(path: Path) -> dict:
@@ -106,10 +115,10 @@ def _status(spec: RunSpec, profile: Profile, root: Path) -> Status:
     path = _claim_path(profile.name, spec.id, root)
     log = folder / "log.jsonl"
     update, loss, of = _last(_rows(log)) if log.exists() else (0, None, "")
-    if path.exists():
-        with open(path, "a+", encoding="utf-8") as file:
-            if _held(file):
-                return Status(spec.id, "running", update, updates, loss, of, _left(_note(path), update, updates))
+    if is_made(profile.name, spec.id, root):
+        return Status(spec.id, "running", update, updates, loss, of, _left(_note(path), update, updates))
+    if (folder / "manifest.json").exists():  # it ended while its log was read
+        return _status(spec, profile, root)
     return Status(spec.id, "interrupted" if log.exists() else "missing", update, updates, loss, of, None)
 
 
@@ -128,7 +137,9 @@ def _last(rows: list[dict]) -> tuple[int, float | None, str]:
 
 
 def _left(note: dict, update: int, updates: int) -> float | None:
-    made = update - note.get("update", update)
+    if note.get("update") is None:
+        return None
+    made = update - note["update"]
     return (time.time() - note["time"]) / made * (updates - update) if made > 0 else None
 
 

@@ -19,6 +19,7 @@ from . import rates
 from .corpus import prepare
 from .errors import Busy, InputError, Preempted
 from .experiment import Profile, RunSpec
+from .status import is_made
 
 POLL_SECONDS = {"local": 0.5, "slurm": 10.0}  # the clusters, and how often each is asked for its jobs
 MONTHS = 60 * 24 * 90  # minutes: a local job ends when its runs do
@@ -38,6 +39,7 @@ class Worker:
     profile: Profile
     root: Path
     purpose: str
+    cluster: str
 
     def __call__(self) -> str | None:
         import torch
@@ -49,7 +51,7 @@ class Worker:
         except InputError as error:
             return str(error)
         except Preempted as stopped:
-            if "SLURM_JOB_ID" in os.environ:
+            if self.cluster == "slurm":
                 _wait_for_the_cluster(stopped.signal)
             return str(stopped)
         return None
@@ -79,7 +81,7 @@ def _wait_for_the_cluster(number: int) -> None:
         time.sleep(1)
 
 
-def _executor(profile: Profile, root: Path, jobs: int, cluster: str) -> submitit.AutoExecutor:
+def _executor(profile: Profile, root: Path, cluster: str) -> submitit.AutoExecutor:
     needs = profile.resources
     try:
         executor = submitit.AutoExecutor(root / ".cache" / "jobs" / profile.name, cluster=cluster,
@@ -108,32 +110,62 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str, cluster: 
     load_base(profile, root)
     if wanted := missing(profile, root, purpose):
         os.environ["OMP_NUM_THREADS"] = "1"  # the jobs inherit it
-        executor, worker = _executor(profile, root, jobs, cluster), Worker(profile, root, purpose)
-        with executor.batch():
-            made = [executor.submit(worker) for _ in range(min(jobs, len(wanted)))]
+        made = _submit(_executor(profile, root, cluster), Worker(profile, root, purpose, cluster),
+                       min(jobs, len(wanted)), profile.resources.gpus)
         with tqdm(total=len(wanted), desc=f"{profile.name}: {purpose}") as bar:
-            _wait(made, cluster, lambda: bar.update(len(wanted) - len(missing(profile, root, purpose)) - bar.n))
-        for job in made:
-            if ended := _ended(job):
-                raise InputError(ended)
+            def left() -> list[RunSpec]:
+                found = missing(profile, root, purpose)
+                bar.update(len(wanted) - len(found) - bar.n)
+                return found
+
+            _wait(lambda: not left() or all(job.done() for job in made), made, cluster)
+            for job in made:
+                if job.done() and (ended := _ended(job)):
+                    raise InputError(ended)
+            # what is left is made by the jobs of another sweep
+            _wait(lambda: not any(is_made(profile.name, spec.id, root) for spec in left()), [], cluster)
+            if found := left():
+                raise InputError(f"{len(found)} runs are left, '{found[0].id}' first, and no job makes them any more; "
+                                 "run the same command again")
     if purpose == "rate":
         rates.write(profile, root)
 
 
-def _wait(jobs: list[submitit.Job], cluster: str, show: Callable[[], object]) -> None:
-    """Until all jobs are done. Raises Preempted when this process is asked to stop."""
+def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: int) -> list[submitit.Job]:
+    """`count` jobs: an array of a cluster, or processes here, which take this machine's GPUs in turn."""
+    if worker.cluster == "slurm":
+        with executor.batch():
+            return [executor.submit(worker) for _ in range(count)]
+    jobs, visible = [], _visible_gpus() if gpus else []
+    for number in range(count):
+        if visible:
+            mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)]
+            executor.update_parameters(local_visible_gpus=mine)
+        jobs.append(executor.submit(worker))
+    return jobs
+
+
+def _visible_gpus() -> list[int]:
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [int(gpu) for gpu in named.split(",")] if named else list(range(torch.cuda.device_count()))
+
+
+def _wait(ready: Callable[[], bool], jobs: list[submitit.Job], cluster: str) -> None:
+    """Until it is ready. Raises Preempted when this process is asked to stop; local `jobs` save their state first."""
     from .resume import asked_to_stop
 
     with asked_to_stop() as stop:
-        while not all(job.done() for job in jobs):
+        while not ready():
             time.sleep(POLL_SECONDS[cluster])
-            show()
             if stop() and cluster != "local":
-                raise Preempted("asked to stop; the cluster's jobs go on, the same command waits for them", stop())
+                raise Preempted("asked to stop; the cluster's jobs go on: python -m ouroboros status", stop())
+            if stop() and all(job.done() for job in jobs):
+                break
             for job in jobs if stop() else ():  # again and again: between two runs a job doesn't listen
                 if not job.done():
                     os.kill(int(job.job_id), signal.SIGTERM)  # a local job's id is its process
-        show()
         if stop():
             raise Preempted("asked to stop, the state of the runs under way is saved; run the same command again",
                             stop())

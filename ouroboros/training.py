@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, reduce
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -21,10 +21,10 @@ from transformers import AutoModelForCausalLM
 
 from . import evaluation, rates
 from .corpus import Corpus, prepare, sha256
-from .errors import InputError
+from .errors import InputError, Preempted
 from .experiment import ARMS, Profile, RunSpec, switches
 from .modeling import OuroborosForCausalLM
-from .provenance import provenance
+from .provenance import code_sha256, provenance
 from .resume import Checkpoints, asked_to_stop
 from .runlog import NoLog, RunLog, read_run, write_atomic
 from .status import claim
@@ -127,11 +127,10 @@ def _accelerator(profile: Profile) -> Accelerator:
                        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 
-def _over_processes(accelerator: Accelerator, *values: float) -> list[float]:
+def _over_processes(*values: float) -> list[float]:
     """The mean of each value over the processes of a run."""
-    if accelerator.num_processes == 1:
-        return list(values)
-    return accelerator.reduce(torch.tensor(values, device=accelerator.device), "mean").tolist()
+    state = _processes()
+    return list(values) if state.num_processes == 1 else reduce(torch.tensor(values, device=state.device)).tolist()
 
 
 def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, depth: int | None,
@@ -194,7 +193,7 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
             losses.append(loss.detach())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
-                mean, asked = _over_processes(accelerator, float(np.mean([loss.item() for loss in losses])), stop())
+                mean, asked = _over_processes(float(np.mean([loss.item() for loss in losses])), stop())
                 losses = []
                 if not mean <= limit:  # nor is nan
                     raise Diverged
@@ -217,10 +216,11 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
     bar.close()
 
 
-def _block_losses(model, blocks: np.ndarray, depth: int | str | None, spec: RunSpec,
-                  profile: Profile) -> dict[str, list[float]]:
-    depths = evaluation.Depths(depth, spec.seed)
-    return evaluation.block_losses(as_hidden(model), blocks, depths, profile.training.micro_batch)
+def _check_finite(losses) -> None:
+    """Raises Diverged, in all processes of a run, if a loss isn't finite: the last update may be what broke it."""
+    broken, = _over_processes(float(not np.isfinite(losses).all()))
+    if broken:
+        raise Diverged
 
 
 def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: RunLog, update: int,
@@ -234,9 +234,9 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     tokens, met = update * profile.training.tokens_per_update, None
     for split, tokens_of_split in sets.items():
         with evaluation.Watch(model) as watch:
-            losses = _block_losses(model, tokens_of_split, spec.depth, spec, profile)
-        if not np.isfinite([losses[target] for target in scored]).all():  # the last update may be what broke it
-            raise Diverged
+            depths = evaluation.Depths(spec.depth, spec.seed)
+            losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch)
+        _check_finite([losses[target] for target in scored])
         for target in scored:
             log.row(update, tokens, split, f"loss_{target}", float(np.mean(losses[target])))
             if blocks:
@@ -252,18 +252,20 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     return met
 
 
-def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, log: RunLog, update: int) -> None:
+def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarray], log: RunLog, update: int) -> None:
     """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
     held-out text at other depths, and of one with a Controller, interventions on what it sees."""
-    sets = evaluation.final(profile, corpus, spec)
     met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, True)
     if met is None or met.loop is None:
         return
-    tokens, few = update * profile.training.tokens_per_update, sets["heldout"][:profile.evaluation.depth_blocks]
+    tokens = update * profile.training.tokens_per_update
+    few = evaluation.apart(sets["heldout"][:profile.evaluation.depth_blocks])
 
     def again(name: str, depth: int | str) -> None:
-        losses = _block_losses(model, few, depth, spec, profile)
-        log.row(update, tokens, "heldout", f"loss_t+1/{name}", float(np.mean(losses["t+1"])))
+        losses = evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
+                                         evaluation.GIVEN_DEPTH_BATCH)["t+1"]
+        _check_finite(losses)
+        log.row(update, tokens, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 
     model.eval()
     if met.largest:
@@ -298,19 +300,25 @@ def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = Non
     """
     spec, root, main = profile.find(run_id), Path(root), _processes().is_main_process
     folder = folder or profile.folder(root) / "runs" / run_id
-    with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began:
+    with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
+            asked_to_stop() as stop:
         if not (folder / "manifest.json").exists():
-            _make(spec, profile, root, folder, progress, began)
+            _make(spec, profile, root, folder, progress, began, stop)
+        if stop():  # while it was scored: the run is finished, what comes after it isn't
+            raise Preempted(f"{run_id}: asked to stop, it is finished; run the same command again", stop())
     return folder
 
 
-def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: bool,
-          began: Callable[[int], None]) -> None:
+def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: bool, began: Callable[[int], None],
+          stop: Callable[[], int]) -> None:
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     accelerator, made, config = _accelerator(profile), provenance(root), profile.model_dump(mode="json")
     rate = rates.rate_of(spec, profile, root) if ARMS[spec.arm] else None
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
+    sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
+    hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
+              "base": base_sha256(profile, root)}
     model = build(spec, profile, base).to(accelerator.device)
     log = RunLog(folder, fresh=rate is None) if accelerator.is_main_process else NoLog()
     status, update, trained, before = "finished", 0, {}, {}
@@ -322,15 +330,13 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
             round_to_bfloat16(before.values())
     try:
         if rate is not None:
-            # a checkpoint of other code or another configuration is another run's; where it is made doesn't matter
-            identity = {"id": spec.id, "rate": rate, "commit": made["commit"], "clean": made["clean"],
-                        "corpus": corpus.manifest["sha256"],
+            # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
+            identity = {"id": spec.id, "rate": rate, "code": code_sha256(), "packages": made["packages"], **hashes,
                         "config": {name: value for name, value in config.items() if name != "resources"}}
-            with asked_to_stop() as stop:
-                train(model, spec, profile, corpus, rate, log, progress and accelerator.is_main_process,
-                      Checkpoints(checkpoint, identity, stop, began))
+            train(model, spec, profile, corpus, rate, log, progress and accelerator.is_main_process,
+                  Checkpoints(checkpoint, identity, stop, began))
             update = profile.training.updates
-        _score_all(model, spec, profile, corpus, log, update)
+        _score_all(model, spec, profile, sets, log, update)
     except Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
@@ -342,8 +348,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
         "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
         "config": config, **made, "processes": accelerator.num_processes,
-        "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
-                   "base": base_sha256(profile, root), "trained": _save_trained(trained, folder)},
+        "hashes": hashes | {"trained": _save_trained(trained, folder)},
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(model) if trained else {},
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })

@@ -4,7 +4,7 @@
 # On Debian, as root: apt-get install slurm-wlm munge; then: bash tests/slurm.sh
 # Run by hand, not by the suite: it starts munge, slurmctld and slurmd, with a configuration of its own in a temporary
 # folder, and stops them at the end. Last seen working with SLURM 22.05 on Debian 12: both jobs were preempted, requeued
-# (SLURM waits two minutes before it starts such a job again) and ended all 44 runs.
+# (SLURM waits two minutes before it starts such a job again) and ended every run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}

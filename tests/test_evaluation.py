@@ -261,6 +261,15 @@ def test_a_static_table_varies_over_steps_and_never_over_inputs():
     assert max(found["over_inputs/q_proj"]) < 1e-6 < found["over_steps/q_proj"][0]
 
 
+def test_blocks_of_one_batch_lie_far_from_each_other_and_none_is_lost():
+    blocks = np.arange(128)[:, None]
+    mixed = evaluation.apart(blocks)[:, 0]
+    assert sorted(mixed) == list(range(128))
+    for batch in mixed.reshape(-1, evaluation.GIVEN_DEPTH_BATCH):
+        assert np.diff(batch).min() >= 16
+    assert sorted(evaluation.apart(np.arange(6)[:, None])[:, 0]) == list(range(6))
+
+
 @pytest.mark.parametrize("kind", ["other_sequence", "corpus_mean", "step_mean"])
 def test_an_intervention_changes_what_the_controller_sees_and_nothing_after_it(loop, kind):
     model, tokens = loop

@@ -81,3 +81,11 @@ def test_a_run_of_the_search_has_the_rate_of_its_id_and_others_need_the_choice(p
     assert rates.rate_of(RunSpec("static", 2, 4, "corrected", 9, 0.3), profile, tmp_path) == 0.3
     with pytest.raises(InputError, match="rates.json: missing; run the learning-rate search first"):
         rates.rate_of(RunSpec("static", 2, 4, "corrected", 0), profile, tmp_path)
+
+
+def test_an_arm_that_the_search_did_not_try_is_refused_in_one_line(profile, searched):
+    rates.write(profile, searched)
+    path = rates.path(profile, searched)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"own": {"static": 1e-2}}))
+    with pytest.raises(InputError, match="no rate for arm 'none'; run the learning-rate search again"):
+        rates.rate_of(RunSpec("none", 1, None, "corrected", 0), profile, searched)

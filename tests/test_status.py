@@ -87,6 +87,7 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch):
     note = {"update": 50, "time": 1000.0}
     assert status._left(note, 70, 100) == pytest.approx(150)  # 20 updates in 100 s, 30 are left
     assert status._left(note, 50, 100) is None and status._left({}, 70, 100) is None
+    assert status._left({"update": None, "time": 1000.0}, 70, 100) is None  # it isn't known yet where it goes on
 
 
 def test_a_run_that_another_process_makes_is_refused_and_its_log_untouched(profile, root, slow):

@@ -53,11 +53,12 @@ def test_a_job_that_is_killed_is_said_and_the_next_sweep_goes_on(small, root, mo
     profile = parse_profile(small, "t")
     kill = sweep._wait
 
-    def killing(jobs, *args):
-        while not (children := psutil.Process(int(jobs[0].job_id)).children()):
+    def killing(ready, jobs, cluster):
+        while jobs and not (children := psutil.Process(int(jobs[0].job_id)).children()):
             time.sleep(0.1)
-        children[0].kill()
-        kill(jobs, *args)
+        if jobs:
+            children[0].kill()
+        kill(ready, jobs, cluster)
 
     monkeypatch.setattr(sweep, "_wait", killing)
     with pytest.raises(InputError, match="was killed"):
@@ -112,10 +113,8 @@ def test_what_is_asked_of_slurm_is_what_the_profile_says(small, root, tmp_path, 
     monkeypatch.setenv("SCRIPT", str(tmp_path / "script"))
     small["resources"] |= {"gpus": 2, "cpus": 3, "memory_gb": 5, "minutes": 77, "partition": "fast"}
     profile = parse_profile(small, "t")
-    executor = sweep._executor(profile, root, 4, "slurm")
-    with executor.batch():
-        for _ in range(4):
-            executor.submit(sweep.Worker(profile, root, "matrix"))
+    executor = sweep._executor(profile, root, "slurm")
+    sweep._submit(executor, sweep.Worker(profile, root, "matrix", "slurm"), 4, 2)
     lines = set((tmp_path / "script").read_text().splitlines())
     assert {f"#SBATCH --{line}" for line in ("array=0-3%4", "gpus-per-node=2", "cpus-per-task=3", "mem=5GB", "time=77",
                                              "partition=fast", "requeue", "signal=USR2@120")} <= lines
@@ -127,3 +126,35 @@ def test_without_slurm_it_is_refused_in_one_line(small, root, monkeypatch, capsy
     assert cli.main(["runs", "--purpose", "matrix", "--cluster", "slurm"], root) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("error: cluster 'slurm'") and "srun" in err
+
+
+def test_a_sweep_waits_for_the_runs_of_another_one_and_says_what_is_left(small, root, monkeypatch):
+    profile = parse_profile(small, "t")
+    *others, last = profile.runs()
+    for spec in others:
+        training.execute(profile, spec.id, root, progress=False)
+    with status.claim("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
+        asked = []
+
+        def elsewhere(*args):
+            asked.append(args)
+            return len(asked) < 3
+        monkeypatch.setattr(sweep, "is_made", elsewhere)
+        with pytest.raises(InputError, match=f"1 runs are left, '{last.id}' first"):
+            sweep.run_missing(profile, root, 1, "matrix")
+    assert len(asked) == 3
+
+
+def test_local_jobs_take_the_gpus_in_turn(root, monkeypatch, small):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    seen = []
+
+    class Executor:
+        def update_parameters(self, local_visible_gpus):
+            self.gpus = local_visible_gpus
+
+        def submit(self, worker):
+            seen.append(self.gpus)
+    worker = sweep.Worker(parse_profile(small, "t"), root, "matrix", "local")
+    sweep._submit(Executor(), worker, 3, gpus=2)
+    assert seen == [[4, 6], [7, 4], [6, 7]]
