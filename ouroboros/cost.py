@@ -251,11 +251,11 @@ def run_flops(spec: RunSpec, profile: Profile) -> float:
     blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
     if ARMS[spec.arm]:
         blocks += evaluation.points * evaluation.blocks
-        blocks += 4 * evaluation.depth_blocks if cost.parts[0] == "controller" else 0  # as trained, 3 interventions
+        blocks += 4 * profile.probes.blocks if cost.parts[0] == "controller" else 0  # as trained, 3 interventions
     total += blocks * training.block * mean(cost.forward, depths)
     if spec.depth in (profile.depth, "mixed"):
-        blocks = len(evaluation.depths) * evaluation.depth_blocks
-        total += blocks * training.block * mean(cost.forward, evaluation.depths)
+        blocks = len(profile.probes.depths) * profile.probes.blocks
+        total += blocks * training.block * mean(cost.forward, profile.probes.depths)
     return total
 
 

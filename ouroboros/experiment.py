@@ -29,8 +29,6 @@ ARMS: dict[str, tuple[str, bool, bool] | None] = {
     "controller_nogate_nonorm": ("controller", False, False),
 }
 CORE = ("full", "cut", "controller", "static", "none")
-PARTS = ("controller_nogate", "static_nogate", "none_nogate", "none_nonorm")  # at the gateless depths
-BARE = ("controller_nogate_nonorm",)  # at the bare depths
 
 PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
@@ -152,10 +150,14 @@ class Evaluation(Strict):
     points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
     blocks: Positive  # held-out blocks at those points
     final_blocks: Positive  # blocks a split (train, heldout, foreign; dev in the search) at the end
-    # held-out blocks for other depths than the trained one, and for interventions: even, since one needs another
-    depth_blocks: Annotated[int, Field(gt=0, multiple_of=2)]
-    depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
     stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
+
+
+class Probes(Strict):
+    """What is asked of a trained model beside its loss, on the first held-out blocks."""
+
+    blocks: Annotated[int, Field(gt=0, multiple_of=2)]  # even: an intervention shows a block another one
+    depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
 
 
 class Search(Strict):
@@ -174,10 +176,13 @@ class Matrix(Strict):
     seeds: tuple[int, ...]
     few: Positive = 3
     depths: tuple[Positive, ...]
-    gateless_depths: tuple[Positive, ...]  # loops that lack the gate, or the step norms
-    bare_depths: tuple[Positive, ...]  # loops that lack both
+    parts: dict[str, tuple[Positive, ...]]  # depths of each loop that lacks the gate, the step norms or both
     ranks: tuple[Positive, ...] = ()  # beside the base rank, of Controller and static at the base depth
     protocols: tuple[str, ...] = COLUMNS
+
+    @property
+    def gateless_depths(self) -> tuple[int, ...]:
+        return self.parts.get("controller_nogate", ())
 
 
 @dataclass(frozen=True)
@@ -248,6 +253,7 @@ class Profile(Strict):
     controller: Widths
     training: Training
     evaluation: Evaluation
+    probes: Probes
     search: Search
     matrix: Matrix
     resources: Resources
@@ -296,11 +302,11 @@ class Profile(Strict):
         corrected = [protocol for protocol in matrix.protocols if protocol == "corrected"]
         rest = [protocol for protocol in matrix.protocols if protocol != "corrected"]
         found = cells(few, matrix.protocols, CORE, matrix.depths)
-        found += cells(few, rest, ("controller_nogate",), matrix.gateless_depths)
         for seed in few:
-            found += cells((seed,), corrected, PARTS, matrix.gateless_depths)
-            found += cells((seed,), matrix.protocols, BARE, matrix.bare_depths)
-            found += cells((seed,), corrected, ("controller", "static"), (self.depth,), matrix.ranks)
+            for arm, depths in matrix.parts.items():
+                found += cells((seed,), corrected + (rest if ARMS[arm][0] == "controller" else []), (arm,), depths)
+            if matrix.ranks:
+                found += cells((seed,), corrected, ("controller", "static"), (self.depth,), matrix.ranks)
         return found + cells(others, corrected, CORE, matrix.depths)
 
     def runs(self) -> list[RunSpec]:
@@ -308,9 +314,9 @@ class Profile(Strict):
         return list(dict.fromkeys(cell.run for cell in self.plan()))
 
     def search_runs(self) -> list[RunSpec]:
-        """The learning-rate search's runs."""
+        """The learning-rate search's runs: every trained arm of the matrix."""
         return [RunSpec(arm, self.search.depth, self.rank_of(arm), "corrected", self.search.seed, rate)
-                for arm, parts in ARMS.items() if parts for rate in self.search.grid]
+                for arm in (*CORE, *self.matrix.parts) if ARMS[arm] for rate in self.search.grid]
 
     def find(self, run_id: str) -> RunSpec:
         """The run of that id. Raises InputError when the profile declares none."""
@@ -338,6 +344,10 @@ def parse_profile(data: dict, file: str) -> Profile:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InputError(f"{file}: {field}: {first['input']!r}: {first['msg']}") from None
+    for arm in profile.matrix.parts:
+        if not ARMS.get(arm) or arm in CORE:
+            loops = [name for name, parts in ARMS.items() if parts and name not in CORE]
+            raise InputError(f"{file}: matrix.parts: '{arm}': no loop that lacks a part; one of {', '.join(loops)}")
     for protocol in profile.matrix.protocols:
         try:
             switches(protocol)

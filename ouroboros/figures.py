@@ -167,7 +167,7 @@ def other_depths(results: Results):
         axis.axvline(base, color="black", linewidth=0.8, linestyle="--")
         for arm in ("controller", "static", "none"):
             _parts(axis, statistics.at_other_depths(arm), arm, arm)
-        axis.set_xticks(results.profile.evaluation.depths)
+        axis.set_xticks(results.profile.probes.depths)
         axis.legend()
     return figure
 

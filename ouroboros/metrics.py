@@ -328,7 +328,7 @@ class Statistics:
         """Held-out next-token loss of the runs of the base depth, scored at each depth."""
         profile = self.results.profile
         return {f"depth {depth}": self.logged(arm, profile.depth, f"loss_t+1/depth_{depth}")
-                for depth in profile.evaluation.depths}
+                for depth in profile.probes.depths}
 
     def interventions(self, depth: int) -> dict[str, BySeed]:
         """What the Controller's loss rises by when it sees something else (`evaluation.intervened`)."""

@@ -259,7 +259,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
     if met is None or met.loop is None:
         return
     tokens = update * profile.training.tokens_per_update
-    few = evaluation.apart(sets["heldout"][:profile.evaluation.depth_blocks])
+    few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
 
     def again(name: str, depth: int | str) -> None:
         losses = evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
@@ -270,7 +270,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
     model.eval()
     if met.largest:
         log.row(update, tokens, "model", "max_modulation", met.largest)
-    for depth in profile.evaluation.depths if spec.depth in (profile.depth, "mixed") else ():
+    for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
         again(f"depth_{depth}", depth)
     if ARMS[spec.arm][0] == "controller":
         with evaluation.reading(model) as read:

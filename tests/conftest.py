@@ -8,9 +8,10 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.corpus import prepare
-from ouroboros.experiment import ARMS, parse_profile
+from ouroboros.experiment import ARMS, CORE, parse_profile
 
 torch.set_num_threads(1)
+PARTS = [arm for arm, parts in ARMS.items() if parts and arm not in CORE]
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()
 
 
@@ -34,10 +35,10 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "split": dict(zip(("prelude", "recurrent", "coda"), split, strict=True)), "rank": 4, "depth": 2, "max_steps": 8,
         "controller": {"state": 8, "step": 4, "hidden": 8, "output": 4},
         "training": {"updates": 6, "micro_batch": 2, "accumulation": 2, "block": 32},
-        "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "depth_blocks": 2, "depths": [1, 3],
-                       "stream_batches": 4},
+        "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "stream_batches": 4},
+        "probes": {"blocks": 2, "depths": [1, 3]},
         "search": {"grid": [1e-3, 1e-2], "depth": 2, "seed": 9},
-        "matrix": {"seeds": [0, 1], "depths": [1, 2], "gateless_depths": [2], "bare_depths": [2]},
+        "matrix": {"seeds": [0, 1], "depths": [1, 2], "parts": dict.fromkeys(PARTS, [2])},
         "resources": {"teraflops": 0.01}, **changes}
 
 

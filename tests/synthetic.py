@@ -66,7 +66,7 @@ def write_inside(log: RunLog, profile, spec: RunSpec, value: float) -> None:
     rows = {"steps/gate_open": [0.1 * (t + 1) for t in range(depth)], "steps/state_norm": [2.0] * depth,
             "steps/change": [1 / (t + 1) for t in range(depth)]}
     if spec.depth in (profile.depth, "mixed"):
-        rows |= {f"loss_t+1/depth_{d}": value + 0.01 * abs(d - profile.depth) for d in profile.evaluation.depths}
+        rows |= {f"loss_t+1/depth_{d}": value + 0.01 * abs(d - profile.depth) for d in profile.probes.depths}
     modulation = ARMS[spec.arm][0]
     if modulation == "controller":
         rows |= {f"loss_t+1/{kind}": value + rise for kind, rise in

@@ -304,7 +304,7 @@ def test_replaced_by_its_mean_the_controller_is_a_static_table(loop):
 def test_a_run_of_the_base_depth_logs_other_depths_and_a_controller_its_interventions(profile, root):
     runs = {name: read_run(training.execute(profile, name, root, progress=False)).log["metric"].tolist()
             for name in ("controller-d2-r4-corrected-s0", "controller-d1-r4-corrected-s0", "none-d2-corrected-s0")}
-    depths = {f"loss_t+1/depth_{d}" for d in profile.evaluation.depths}
+    depths = {f"loss_t+1/depth_{d}" for d in profile.probes.depths}
     kinds = {f"loss_t+1/{k}" for k in ("as_trained", "other_sequence", "corpus_mean", "step_mean")}
     base, shallow, none = map(set, runs.values())
     assert depths | kinds <= base and "modulation/size/q_proj" in base and "steps/change" in base

@@ -79,7 +79,9 @@ def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     (("depth",), 0, "depth: 0"), (("rank",), "many", "rank: 'many'"), (("speed",), 1, "speed: 1"),
     (("training", "updates"), -3, "training.updates: -3"), (("corpus", "kind"), "web", "corpus.kind: 'web'"),
     (("matrix", "protocols"), ["improved"], "matrix.protocols: protocol 'improved'"),
-    (("matrix", "depths"), [4, 0], "matrix.depths.1: 0"), (("matrix", "gateless_depths"), [0], "gateless_depths.0: 0"),
+    (("matrix", "depths"), [4, 0], "matrix.depths.1: 0"),
+    (("matrix", "parts"), {"controller_nogate": [0]}, "matrix.parts.controller_nogate.0: 0"),
+    (("matrix", "parts"), {"static": [4]}, "matrix.parts: 'static'"),
     (("training", "accumulation"), None, "training.accumulation: None"), (("split",), 3, "split: 3"),
 ])
 def test_a_bad_profile_is_refused_in_one_line(path, value, named):
