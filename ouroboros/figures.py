@@ -168,7 +168,8 @@ def other_depths(results: Results):
         for arm in ("controller", "static", "none"):
             _parts(axis, statistics.at_other_depths(arm), arm, arm)
         axis.set_xticks(results.profile.probes.depths)
-        axis.legend()
+        if axis.containers:
+            axis.legend()
     return figure
 
 
@@ -184,7 +185,8 @@ def interventions(results: Results):
             _parts(axis, {f"depth {d}": statistics.interventions(d)[kind] for d in depths}, style,
                    kind.replace("_", " "))
         axis.set_xticks(depths)
-        axis.legend()
+        if axis.containers:
+            axis.legend()
     return figure
 
 

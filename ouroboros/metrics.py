@@ -47,9 +47,11 @@ def load(profile: str, root: Path) -> Results:
     return Results(declared, runs, cells(declared, runs))
 
 
-def last_value(run: Run, split: str, metric: str):
-    """The last value logged of a metric on a split. Raises InputError when there is none."""
+def last_value(run: Run, split: str, metric: str, default=None):
+    """The last value logged of a metric on a split. Raises InputError when there is none, and no default."""
     rows = run.log[(run.log["split"] == split) & (run.log["metric"] == metric)]
+    if rows.empty and default is not None:
+        return default
     if rows.empty:
         raise InputError(f"run '{run.manifest['run']}': log.jsonl has no row of split '{split}', metric '{metric}'; "
                          "make the run again")
@@ -88,7 +90,9 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         if status == "finished":
             row["loss"] = headline(run, cell.arm, cell.protocol)
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
-            row |= {split: last_value(run, split, "loss_t+1") for split in SPLITS}
+            row |= {split: last_value(run, split, "loss_t+1") for split in ("heldout", "foreign")}
+            # logs of before 2026-11-25 have no new text of the training split
+            row["train"] = last_value(run, "train", "loss_t+1", math.nan)
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
@@ -284,8 +288,10 @@ class Statistics:
         return self._depth_parts(lambda depth: _minus(self._losses("none", depth), self._losses(arm, depth)))
 
     def advantage_by_rank(self) -> dict[str, BySeed]:
-        """Static minus Controller at the base depth, at each rank."""
+        """Static minus Controller at the base depth, at each rank; nothing where the matrix has one rank only."""
         profile = self.results.profile
+        if not profile.matrix.ranks:
+            return {"": {}}
         return {f"rank {rank}": _minus(self._losses("static", rank=rank), self._losses("controller", rank=rank))
                 for rank in sorted({profile.rank, *profile.matrix.ranks})}
 
@@ -314,11 +320,13 @@ class Statistics:
     # -------------------------------------------------------------------------------------- what a run logs of itself
 
     def logged(self, arm: str, depth: int | None, metric: str) -> dict[int, float | list[float]]:
-        """The last value that each seed's run logged of a metric on held-out text: {seed: a number or a list}."""
+        """The last value that each seed's run logged of a metric on held-out text: {seed: a number or a list}; a run
+        that logged none (before 2026-11-25) isn't in it."""
         found = self._losses(arm, depth)  # only finished runs have a loss
         rows = self._rows(arm, depth, None)
         runs = {int(seed): run for seed, run in zip(rows["seed"], rows["run"], strict=True)}
-        return {seed: last_value(self.results.runs[runs[seed]], "heldout", metric) for seed in found}
+        values = {seed: last_value(self.results.runs[runs[seed]], "heldout", metric, math.nan) for seed in found}
+        return {seed: value for seed, value in values.items() if np.isfinite(value).all()}
 
     def split_against_cut(self, arm: str, depth: int) -> dict[str, BySeed]:
         """Next-token loss minus the cut model's, on new text of the training split, on held-out and foreign text."""

@@ -8,7 +8,7 @@ from synthetic import write
 
 from ouroboros import claims, metrics
 from ouroboros.claims import judge
-from ouroboros.experiment import RunSpec
+from ouroboros.experiment import RunSpec, load_profile
 from ouroboros.metrics import Statistics
 
 LEDGER = {claim["id"]: claim for claim in claims.load()}
@@ -17,9 +17,12 @@ REPORTED = {
     "L36": 1.378, "L17": 8.975, "Lc": [5.073, 5.082], "red": 43.4, "rec": 51.3, "c1": 5.082, "c4": 5.075, "c8": 5.080,
     "s1": 6.519, "s4": 5.246, "s8": 5.119, "adv1": 1.437, "adv4": 0.171, "adv8": 0.039, "ahead": None, "nogate": 0.20,
     "gate": -3.49, "params": 9.2, "heldout": None, "range": 0.009}
+TINY = load_profile("tiny").matrix
+SEEDS, RANKS = len(TINY.seeds), TINY.ranks
 TRENDS = [name for name, claim in LEDGER.items() if claim["rule"] not in ("value", "count")]
 # the seeds of `synthetic.loss` agree closely, so every trend that it has can be told
-AS_REPORTED = {"helps": "holds", "ahead": "holds", "ahead_ranks": "holds", "most_at_1": "holds", "flat": "holds",
+AS_REPORTED = {"helps": "holds", "ahead": "holds", "ahead_ranks": "holds" if RANKS else "no runs",
+               "most_at_1": "holds", "flat": "holds",
                "static_improves": "holds", "gate_essential": "holds", "gate_essential_nonorm": "holds",
                "gate_helps": "holds", "heldout": "fails"}
 
@@ -81,8 +84,8 @@ def test_trends_hold_where_the_numbers_are_as_reported(results):
 def test_trends_fail_where_the_numbers_are_turned_round(flipped):
     turned = verdicts(flipped, "corrected")
     assert {name for name, verdict in turned.items() if verdict == "fails"} == {
-        "ahead", "ahead_ranks", "most_at_1", "static_improves", "gate_essential", "gate_essential_nonorm", "gate_helps",
-        "helps"}
+        "ahead", "most_at_1", "static_improves", "gate_essential", "gate_essential_nonorm", "gate_helps",
+        "helps"} | ({"ahead_ranks"} if RANKS else set())
     assert turned["heldout"] == "holds"  # 12 - 4 is no better than the cut model's 6
 
 
@@ -95,12 +98,13 @@ def test_what_a_protocol_makes_so_is_said_to_be_so(results):
 def test_absolute_values_are_judged_at_the_papers_scale_only(results):
     for name in ("L36", "red", "rec", "adv1", "range"):
         judged = judge(LEDGER[name], results, "corrected")
-        assert judged.verdict == "not testable at this scale" and judged.parts[""].n == 5
+        assert judged.verdict == "not testable at this scale" and judged.parts[""].n == SEEDS
     paper = metrics.Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
-    assert judge(LEDGER["L36"], paper, "corrected").verdict == "fails"  # 2.02, not 1.378
-    claim = LEDGER["L36"] | {"reported": 2.02}
+    assert judge(LEDGER["L36"], paper, "corrected").verdict == "fails"  # 2 and a little, not 1.378
+    mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS
+    claim = LEDGER["L36"] | {"reported": mean}
     assert judge(claim, paper, "corrected").verdict == "holds"
-    assert judge(claim | {"reported": [2.015, 9.0]}, paper, "corrected").verdict == "holds"
+    assert judge(claim | {"reported": [mean - 0.005, 9.0]}, paper, "corrected").verdict == "holds"
 
 
 def test_seeds_that_disagree_leave_it_open(tmp_path):
@@ -113,7 +117,7 @@ def test_seeds_that_disagree_leave_it_open(tmp_path):
 
 def test_one_part_among_several_fails_a_claim_only_after_holm(tmp_path):
     """At depth 1 static is ahead at p = 0.03, elsewhere nothing is told: one of four is no contradiction yet."""
-    wobble = {0: -0.6, 1: -0.1, 2: 0.2, 3: 0.4, 4: 0.1}
+    wobble = {0: -0.15, 1: -0.05, 2: 0.2, 3: 0.1, 4: -0.1}
 
     def loss(arm, depth, protocol, seed):
         lead = 0.05 if depth != 1 else -0.56
@@ -121,7 +125,7 @@ def test_one_part_among_several_fails_a_claim_only_after_holm(tmp_path):
 
     results = results_of(tmp_path, loss)
     first = metrics.t_interval(Statistics(results, "corrected").advantage(1)[""].values())
-    assert first.high < 0 and 0.0125 < first.p < 0.05
+    assert first.high < 0 and 0.0125 < first.p < 0.05, first
     judged = judge(LEDGER["ahead"], results, "corrected")
     assert judged.verdict == "undecided" and "at: depth 1, depth 4" in judged.why
     assert judge(LEDGER["ahead"] | {"measure": {"statistic": "advantage", "depth": 1}}, results,
@@ -137,7 +141,7 @@ def test_one_seed_is_no_verdict_and_none_is_no_run(tmp_path):
 def test_a_claim_whose_part_was_not_run_has_no_verdict(tmp_path):
     results = results_of(tmp_path, keep=lambda spec: spec.depth != 16)
     judged = judge(LEDGER["ahead"], results, "corrected")
-    assert judged.verdict == "no runs" and judged.parts["depth 4"].n == 5
+    assert judged.verdict == "no runs" and judged.parts["depth 4"].n == SEEDS
 
 
 def test_diverged_runs_are_named_never_averaged(tmp_path):
@@ -177,7 +181,8 @@ def test_the_summary_and_the_headline_follow_the_verdicts(results, flipped):
 
 def test_the_sentences_follow_the_numbers(results, flipped):
     assert "depth 8 is better than the cut model (-2 " in claims.found_gap(results, "corrected")
-    assert "depth 8 is worse than the cut model (1.96 [" in claims.found_gap(flipped, "corrected")
+    worse = 2 - 0.02 * sum(TINY.seeds) / SEEDS
+    assert f"depth 8 is worse than the cut model ({worse:.4g} [" in claims.found_gap(flipped, "corrected")
     for depth in results.profile.matrix.depths:
         assert f"at depth {depth} the Controller is ahead" in claims.found_advantage(results, "corrected")
         assert f"at depth {depth} static is ahead" in claims.found_advantage(flipped, "corrected")
@@ -190,7 +195,7 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
     found = claims.found_interventions(results, "corrected")
     assert "shown another sequence's state, the loss rises" in found and "0.03 " in found
     profile = write(tmp_path)
-    for seed in range(5):
+    for seed in TINY.seeds:
         def still(log, profile, spec, value, write_inside=synthetic.write_inside):
             write_inside(log, profile, spec, value)
             for kind in metrics.INTERVENTIONS:
@@ -211,8 +216,9 @@ def test_a_sentence_on_one_seed_takes_no_side(tmp_path):
 def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
     found = claims.found_converged(results)
     assert "No arm's" in found and "200 updates of 1024 tokens" in found
-    monkeypatch.setattr(metrics, "CONVERGED_SLOPE", 0.004)
+    slope = metrics.last_slope(results.runs["none-d1-released-s0"])
+    monkeypatch.setattr(metrics, "CONVERGED_SLOPE", 0.9 * abs(slope))
     found = claims.found_converged(results)
-    assert "Still moving" in found and "`controller` depth 1 released (-0.005)" in found
+    assert "Still moving" in found and f"`controller` depth 1 released ({slope:+.3f})" in found
     write(tmp_path, "smoke")  # evaluated at 0, 4 and 8 updates: one point in the last fifth
     assert "Too few evaluations" in claims.found_converged(metrics.load("smoke", tmp_path))
