@@ -402,7 +402,7 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
                 for name, by_seed in seen.items():  # a seed whose drawn depths never reached the step has no value
                     row |= _columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
                 rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["protocol", "arm", "step"])
 
 
 def modulation_table(results: Results, depth: int) -> pd.DataFrame:

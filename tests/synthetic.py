@@ -47,13 +47,13 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
                     value + math.exp(-5 * update / updates))
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
-        for split in SPLITS:
+        for split in SPLITS if spec.rate is None else ("dev",):
             for target in ("t+1", "t+2"):
                 spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
                 log.row(updates, updates * settings.tokens_per_update, split, f"loss_{target}", value)
                 log.row(updates, updates * settings.tokens_per_update, split, f"block_losses_{target}",
                         (value + spread - spread.mean()).tolist())
-        if updates:
+        if updates and spec.rate is None:
             write_inside(log, profile, spec, value)
     log.finish(manifest(spec, profile, status=status, **changes))
     return folder

@@ -215,6 +215,8 @@ def test_the_tables_of_steps_and_of_the_modulation(results):
     found = row["gate_open"], row["change"], row["state_norm"], row["change_n"]
     assert found == pytest.approx((0.3, 1 / 3, 2, len(SEEDS)))
     assert table.groupby(["protocol", "arm"]).size().eq(16).all()
+    none = metrics.Results(results.profile, {}, metrics.cells(results.profile, {}))
+    assert list(metrics.steps_table(none, 16)) == ["protocol", "arm", "step"]  # a table without rows can be read again
     table = metrics.modulation_table(results, 8)
     found = table.query("protocol == 'released' and projection == 'up_proj'").set_index("arm")["over_inputs"]
     assert found.to_dict() == {"controller": 0.5, "static": 0.0} and len(table) == 2 * 2 * 7
