@@ -15,7 +15,7 @@ from .errors import InputError
 from .experiment import Pretraining, Profile
 from .ngram import Trigram
 from .provenance import provenance
-from .runlog import RunLog, write_atomic
+from .runlog import FORMAT, RunLog, write_atomic
 from .surgery import cut_layers
 
 EVALUATION_BLOCKS = 64
@@ -43,7 +43,7 @@ def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
     model.eval().save_pretrained(folder)
     _assess(model, profile, corpus, log)
     log.finish({
-        "format": 1, "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
+        "format": FORMAT, "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
         "config": profile.model_dump(mode="json"), **made,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
                    "base": sha256((folder / "model.safetensors").read_bytes())},

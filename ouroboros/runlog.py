@@ -31,7 +31,8 @@ import pandas as pd
 
 from .errors import InputError
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1, before 2026-11-25: every run was scored on `dev` and, during training, on `foreign`, none on `train`
 ROW_FIELDS = {"update": int, "tokens": int, "split": str, "metric": str, "value": (int, float, list)}
 MANIFEST_FIELDS = {
     "format": int, "run": str, "profile": str, "purpose": str, "seed": int, "config": dict, "commit": (str, type(None)),
@@ -144,8 +145,9 @@ def read_run(folder: Path) -> Run:
                              "again")
     manifest = _json(paths[0].read_text(encoding="utf-8"), str(paths[0]))
     _check_fields(manifest, MANIFEST_FIELDS, str(paths[0]))
-    if manifest["format"] != FORMAT:
-        raise InputError(f"{paths[0]}: field 'format': {manifest['format']} is unknown; this version reads {FORMAT}")
+    if manifest["format"] not in READABLE:
+        raise InputError(f"{paths[0]}: field 'format': {manifest['format']} is unknown; this version reads "
+                         f"{' and '.join(map(str, READABLE))}")
     if manifest["status"] not in STATUSES:
         raise InputError(f"{paths[0]}: field 'status': '{manifest['status']}' is unknown; one of {', '.join(STATUSES)}")
     content = paths[1].read_bytes()

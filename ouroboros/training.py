@@ -26,7 +26,7 @@ from .experiment import ARMS, Profile, RunSpec, switches
 from .modeling import OuroborosForCausalLM
 from .provenance import code_sha256, provenance
 from .resume import Checkpoints, asked_to_stop
-from .runlog import NoLog, RunLog, read_run, write_atomic
+from .runlog import FORMAT, NoLog, RunLog, read_run, write_atomic
 from .status import claim
 from .surgery import cut_layers
 
@@ -344,7 +344,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
     if status == "finished":
         _describe(model, before, log, update, update * profile.training.tokens_per_update)
     log.finish({
-        "format": 1, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "format": FORMAT, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
         "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
         "config": config, **made, "processes": accelerator.num_processes,
@@ -385,19 +385,25 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     committed = profile.folder(root) / "runs" / run_id
     if not (committed / "manifest.json").exists():
         raise InputError(f"{committed}: no finished run there; make runs PROFILE={profile.name} makes it")
-    old = read_run(committed).log
+    old = read_run(committed)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / run_id)).log
+        new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / run_id))
     keys = ["update", "split", "metric"]
-    if not old[keys].equals(new[keys]):
-        print(f"rerun {run_id}: the rows differ: {len(old)} committed, {len(new)} made again")
+    logs = [run.log for run in (old, new)]
+    if old.manifest["format"] != new.manifest["format"]:  # what both formats have: the last row of a kind is the result
+        logs = [log.drop_duplicates(keys, keep="last").set_index(keys) for log in logs]
+        common = logs[0].index[logs[0].index.isin(logs[1].index)]
+        print(f"rerun {run_id}: {len(common)} of {len(old.log)} rows are in both formats of the log")
+        logs = [log.loc[common].reset_index() for log in logs]
+    elif not logs[0][keys].equals(logs[1][keys]):
+        print(f"rerun {run_id}: the rows differ: {len(old.log)} committed, {len(new.log)} made again")
         return 1
-    losses = old["metric"].str.contains("loss")
+    losses = logs[0]["metric"].str.contains("loss")
     gaps = [float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
-            for a, b in zip(old["value"][losses], new["value"][losses], strict=True)]
+            for a, b in zip(logs[0]["value"][losses], logs[1]["value"][losses], strict=True)]
     worst = int(np.argmax(gaps))
-    row = old[losses].iloc[worst]
+    row = logs[0][losses].iloc[worst]
     agrees = gaps[worst] <= RERUN_TOLERANCE  # also false for nan
     verdict = "agrees" if agrees else "DIFFERS"
     print(f"rerun {run_id}: {verdict}: largest difference {gaps[worst]:.3g} nats per token (update {row['update']}, "

@@ -1,6 +1,7 @@
 """The protocol's facts (AUDIT.md), the loop, the raw log it writes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from ouroboros import evaluation, sweep, training
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import DRAWN_DEPTHS, RunSpec, parse_profile
-from ouroboros.runlog import read_run
+from ouroboros.runlog import RunLog, read_run
 
 
 def trained(profile, root, run_id):
@@ -195,6 +196,23 @@ def test_rerun_agrees_with_itself_and_refuses_an_edited_log(profile, root, capsy
         training.rerun(profile, run_id, root)
     with pytest.raises(InputError, match="no finished run"):
         training.rerun(profile, "none-d2-corrected-s0", root)
+
+
+def test_rerun_compares_a_log_of_the_older_format_where_both_have_rows(profile, root, capsys):
+    run_id = "none-d1-corrected-s0"
+    folder = training.execute(profile, run_id, root, progress=False)
+    run = read_run(folder)
+    rows = [row for row in run.log.to_dict("records") if row["split"] != "train" or row["metric"] == "loss"]
+    shutil.rmtree(folder)
+    older = RunLog(folder)
+    for row in rows:
+        older.row(**row)
+        if (row["update"], row["metric"]) == (0, "loss_t+1"):
+            older.row(0, 0, "dev", "loss_t+1", 9.0)  # had once, has no more
+    older.finish(run.manifest | {"format": 1})
+    assert training.rerun(profile, run_id, root) == 0
+    out = capsys.readouterr().out
+    assert "rows are in both formats" in out and "agrees: largest difference 0 " in out
 
 
 def test_rerun_says_where_a_log_differs(profile, root, capsys):
