@@ -32,7 +32,9 @@ import pandas as pd
 from .errors import InputError
 
 FORMAT = 2
-READABLE = (1, 2)  # 1, before 2026-11-25: every run was scored on `dev` and, during training, on `foreign`, none on `train`
+# Format 1, before 2026-11-25: every run was scored on `dev` and, during training, on `foreign`, none on `train`; drawn
+# depths went on from one token set to the next.
+READABLE = (1, 2)
 ROW_FIELDS = {"update": int, "tokens": int, "split": str, "metric": str, "value": (int, float, list)}
 MANIFEST_FIELDS = {
     "format": int, "run": str, "profile": str, "purpose": str, "seed": int, "config": dict, "commit": (str, type(None)),

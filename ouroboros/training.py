@@ -394,7 +394,10 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     if old.manifest["format"] != new.manifest["format"]:  # what both formats have: the last row of a kind is the result
         logs = [log.drop_duplicates(keys, keep="last").set_index(keys) for log in logs]
         common = logs[0].index[logs[0].index.isin(logs[1].index)]
-        print(f"rerun {run_id}: {len(common)} of {len(old.log)} rows are in both formats of the log")
+        if profile.find(run_id).depth == "mixed":  # format 2 begins the draws of depths anew with each token set
+            common = common[common.get_level_values("split") == "train"]
+        print(f"rerun {run_id}: {len(common)} of {len(old.log)} rows are compared, those that mean the same in both "
+              "formats of the log")
         logs = [log.loc[common].reset_index() for log in logs]
     elif not logs[0][keys].equals(logs[1][keys]):
         print(f"rerun {run_id}: the rows differ: {len(old.log)} committed, {len(new.log)} made again")

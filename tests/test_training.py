@@ -212,7 +212,7 @@ def test_rerun_compares_a_log_of_the_older_format_where_both_have_rows(profile, 
     older.finish(run.manifest | {"format": 1})
     assert training.rerun(profile, run_id, root) == 0
     out = capsys.readouterr().out
-    assert "rows are in both formats" in out and "agrees: largest difference 0 " in out
+    assert "rows are compared" in out and "agrees: largest difference 0 " in out
 
 
 def test_rerun_says_where_a_log_differs(profile, root, capsys):
