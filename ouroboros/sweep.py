@@ -83,9 +83,10 @@ def _wait_for_the_cluster(number: int) -> None:
 
 def _executor(profile: Profile, root: Path, cluster: str) -> submitit.AutoExecutor:
     needs = profile.resources
+    # a folder for each sweep: job numbers may come again, and then submitit would take old results for new ones
+    folder = root / ".cache" / "jobs" / profile.name / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     try:
-        executor = submitit.AutoExecutor(root / ".cache" / "jobs" / profile.name, cluster=cluster,
-                                         slurm_max_num_timeout=needs.requeues)
+        executor = submitit.AutoExecutor(folder, cluster=cluster, slurm_max_num_timeout=needs.requeues)
     except RuntimeError as error:  # no srun
         raise InputError(f"cluster '{cluster}': {error}; submit from a machine of the cluster, or leave --cluster "
                          "out") from None

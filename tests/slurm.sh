@@ -63,4 +63,4 @@ squeue
 wait "$sweep"
 $python -m ouroboros status --profile smoke | tail -1
 $python -m ouroboros rerun controller-d4-r4-corrected-s0 --profile smoke
-grep -hE "Caught signal|Requeued|requeue" .cache/jobs/smoke/*.err | sort | uniq -c || true
+grep -hE "Caught signal|Requeued|requeue" .cache/jobs/smoke/*/*.err | sort | uniq -c || true
