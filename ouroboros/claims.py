@@ -155,7 +155,8 @@ def markdown(results: Results) -> str:
 def summary(results: Results) -> str:
     """The verdicts on signs, orders and trends as a short table, one row a claim: README's first screen."""
     frame = ledger(results)
-    judged = frame[~frame["id"].isin([c["id"] for c in load() if c["rule"] in ("value", "count")])]
+    judged = frame[~frame["id"].isin([c["id"] for c in load() if c["rule"] in ("value", "count")])].copy()
+    judged.loc[judged["why"].str.contains("diverged, so in no mean"), "verdict"] += " (a run diverged)"
     table = judged.pivot(index=["id", "claim"], columns="protocol", values="verdict")
     order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]
     table = table.loc[order].reset_index()[["claim", *results.profile.matrix.protocols]]
@@ -169,6 +170,10 @@ def headline(results: Results) -> str:
              f"intervals; everything in [claims.md](results/{profile}/claims.md)):", "", summary(results), ""]
     for protocol in results.profile.matrix.protocols:
         lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
+    drawn = [f"`{p}`" for p in results.profile.matrix.protocols if switches(p)["depth"] == "drawn"]
+    if drawn:
+        lines += [f"- Under {', '.join(drawn)} the Controller of every depth is one run a seed, at drawn depths: what "
+                  "is told of its depths there compares static with itself."]
     training = results.profile.training
     lines += [f"- All of it at a budget of {training.updates} updates of {training.tokens_per_update} tokens a run."]
     absolute = table[table["verdict"] == "not testable at this scale"]["id"].nunique()

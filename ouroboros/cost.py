@@ -302,7 +302,7 @@ def forecast(profile: Profile, specs: list[RunSpec]) -> str:
     return (f"{table.to_markdown(index=False, tablefmt='plain', floatfmt='.3g')}\n\n"
             f"{len(specs)} runs are missing; all of them: make runs PROFILE={profile.name}\n"
             f"time: {table['hours'].sum():,.3g} {device}, the longest run {table['hours'].max():.3g}, at "
-            f"{profile.resources.teraflops:g} TFLOP/s (resources.teraflops of {profile.name}.yaml)\n"
-            f"memory: at most {table['GB'].max():.3g} GB a run\n"
+            f"{profile.resources.teraflops:g} TFLOP/s (assumed: resources.teraflops of {profile.name}.yaml)\n"
+            f"memory: at most {table['GB'].max():.3g} GB a run, the base that it is cut from not counted\n"
             f"disk: {sum(stored.values()) / 1e9:,.3g} GB: "
             + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in stored.items()))

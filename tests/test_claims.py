@@ -152,6 +152,7 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
     assert judged.parts[""].n == 2 and f"diverged, so in no mean: `{lost[0]}`" in judged.why
     judged = judge(LEDGER["gate_essential"], all_, "corrected")
     assert judged.verdict == "undecided" and all(name in judged.why for name in lost)
+    assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", claims.summary(some))
     assert lost[2] in claims.found_gate(all_, "corrected")
     assert "diverged" not in claims.found_gate(all_, "released")
 

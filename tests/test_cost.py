@@ -175,6 +175,20 @@ def test_a_profile_without_a_shape_is_refused_in_one_line(text):
         Cost.of(profile, "full")
 
 
+def test_a_profile_that_pretrains_its_base_is_told_what_that_takes():
+    profile = load_profile("small")
+    first = cost.forecast(profile, profile.runs()).splitlines()[1]
+    assert first.endswith("python -m ouroboros base --profile small  # unless it is there")
+    shape, recipe = Shape.of(profile), profile.base.pretraining
+    forward = shape.layers * shape.layer_flops(recipe.block) + shape.head_flops
+    hours = 3 * forward * recipe.updates * recipe.batch * recipe.block / profile.resources.teraflops / 1e12 / 3600
+    assert float(first.split()[0]) == pytest.approx(hours, rel=0.01)
+
+
+def test_the_chunk_of_logits_is_the_losss():
+    assert cost.LOGIT_CHUNK == evaluation.CHUNK
+
+
 def test_cost_never_loads_torch():
     code = "import sys, ouroboros.cost, ouroboros.status; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
