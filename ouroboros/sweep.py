@@ -150,7 +150,11 @@ def _visible_gpus() -> list[int]:
     import torch
 
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return [int(gpu) for gpu in named.split(",")] if named else list(range(torch.cuda.device_count()))
+    if not named:
+        return list(range(torch.cuda.device_count()))
+    if not all(gpu.isdecimal() for gpu in named.split(",")):
+        raise InputError(f"CUDA_VISIBLE_DEVICES '{named}': jobs are given GPUs by number; name them so, as 0,1")
+    return [int(gpu) for gpu in named.split(",")]
 
 
 def _wait(ready: Callable[[], bool], jobs: list[submitit.Job], cluster: str) -> None:
@@ -176,7 +180,7 @@ def _ended(job: submitit.Job) -> str | None:
     """Why a job ended early, in one line; None if it didn't. A job that failed by a bug shows its traceback."""
     try:
         return job.result()
-    except FailedJobError:
+    except FailedJobError:  # a kind of the next one, but with the job's own traceback
         raise
     except UncompletedJobError:
         return f"job {job.job_id} was killed (out of memory?); its own words: {job.paths.stderr}"
