@@ -6,12 +6,12 @@ product, the block's whole length. Sources of the shapes: SYSTEM sections 2 to 6
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from .errors import InputError
-from .experiment import ARMS, DRAWN_DEPTHS, Profile, RunSpec, SplitConfig, Widths
+from .experiment import ARMS, DRAWN_DEPTHS, Arm, Profile, RunSpec, SplitConfig, Widths
 
 FLOAT32 = 4  # bytes
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
@@ -73,7 +73,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Cost:
-    """What one arm costs on a base: `full`, `cut`, or a loop with its modulation, gate and step norms."""
+    """What one arm costs on a base; `rank` is that of its modulation, or of LoRA in its coda."""
 
     shape: Shape
     split: SplitConfig
@@ -87,18 +87,38 @@ class Cost:
         return cls(Shape.of(profile), profile.split, arm, rank or profile.rank, profile.controller, profile.max_steps)
 
     @property
-    def parts(self) -> tuple[str, bool, bool]:
-        """(modulation, gate, step norm); an arm that isn't trained has none of them."""
-        return ARMS[self.arm] or ("none", False, False)
+    def parts(self) -> Arm:
+        return ARMS[self.arm]
 
     @property
     def layers(self) -> int:
         """Layers whose weights are held."""
-        return self.shape.layers if self.arm == "full" else self.split.prelude + 1 + self.split.coda
+        kept = self.split.prelude + 1 + self.split.coda
+        return {"all": self.shape.layers, "two": kept + 1}.get(self.parts.middle, kept)
 
     def applications(self, depth: int) -> int:
         """How often a layer is applied to a token."""
-        return self.layers if ARMS[self.arm] is None else self.split.prelude + depth + self.split.coda
+        return self.layers - 1 + depth if self.parts.loops else self.layers
+
+    @property
+    def _ends(self) -> int:
+        """Inputs and outputs of a layer's projections, together: what one rank of LoRA on all of them trains."""
+        return sum(o + i for o, i in self.shape.projections.values())
+
+    @property
+    def lora_ranks(self) -> tuple[int, ...]:
+        """The rank of LoRA in each kept layer, 0 where there is none.
+
+        On all of them: as even as whole ranks that together train what the Controller's arm trains; the first layers
+        have what is over.
+        """
+        if self.parts.lora == "none":
+            return (0,) * self.layers
+        if self.parts.lora == "coda":
+            return (0,) * (self.layers - self.split.coda) + (self.rank,) * self.split.coda
+        units = round(sum(replace(self, arm="controller").trainable().values()) / self._ends)
+        each, over = divmod(units, self.layers)
+        return (each + 1,) * over + (each,) * (self.layers - over)
 
     # ------------------------------------------------------------------------------------------------- parameters
 
@@ -110,59 +130,87 @@ class Cost:
 
     def trainable(self) -> dict[str, int]:
         """Trained parameters of each part (SYSTEM section 6)."""
-        modulation, gate, step_norm = self.parts
-        w, d, found = self.widths, self.shape.width, {}
-        if modulation == "controller":
-            biases = w.state + w.hidden + w.output
-            found["modulation"] = sum(self._controller().values()) + biases + self.max_steps * w.step
-        elif modulation == "static":
-            found["modulation"] = self.max_steps * 7 * self.rank
-        if gate:
+        arm, w, d, found = self.parts, self.widths, self.shape.width, {}
+        table = self.max_steps * 7 * self.rank
+        biases = w.state + w.hidden + w.output
+        controller = sum(self._controller().values()) + biases + self.max_steps * w.step
+        wide = self.max_steps + 7 * self.rank  # a unit of width of the factored table
+        if arm.modulated:
+            found["modulation"] = {"static": table, "static_wide": round(controller / wide) * wide}.get(
+                arm.modulation, controller)
+        if arm.gate:
             found["gate"] = 2 * d * d + d
-        if step_norm:
+        if arm.step_norm:
             found["step_norm"] = self.max_steps * d
+        if arm.lora != "none":
+            found["lora"] = sum(self.lora_ranks) * self._ends
+        if arm.middle == "maps":
+            found["maps"] = 2 * (d * d + d)
+        if arm.coda:
+            found["coda"] = self.split.coda * self.shape.layer_parameters
         return found
 
     def frozen(self) -> int:
-        """Parameters of the kept layers, embedding, norm and head, and the entries of the SVD bases."""
-        bases = self.rank * sum(o + i for o, i in self.shape.projections.values()) if self.parts[0] != "none" else 0
-        return self.shape.parameters(self.layers) + bases
+        """Parameters of the kept layers, embedding, norm and head, where they aren't trained, and the entries of the
+        SVD bases."""
+        bases = self.rank * self._ends if self.parts.modulated else 0
+        return self.shape.parameters(self.layers) + bases - self.trainable().get("coda", 0)
 
     # ------------------------------------------------------------------------------------------------------ FLOPs
 
     def _step_flops(self) -> dict[str, int]:
         """What a recurrence step adds to its layer, forward, a token."""
-        modulation, gate, _ = self.parts
-        branches = sum(o + i for o, i in self.shape.projections.values()) if modulation != "none" else 0
-        return {"branches": 2 * self.rank * branches,
-                "controller": 2 * sum(self._controller().values()) if modulation == "controller" else 0,
-                "gate": 4 * self.shape.width**2 if gate else 0}
+        arm = self.parts
+        return {"branches": 2 * self.rank * self._ends if arm.modulated else 0,
+                # one that doesn't see the token is computed once a batch
+                "controller": 2 * sum(self._controller().values()) if arm.modulation == "controller" else 0,
+                "gate": 4 * self.shape.width**2 if arm.gate else 0}
+
+    def _other_flops(self) -> dict[str, int]:
+        """What LoRA, and the two linear maps, add, forward, a token."""
+        trained = self.trainable()
+        return {"lora": 2 * trained.get("lora", 0), "maps": 4 * self.shape.width**2 if "maps" in trained else 0}
 
     def forward(self, depth: int, context: int) -> int:
         """FLOPs a token of a forward pass with logits."""
-        steps = depth * sum(self._step_flops().values()) if ARMS[self.arm] else 0
-        return self.applications(depth) * self.shape.layer_flops(context) + steps + self.shape.head_flops
+        steps = depth * sum(self._step_flops().values()) if self.parts.loops else 0
+        return (self.applications(depth) * self.shape.layer_flops(context) + steps + sum(self._other_flops().values())
+                + self.shape.head_flops)
 
     def training(self, depth: int, context: int) -> int:
         """FLOPs a token of a forward and backward pass. Raises InputError for an arm that isn't trained.
 
         No gradient is formed for frozen weights: a frozen layer costs as much backward as forward, but for attention,
-        which costs twice as much; a trained one twice as much. The prelude has no backward pass.
+        which costs twice as much; a trained one twice as much. Nothing before what is trained has a backward pass.
         """
-        if ARMS[self.arm] is None:
+        arm, shape = self.parts, self.shape
+        if not arm.trained:
             raise InputError(f"arm '{self.arm}': isn't trained")
-        shape, step, modulation = self.shape, self._step_flops(), self.parts[0]
         layer = shape.layer_flops(context) + 4 * context * shape.queries
         backward = self.split.coda * layer + shape.head_flops
-        backward += depth * (layer + step["branches"] + 2 * step["controller"] + 2 * step["gate"])
-        # the first step's state comes from the prelude and needs no gradient
+        # what reads a state that needs no gradient
         first = {name: shape.projections[name] for name in ("q_proj", "k_proj", "v_proj")}
-        if modulation == "none":
-            backward -= layer + (0 if self.parts[2] else step["gate"])
+        untold = sum(2 * o * i for o, i in first.values())
+        if arm.loops:
+            backward += self._loop_backward(depth, layer, untold, sum(i for _, i in first.values()))
+        elif arm.middle == "maps":
+            backward += layer - shape.width**2 * 2
         else:
-            backward -= sum(2 * o * i + 2 * self.rank * i for o, i in first.values())
-            backward -= 2 * self._controller()["state"] if modulation == "controller" else 0
-        return self.forward(depth, context) + backward
+            backward += (self.layers - self.split.coda) * layer - untold
+            backward -= 2 * self.lora_ranks[0] * sum(i for _, i in first.values())
+        if arm.coda:
+            backward += self.split.coda * 2 * sum(o * i for o, i in shape.projections.values())
+        return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
+
+    def _loop_backward(self, depth: int, layer: int, untold: int, read: int) -> int:
+        """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `untold`
+        FLOPs of its projections, which read `read` values, are saved."""
+        arm, step = self.parts, self._step_flops()
+        whole = depth * (layer + step["branches"] + 2 * step["controller"] + 2 * step["gate"])
+        if not arm.modulated:
+            return whole - layer - (0 if arm.step_norm else step["gate"])
+        saved = untold + 2 * self.rank * read
+        return whole - saved - (2 * self._controller()["state"] if arm.modulation == "controller" else 0)
 
     # ------------------------------------------------------------------------------------------------------ bytes
 
@@ -172,18 +220,31 @@ class Cost:
 
     def activations(self, depth: int, dtype: str) -> int:
         """Bytes a token that a training step keeps for its backward pass, to some 10 %; without the logits."""
-        shape, w, size, d = self.shape, self.widths, BYTES[dtype], self.shape.width
-        modulation, gate, step_norm = self.parts
+        shape, w, size, d, arm = self.shape, self.widths, BYTES[dtype], self.shape.width, self.parts
         cast = size != FLOAT32  # norms, gate and Controller compute in float32, and what they cast is kept twice
         layer = 2 * d * FLOAT32 + size * (2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate)
-        step = layer + 2 * d * FLOAT32 * step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * gate
-        if modulation != "none":
+        ends = d * FLOAT32 + self._read(dtype)
+        if not arm.loops:
+            reached = self.layers if arm.lora == "kept" else self.layers - self.split.prelude
+            return reached * layer + ends + (2 * d * FLOAT32 if arm.middle == "maps" else 0)
+        step = layer + 2 * d * FLOAT32 * arm.step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * arm.gate
+        if arm.modulated:
             step += 7 * self.rank * size
-        if modulation == "controller":
+        if arm.modulation == "controller":
             step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
             step += 7 * self.rank * (FLOAT32 + size * cast)
-        first = layer if modulation == "none" else d * FLOAT32  # what the first step needn't keep
-        return depth * step - first + self.split.coda * layer + d * FLOAT32
+        first = d * FLOAT32 if arm.modulated else layer  # what the first step needn't keep
+        return depth * step - first + self.split.coda * layer + ends
+
+    def _read(self, dtype: str) -> int:
+        """Bytes a token of what projections read, which is kept where their weights, or LoRA's, are trained."""
+        shape, ranks = self.shape, [rank for rank in self.lora_ranks if rank]
+        if dtype == "float32":
+            read = 2 * shape.width + shape.queries + shape.intermediate
+        else:  # each LoRA keeps its own copy in float32
+            read = sum(i for _, i in shape.projections.values())
+        layers = len(ranks) + (self.split.coda if self.parts.coda else 0)
+        return FLOAT32 * (layers * read + 7 * sum(ranks))
 
     def memory(self, depth: int, tokens: int, dtype: str) -> int:
         """Bytes that training holds at its peak: weights, trained tensors with gradients and moments, activations of
@@ -243,15 +304,17 @@ def run_flops(spec: RunSpec, profile: Profile) -> float:
     def mean(flops, depths) -> float:
         return sum(flops(depth, training.block) for depth in depths) / len(depths)
 
-    total = 0.0
-    if ARMS[spec.arm]:
+    total, arm = 0.0, ARMS[spec.arm]
+    if arm.trained:
         total = training.updates * training.tokens_per_update * mean(cost.training, depths)
+    elif arm.fit != "none":
+        total = training.updates * training.tokens_per_update * Cost.of(profile, "full").forward(1, training.block)
     if spec.purpose == "rate":
         return total + evaluation.final_blocks * training.block * mean(cost.forward, depths)
     blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
-    if ARMS[spec.arm]:
+    if arm.trained:
         blocks += evaluation.points * evaluation.blocks
-        blocks += 4 * profile.probes.blocks if cost.parts[0] == "controller" else 0  # as trained, 3 interventions
+        blocks += 4 * profile.probes.blocks if arm.modulation == "controller" else 0  # as trained, 3 interventions
     total += blocks * training.block * mean(cost.forward, depths)
     if spec.depth in (profile.depth, "mixed"):
         blocks = len(profile.probes.depths) * profile.probes.blocks
@@ -261,11 +324,12 @@ def run_flops(spec: RunSpec, profile: Profile) -> float:
 
 def run_memory(spec: RunSpec, profile: Profile) -> int:
     """Bytes that a run holds at its peak, the base that it is cut from not counted."""
-    cost, training = Cost.of(profile, spec.arm, spec.rank), profile.training
-    if ARMS[spec.arm] is None:
+    cost, training, arm = Cost.of(profile, spec.arm, spec.rank), profile.training, ARMS[spec.arm]
+    if not arm.trained:
         return cost.frozen() * BYTES[profile.base.dtype]
-    depth = max(DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth
-    return cost.memory(depth, training.micro_batch * training.block, profile.base.dtype)
+    depth = max(DRAWN_DEPTHS) if spec.depth == "mixed" else (spec.depth or 1)
+    dtype = "float32" if arm.coda else profile.base.dtype  # `arms.build`
+    return cost.memory(depth, training.micro_batch * training.block, dtype)
 
 
 def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
@@ -279,7 +343,7 @@ def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
     return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
             "tokens": tokens * FLOAT32,
             "trained tensors": kept,
-            "raw logs": sum(2 * training.updates * LOG_ROW for s in specs if ARMS[s.arm])}
+            "raw logs": sum(2 * training.updates * LOG_ROW for s in specs if ARMS[s.arm].trained)}
 
 
 def forecast(profile: Profile, specs: list[RunSpec]) -> str:

@@ -15,18 +15,60 @@ from .errors import InputError
 
 PROFILES = Path(__file__).parent / "profiles"
 
-# What each arm trains and has: (modulation, gate, step norms); None: nothing is trained, the model is only evaluated.
-ARMS: dict[str, tuple[str, bool, bool] | None] = {
-    "full": None,  # every layer of the base
-    "cut": None,  # prelude, the recurrent layer once, coda
-    "controller": ("controller", True, True),
-    "static": ("static", True, True),
-    "none": ("none", True, True),
-    "controller_nogate": ("controller", False, True),
-    "static_nogate": ("static", False, True),
-    "none_nogate": ("none", False, True),  # step norms alone
-    "none_nonorm": ("none", True, False),  # the gate alone
-    "controller_nogate_nonorm": ("controller", False, False),
+@dataclass(frozen=True)
+class Arm:
+    """What an arm puts in place of the removed layers, and what it trains."""
+
+    middle: Literal["all", "one", "two", "maps", "loop"]
+    """Between prelude and coda: every layer of the base; the recurrent layer once; it and the layer after it; it once,
+    between two linear maps; it, looped."""
+    modulation: str = "none"  # of a loop: `modulation.MODULATIONS`
+    gate: bool = False
+    step_norm: bool = False
+    lora: Literal["none", "kept", "coda"] = "none"  # where LoRA is trained: every kept layer, or the coda alone
+    coda: bool = False  # trained whole
+    fit: Literal["none", "least squares", "gradient"] = "gradient"
+
+    @property
+    def loops(self) -> bool:
+        return self.middle == "loop"
+
+    @property
+    def trained(self) -> bool:
+        return self.fit == "gradient"
+
+    @property
+    def modulated(self) -> bool:
+        return self.modulation != "none"
+
+
+def _loop(modulation: str, gate: bool = True, step_norm: bool = True, **coda) -> Arm:
+    return Arm("loop", modulation, gate, step_norm, **coda)
+
+
+ARMS = {
+    "full": Arm("all", fit="none"),
+    "cut": Arm("one", fit="none"),
+    "controller": _loop("controller"),
+    "static": _loop("static"),
+    "none": _loop("none"),
+    # which part does it
+    "controller_nogate": _loop("controller", gate=False),
+    "static_nogate": _loop("static", gate=False),
+    "none_nogate": _loop("none", gate=False),  # step norms alone
+    "none_nonorm": _loop("none", step_norm=False),  # the gate alone
+    "controller_nogate_nonorm": _loop("controller", gate=False, step_norm=False),
+    # blind to the input, with as many parameters as the Controller
+    "static_wide": _loop("static_wide"),
+    "controller_blind": _loop("controller_blind"),
+    # with the coda trained too
+    **{f"{name}_coda_lora": _loop(name, lora="coda") for name in ("controller", "static", "none")},
+    **{f"{name}_coda_full": _loop(name, coda=True) for name in ("controller", "static", "none")},
+    # what one would do instead of looping
+    "lora": Arm("one", lora="kept"),
+    "lora_layer": Arm("two", lora="kept"),
+    "linear_fit": Arm("maps", fit="least squares"),
+    "linear": Arm("maps"),
 }
 CORE = ("full", "cut", "controller", "static", "none")
 
@@ -170,14 +212,16 @@ class Search(Strict):
 
 class Matrix(Strict):
     """What is run. Every seed: full, cut, Controller, static and none at `depths`, under `corrected`. The first `few`
-    seeds: these under the other protocols too, and what follows under `corrected` (under the others the Controller's
-    arms alone, for the claims about the gate)."""
+    seeds: these under the other protocols too, and what follows under `corrected` (of `parts`, the Controller without
+    its gate under the others too, for the claims about the gate)."""
 
     seeds: tuple[int, ...]
     few: Positive = 3
     depths: tuple[Positive, ...]
-    parts: dict[str, tuple[Positive, ...]]  # depths of each loop that lacks the gate, the step norms or both
+    parts: dict[str, tuple[Positive, ...]]  # depths of each loop that isn't the core's
     ranks: tuple[Positive, ...] = ()  # beside the base rank, of Controller and static at the base depth
+    rates: dict[str, Annotated[float, Field(gt=0)]] = {}  # {level: factor of the own rate}, of the same two
+    instead: tuple[str, ...] = ()  # arms without a loop
     protocols: tuple[str, ...] = COLUMNS
 
     @property
@@ -187,7 +231,7 @@ class Matrix(Strict):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """One training run (or, for `full` and `cut`, one evaluation), the unit that has a raw log."""
+    """One training run (of what isn't trained, one evaluation), the unit that has a raw log."""
 
     arm: str
     depth: int | Literal["mixed"] | None
@@ -195,11 +239,12 @@ class RunSpec:
     protocol: str
     seed: int
     rate: float | None = None  # None: the rate that the search chose
+    level: str | None = None  # of `matrix.rates`: a factor of that rate
 
     @property
     def id(self) -> str:
         parts = [self.arm, self.depth and f"d{self.depth}", self.rank and f"r{self.rank}", self.protocol,
-                 f"s{self.seed}", self.rate and f"lr{self.rate:g}"]
+                 f"s{self.seed}", self.rate and f"lr{self.rate:g}", self.level]
         return "-".join(part for part in parts if part)
 
     @property
@@ -216,15 +261,16 @@ class Cell:
     rank: int | None
     protocol: str
     seed: int
+    level: str | None = None
 
     @property
     def run(self) -> RunSpec:
-        if ARMS[self.arm] is None:  # no training: the protocol only decides what is read off its log
+        if ARMS[self.arm].fit == "none":  # the protocol only decides what is read off its log
             return RunSpec(self.arm, None, None, "any", self.seed)
         depth = self.depth
-        if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm][0] == "controller":
+        if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm].modulation == "controller":
             depth = "mixed"  # the released Controller draws its depths, whatever depth is given
-        return RunSpec(self.arm, depth, self.rank, self.protocol, self.seed)
+        return RunSpec(self.arm, depth, self.rank, self.protocol, self.seed, level=self.level)
 
 
 class Resources(Strict):
@@ -286,7 +332,7 @@ class Profile(Strict):
         return self.base_source(root) / "tokenizer.json"
 
     def rank_of(self, arm: str) -> int | None:
-        return self.rank if ARMS[arm] and ARMS[arm][0] != "none" else None
+        return self.rank if ARMS[arm].modulated else None
 
     def plan(self) -> list[Cell]:
         """Every row of the matrix: what is asked of each first, whole seeds first, so that an unfinished matrix is a
@@ -294,19 +340,20 @@ class Profile(Strict):
         matrix = self.matrix
         few, others = matrix.seeds[:matrix.few], matrix.seeds[matrix.few:]
 
-        def cells(seeds, protocols, arms, depths, ranks=(None,)) -> list[Cell]:
-            return [Cell(arm, depth, rank or self.rank_of(arm), protocol, seed)
+        def cells(seeds, protocols, arms, depths=(None,), ranks=(None,), levels=(None,)) -> list[Cell]:
+            return [Cell(arm, depth, rank or self.rank_of(arm), protocol, seed, level)
                     for seed in seeds for protocol in protocols for arm in arms
-                    for depth in (depths if ARMS[arm] else (None,)) for rank in ranks]
+                    for depth in (depths if ARMS[arm].loops else (None,)) for rank in ranks for level in levels]
 
         corrected = [protocol for protocol in matrix.protocols if protocol == "corrected"]
-        rest = [protocol for protocol in matrix.protocols if protocol != "corrected"]
         found = cells(few, matrix.protocols, CORE, matrix.depths)
         for seed in few:
             for arm, depths in matrix.parts.items():
-                found += cells((seed,), corrected + (rest if ARMS[arm][0] == "controller" else []), (arm,), depths)
-            if matrix.ranks:
-                found += cells((seed,), corrected, ("controller", "static"), (self.depth,), matrix.ranks)
+                gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
+                found += cells((seed,), matrix.protocols if gateless else corrected, (arm,), depths)
+            found += cells((seed,), corrected, ("controller", "static"), (self.depth,), matrix.ranks)
+            found += cells((seed,), corrected, ("controller", "static"), (self.depth,), levels=matrix.rates)
+            found += cells((seed,), corrected, matrix.instead)
         return found + cells(others, corrected, CORE, matrix.depths)
 
     def runs(self) -> list[RunSpec]:
@@ -315,8 +362,10 @@ class Profile(Strict):
 
     def search_runs(self) -> list[RunSpec]:
         """The learning-rate search's runs: every trained arm of the matrix."""
-        return [RunSpec(arm, self.search.depth, self.rank_of(arm), "corrected", self.search.seed, rate)
-                for arm in (*CORE, *self.matrix.parts) if ARMS[arm] for rate in self.search.grid]
+        return [RunSpec(arm, self.search.depth if ARMS[arm].loops else None, self.rank_of(arm), "corrected",
+                        self.search.seed, rate)
+                for arm in (*CORE, *self.matrix.parts, *self.matrix.instead) if ARMS[arm].trained
+                for rate in self.search.grid]
 
     def find(self, run_id: str) -> RunSpec:
         """The run of that id. Raises InputError when the profile declares none."""
@@ -344,10 +393,12 @@ def parse_profile(data: dict, file: str) -> Profile:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         raise InputError(f"{file}: {field}: {first['input']!r}: {first['msg']}") from None
-    for arm in profile.matrix.parts:
-        if not ARMS.get(arm) or arm in CORE:
-            loops = [name for name, parts in ARMS.items() if parts and name not in CORE]
-            raise InputError(f"{file}: matrix.parts: '{arm}': no loop that lacks a part; one of {', '.join(loops)}")
+    for field, loops in (("parts", True), ("instead", False)):
+        fitting = [name for name, arm in ARMS.items() if name not in CORE and arm.loops == loops]
+        for arm in getattr(profile.matrix, field):
+            if arm not in fitting:
+                raise InputError(f"{file}: matrix.{field}: '{arm}': no arm {'with' if loops else 'without'} a loop "
+                                 f"beside the core's; one of {', '.join(fitting)}")
     for protocol in profile.matrix.protocols:
         try:
             switches(protocol)

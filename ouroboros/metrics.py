@@ -72,7 +72,7 @@ def headline(run: Run, arm: str, protocol: str) -> float:
 
 
 def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """One row a declared cell: arm, depth, rank, protocol, seed, run, shared, status and losses.
+    """One row a declared cell: arm, depth, rank, protocol, seed, level of the rate, run, shared, status and losses.
 
     `shared`: the run is shown in several rows, since the protocol makes them one. `status` is `missing` where no run
     was made; the losses of a run that isn't `finished` are NaN, so no mean is taken over it unseen.
@@ -85,7 +85,7 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         run = runs.get(cell.run.id)
         status = run.manifest["status"] if run else "missing"
         row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
-               "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status,
+               "level": cell.level or "", "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status,
                "loss": math.nan} | dict.fromkeys(SPLITS, math.nan)
         if status == "finished":
             row["loss"] = headline(run, cell.arm, cell.protocol)
@@ -235,17 +235,18 @@ class Statistics:
         self.depths = results.profile.matrix.depths
         self.diverged: set[str] = set()
 
-    def _rows(self, arm: str, depth: int | None, rank: int | None) -> pd.DataFrame:
+    def _rows(self, arm: str, depth: int | None, rank: int | None, level: str = "") -> pd.DataFrame:
         """The declared rows of an arm under this protocol, a seed each."""
         rows, profile = self.results.cells, self.results.profile
-        rows = rows[(rows["arm"] == arm) & (rows["protocol"] == self.protocol)]
-        if ARMS[arm] is not None:
+        rows = rows[(rows["arm"] == arm) & (rows["protocol"] == self.protocol) & (rows["level"] == level)]
+        if ARMS[arm].loops:
             rows = rows[rows["depth"] == (depth or profile.depth)]
             rows = rows[rows["rank"].fillna(0) == (rank or profile.rank_of(arm) or 0)]
         return rows
 
-    def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None) -> BySeed:
-        rows = self._rows(arm, depth, rank)
+    def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None,
+                level: str = "") -> BySeed:
+        rows = self._rows(arm, depth, rank, level)
         self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
         rows = rows[np.isfinite(rows[column])]
         return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
@@ -311,11 +312,55 @@ class Statistics:
         return self._depth_parts(lambda d: _minus(self._losses("controller_nogate", d), self._losses("controller", d)),
                                  self.results.profile.matrix.gateless_depths)
 
-    def spread(self, arm: str) -> dict[str, BySeed]:
-        """Largest minus smallest loss over depths."""
-        by_depth = [self._losses(arm, depth) for depth in self.depths]
-        return {"": _paired(lambda *losses: max(losses) - min(losses), *by_depth)}
+    def configurations(self, arm: str) -> dict[str, BySeed]:
+        """The arm's loss at every depth, and at the base depth at every other rank and rate that the matrix has."""
+        matrix, protocol = self.results.profile.matrix, self.protocol
+        found = self._depth_parts(lambda depth: self._losses(arm, depth))
+        if protocol == "corrected":
+            found |= {f"rank {rank}": self._losses(arm, rank=rank) for rank in matrix.ranks}
+            found |= {f"rate {level}": self._losses(arm, level=level) for level in matrix.rates}
+        return found
 
+    def spread(self, arm: str) -> dict[str, BySeed]:
+        """Largest minus smallest loss over the configurations."""
+        return {"": _paired(lambda *losses: max(losses) - min(losses), *self.configurations(arm).values())}
+
+    def advantage_by_configuration(self) -> dict[str, BySeed]:
+        """Static minus Controller in each configuration; rates are each arm's own, or the same factor of it."""
+        static, controller = self.configurations("static"), self.configurations("controller")
+        return {name: _minus(static[name], controller[name]) for name in static}
+
+    def ladder(self, depth: int) -> dict[str, BySeed]:
+        """Loss minus the cut model's of a loop with more and more parts, at one depth: what each part buys."""
+        rungs = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate + step norms": "none",
+                 "+ static": "static", "+ Controller": "controller"}
+        return {name: self.against_cut(arm, depth)[""] for name, arm in rungs.items()}
+
+    def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
+        """Without the gate minus with it, step norms kept, at one depth."""
+        return {arm: _minus(self._losses(f"{arm}_nogate", depth), self._losses(arm, depth))
+                for arm in ("controller", "static", "none")}
+
+    def blind_minus_controller(self) -> dict[str, BySeed]:
+        """What is lost without the input, at the Controller's parameter count, at each depth where that was run."""
+        return {f"{arm}, depth {depth}": _minus(self._losses(arm, depth), self._losses("controller", depth))
+                for arm in ("static", "static_wide", "controller_blind")
+                for depth in (self.results.profile.matrix.parts.get("controller_blind", ()))}
+
+    def coda(self, depth: int) -> dict[str, BySeed]:
+        """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole."""
+        return {f"{arm}, coda {name}": self.against_cut(f"{arm}{suffix}", depth)[""]
+                for arm in ("controller", "static", "none")
+                for name, suffix in (("frozen", ""), ("LoRA", "_coda_lora"), ("trained", "_coda_full"))}
+
+    def instead(self) -> dict[str, BySeed]:
+        """Loss minus the cut model's of what one would do instead of looping."""
+        return {arm: self.against_cut(arm)[""] for arm in self.results.profile.matrix.instead}
+
+    def instead_minus_controller(self, depth: int) -> dict[str, BySeed]:
+        """Loss of what one would do instead minus the Controller's at one depth: below 0 it is the better choice."""
+        return {arm: _minus(self._losses(arm), self._losses("controller", depth))
+                for arm in self.results.profile.matrix.instead}
 
     # -------------------------------------------------------------------------------------- what a run logs of itself
 
@@ -346,11 +391,16 @@ class Statistics:
 
 # ---------------------------------------------------------------------------------------------------------- tables
 
+def _base_cells(results: Results) -> pd.DataFrame:
+    """The rows at the base rank and the chosen rate."""
+    cells = results.cells
+    return cells[(cells["rank"].fillna(results.profile.rank) == results.profile.rank) & (cells["level"] == "")]
+
+
 def arm_table(results: Results) -> pd.DataFrame:
     """Per protocol, arm and depth: loss, held-out loss, loss reduction and gap recovery over seeds; convergence."""
     rows = []
-    base = results.cells[results.cells["rank"].fillna(results.profile.rank) == results.profile.rank]
-    groups = base.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
+    groups = _base_cells(results).groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
     for (protocol, arm, depth), group in groups:
         depth = None if pd.isna(depth) else int(depth)
         statistics = Statistics(results, protocol)
@@ -358,9 +408,10 @@ def arm_table(results: Results) -> pd.DataFrame:
                "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
         row |= _columns("loss", t_interval(group["loss"]))
         row |= _columns("heldout", t_interval(group["heldout"]))
-        if ARMS[arm] is not None:
+        if ARMS[arm].fit != "none":
             row |= _columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
             row |= _columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
+        if ARMS[arm].trained:
             slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
             row["converged"] = bool(slopes) and abs(row["last_slope"]) <= CONVERGED_SLOPE
@@ -457,9 +508,9 @@ def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
 def curves(results: Results, split: str = "heldout", metric: str = "loss_t+1") -> pd.DataFrame:
     """Mean over seeds of a metric at each evaluation: protocol, arm, depth, update, value, n."""
     parts = []
-    cells = results.cells[results.cells["rank"].fillna(results.profile.rank) == results.profile.rank]
+    cells = _base_cells(results)
     for row in cells[cells["status"] == "finished"].itertuples():
-        if ARMS[row.arm] is not None:
+        if ARMS[row.arm].trained:
             part = curve(results.runs[row.run], split, metric)
             parts.append(part.assign(protocol=row.protocol, arm=row.arm, depth=row.depth))
     if not parts:

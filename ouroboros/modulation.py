@@ -117,4 +117,35 @@ class StaticModulation(nn.Module):
         return self.table[t][None, None]
 
 
-MODULATIONS = {"controller": Controller, "static": StaticModulation}
+class WideStatic(nn.Module):
+    """A static modulation of the Controller's parameter count: step embedding, then a matrix (the heads' role).
+
+    What it can emit a table can emit as well: it is wider, not richer. The matrix starts at zero, as the heads do.
+    """
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__()
+        self.rank = config.rank
+        out = len(PROJECTIONS) * config.rank
+        width = round(sum(p.numel() for p in Controller(config).parameters()) / (config.max_steps + out))
+        self.step = nn.Embedding(config.max_steps, width)
+        self.heads = nn.Linear(width, out, bias=False)
+        nn.init.zeros_(self.heads.weight)
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """Any input, step t -> (1, 1, K, r)."""
+        return self.heads(self.step.weight[t]).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
+
+
+class BlindController(Controller):
+    """The Controller without its input: the same network, the same parameters, a constant where it reads the state."""
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """Any input, step t -> (1, 1, K, r)."""
+        return super().forward(h.new_ones(1, 1, h.shape[-1]), t, None)
+
+
+MODULATIONS = {"controller": Controller, "static": StaticModulation, "static_wide": WideStatic,
+               "controller_blind": BlindController}

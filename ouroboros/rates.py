@@ -50,16 +50,18 @@ def write(profile: Profile, root: Path) -> None:
 
 
 def rate_of(spec: RunSpec, profile: Profile, root: Path) -> float:
-    """The peak learning rate of a run. A flipped switch keeps the rates of its column (AUDIT `rate`)."""
+    """The peak learning rate of a run. A flipped switch keeps the rates of its column (AUDIT `rate`); a level is a
+    factor of it (`matrix.rates`)."""
     if spec.rate is not None:
         return spec.rate
     if not path(profile, root).exists():
         raise InputError(f"{path(profile, root)}: missing; run the learning-rate search first: python -m ouroboros "
                          f"runs --profile {profile.name} --purpose rate")
     rates = json.loads(path(profile, root).read_text())
+    factor = profile.matrix.rates[spec.level] if spec.level else 1
     if switches(spec.protocol)["rate"] == "shared":
-        return rates["shared"]
+        return rates["shared"] * factor
     if spec.arm not in rates["own"]:
         raise InputError(f"{path(profile, root)}: has no rate for arm '{spec.arm}'; run the learning-rate search "
                          f"again: python -m ouroboros runs --profile {profile.name} --purpose rate")
-    return rates["own"][spec.arm]
+    return rates["own"][spec.arm] * factor

@@ -107,7 +107,7 @@ def status(profile: Profile, root: Path) -> Iterator[Status]:
 
 
 def _status(spec: RunSpec, profile: Profile, root: Path) -> Status:
-    folder, updates = profile.folder(root) / "runs" / spec.id, profile.training.updates if ARMS[spec.arm] else 0
+    folder, updates = profile.folder(root) / "runs" / spec.id, profile.training.updates if ARMS[spec.arm].trained else 0
     if (folder / "manifest.json").exists():
         run = read_run(folder)
         update, loss, of = _last(run.log.to_dict("records"))

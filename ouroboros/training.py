@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from . import evaluation, rates
+from . import arms, evaluation, rates
 from .corpus import Corpus, prepare, sha256
 from .errors import InputError, Preempted
 from .experiment import ARMS, Profile, RunSpec, switches
@@ -28,7 +28,6 @@ from .provenance import code_sha256, provenance
 from .resume import Checkpoints, asked_to_stop
 from .runlog import FORMAT, NoLog, RunLog, read_run, write_atomic
 from .status import claim
-from .surgery import cut_layers
 
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
 STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
@@ -51,24 +50,6 @@ def load_base(profile: Profile, root: Path) -> nn.Module:
     except OSError as error:
         raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a folder "
                          "with config.json and safetensors") from None
-
-
-def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
-    """The arm's model on `base`; `full` is the base itself, `cut` its kept layers."""
-    if spec.arm == "full":
-        return base
-    if spec.arm == "cut":
-        return cut_layers(base, profile.split)
-    modulation, gate, step_norm = ARMS[spec.arm]
-    protocol, widths, rank = switches(spec.protocol), profile.controller, spec.rank or profile.rank
-    # AUDIT `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
-    alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
-    torch.manual_seed(spec.seed)
-    return OuroborosForCausalLM.from_base(
-        base, profile.split.prelude, profile.split.recurrent, profile.split.coda, rank=rank, alpha=alpha,
-        depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
-        modulation=modulation, pooling=protocol["pooling"], gate=gate, step_norm=step_norm,
-        state_width=widths.state, step_width=widths.step, hidden_width=widths.hidden, output_width=widths.output)
 
 
 def as_hidden(model: nn.Module) -> evaluation.Hidden:
@@ -137,14 +118,22 @@ def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, dep
                   target: str) -> torch.Tensor:
     """Mean loss of (B, T + 2) tokens, nats per token; no logits are held beyond a chunk of tokens."""
     # through forward, where data parallelism hooks in
-    states = model(chunk[:, :-evaluation.LOOK_AHEAD], depth=depth, logits_to_keep=NO_LOGITS,
+    loop = {} if depth is None else {"depth": depth}
+    states = model(chunk[:, :-evaluation.LOOK_AHEAD], **loop, logits_to_keep=NO_LOGITS,
                    output_hidden_states=True).hidden_states
     return evaluation.token_losses(states[-1], head, evaluation.targets(chunk, target), "mean")
 
 
-def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
+def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
+    """(N, T + 2) tokens that a run trains on, in their order."""
+    settings = profile.training
+    return corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
+                         switches(spec.protocol)["packing"], spec.seed)
+
+
+def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
           progress: bool, checkpoints: Checkpoints | None = None) -> None:
-    """Train `model.recurrence` and log it, from the start or from a checkpoint.
+    """Train what of a model has gradients and log it, from the start or from a checkpoint.
 
     Raises Diverged at a loss that isn't finite or above EXPLODED ln V, Preempted when asked to stop.
     """
@@ -155,8 +144,7 @@ def train(model: OuroborosForCausalLM, spec: RunSpec, profile: Profile, corpus: 
     if protocol["precision"] == "bfloat16":
         round_to_bfloat16(trained)
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
-    blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
-                           protocol["packing"], spec.seed)
+    blocks = training_blocks(spec, profile, corpus)
     # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
     loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
     head = model.get_output_embeddings().weight
@@ -272,7 +260,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
         log.row(update, tokens, "model", "max_modulation", met.largest)
     for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
         again(f"depth_{depth}", depth)
-    if ARMS[spec.arm][0] == "controller":
+    if ARMS[spec.arm].modulation == "controller":
         with evaluation.reading(model) as read:
             again("as_trained", spec.depth)
         means = {"other_sequence": None, "corpus_mean": read(), "step_mean": met.mean_modulation()}
@@ -313,29 +301,34 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
           stop: Callable[[], int]) -> None:
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     accelerator, made, config = _accelerator(profile), provenance(root), profile.model_dump(mode="json")
-    rate = rates.rate_of(spec, profile, root) if ARMS[spec.arm] else None
+    fit, protocol = ARMS[spec.arm].fit, switches(spec.protocol) if ARMS[spec.arm].fit != "none" else None
+    rate = rates.rate_of(spec, profile, root) if fit == "gradient" else None
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
     hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
               "base": base_sha256(profile, root)}
-    model = build(spec, profile, base).to(accelerator.device)
+    model = arms.build(spec, profile, base).to(accelerator.device)
     log = RunLog(folder, fresh=rate is None) if accelerator.is_main_process else NoLog()
     status, update, trained, before = "finished", 0, {}, {}
     checkpoint = folder / "checkpoint.safetensors"
-    if rate is not None:
+    if fit != "none":
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         before = {name: p.detach().clone() for name, p in trained.items()}
-        if switches(spec.protocol)["precision"] == "bfloat16":
-            round_to_bfloat16(before.values())
+        update = profile.training.updates  # what a closed form reads is as many tokens
+    if protocol and protocol["precision"] == "bfloat16":
+        round_to_bfloat16(before.values())
     try:
-        if rate is not None:
+        if fit == "least squares":
+            blocks = training_blocks(spec, profile, corpus)
+            arms.fit_maps(model, base.to(accelerator.device), profile.split,
+                          (blocks[i:i + arms.FIT_BATCH] for i in range(0, len(blocks), arms.FIT_BATCH)))
+        if fit == "gradient":
             # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
             identity = {"id": spec.id, "rate": rate, "code": code_sha256(), "packages": made["packages"], **hashes,
                         "config": {name: value for name, value in config.items() if name != "resources"}}
             train(model, spec, profile, corpus, rate, log, progress and accelerator.is_main_process,
                   Checkpoints(checkpoint, identity, stop, began))
-            update = profile.training.updates
         _score_all(model, spec, profile, sets, log, update)
     except Diverged:
         status = "diverged"
@@ -346,10 +339,10 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
     log.finish({
         "format": FORMAT, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
-        "switches": switches(spec.protocol) if rate is not None else None, "seed": spec.seed,
+        "switches": protocol, "seed": spec.seed, "level": spec.level,
         "config": config, **made, "processes": accelerator.num_processes,
         "hashes": hashes | {"trained": _save_trained(trained, folder)},
-        "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(model) if trained else {},
+        "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained),
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
     checkpoint.unlink(missing_ok=True)
@@ -366,8 +359,12 @@ def _describe(model, before: dict[str, torch.Tensor], log: RunLog, update: int, 
         log.row(update, tokens, "model", "gate_open", opening)
 
 
-def _parts(model: OuroborosForCausalLM) -> dict[str, int]:
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in model.recurrence.named_children()}
+def _parts(trained: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Trained parameters of each part of an arm."""
+    counts: dict[str, int] = {}
+    for name, parameter in trained.items():
+        counts[arms.part_of(name)] = counts.get(arms.part_of(name), 0) + parameter.numel()
+    return counts
 
 
 def _save_trained(trained: dict[str, torch.Tensor], folder: Path) -> str | None:

@@ -11,7 +11,8 @@ from ouroboros.corpus import prepare
 from ouroboros.experiment import ARMS, CORE, parse_profile
 
 torch.set_num_threads(1)
-PARTS = [arm for arm, parts in ARMS.items() if parts and arm not in CORE]
+PARTS = [name for name, arm in ARMS.items() if arm.loops and name not in CORE]
+INSTEAD = [name for name, arm in ARMS.items() if not arm.loops and name not in CORE]
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()
 
 
@@ -38,7 +39,8 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "stream_batches": 4},
         "probes": {"blocks": 2, "depths": [1, 3]},
         "search": {"grid": [1e-3, 1e-2], "depth": 2, "seed": 9},
-        "matrix": {"seeds": [0, 1], "depths": [1, 2], "parts": dict.fromkeys(PARTS, [2])},
+        "matrix": {"seeds": [0, 1], "depths": [1, 2], "parts": dict.fromkeys(PARTS, [2]),
+                   "rates": {"low": 0.5, "high": 2}, "instead": INSTEAD},
         "resources": {"teraflops": 0.01}, **changes}
 
 
@@ -62,7 +64,7 @@ def root(tmp_path, profile):
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text))
     model.save_pretrained(profile.base_folder(tmp_path))
-    trained = [arm for arm, parts in ARMS.items() if parts]
+    trained = [name for name, arm in ARMS.items() if arm.trained]
     rates = {"own": dict.fromkeys(trained, 1e-2), "shared": 1e-3, "search": []}
     (profile.folder(tmp_path) / "rates.json").write_text(json.dumps(rates))
     return tmp_path

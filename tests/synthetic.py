@@ -1,5 +1,6 @@
 """Raw logs with known numbers, for tests of the analysis; nothing made of them is ever a result."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -16,13 +17,17 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
     depth = 8 if depth == "mixed" else depth
     base = {"full": 2.0, "cut": 6.0, "controller": 4.0, "static": depth and 4.0 + 1.0 / depth, "none": 5.5,
             "controller_nogate": 6.5, "static_nogate": 6.6, "none_nogate": 6.7, "none_nonorm": 5.8,
-            "controller_nogate_nonorm": 7.0}[arm]
+            "controller_nogate_nonorm": 7.0, "static_wide": 4.4, "controller_blind": 4.3, "lora": 3.5,
+            "lora_layer": 3.0, "linear_fit": 5.0, "linear": 4.5}
+    for arm_, coda in itertools.product(("controller", "static", "none"), ("lora", "full")):
+        base[f"{arm_}_coda_{coda}"] = base[arm_] and base[arm_] - (0.5 if coda == "lora" else 1.0)
+    base = base[arm]
     return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)
 
 
 def manifest(spec: RunSpec, profile, **changes) -> dict:
     """A run's manifest before it is sealed."""
-    trained = ARMS[spec.arm] is not None
+    trained = ARMS[spec.arm].trained
     return {
         "format": 1, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or 1e-3) if trained else None,
@@ -37,7 +42,7 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
     """One run that ends at `value` on every split: t+1 and t+2 alike, its blocks around it."""
     folder = profile.folder(root) / "runs" / spec.id
     log, settings = RunLog(folder), profile.training
-    updates = settings.updates if ARMS[spec.arm] else 0
+    updates = settings.updates if ARMS[spec.arm].trained else 0
     if updates:
         for update in range(1, updates + 1):
             log.row(update, update * settings.tokens_per_update, "train", "loss",
@@ -53,7 +58,7 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
                 log.row(updates, updates * settings.tokens_per_update, split, f"loss_{target}", value)
                 log.row(updates, updates * settings.tokens_per_update, split, f"block_losses_{target}",
                         (value + spread - spread.mean()).tolist())
-        if updates and spec.rate is None:
+        if ARMS[spec.arm].loops and spec.rate is None:
             write_inside(log, profile, spec, value)
     log.finish(manifest(spec, profile, status=status, **changes))
     return folder
@@ -67,7 +72,7 @@ def write_inside(log: RunLog, profile, spec: RunSpec, value: float) -> None:
             "steps/change": [1 / (t + 1) for t in range(depth)]}
     if spec.depth in (profile.depth, "mixed"):
         rows |= {f"loss_t+1/depth_{d}": value + 0.01 * abs(d - profile.depth) for d in profile.probes.depths}
-    modulation = ARMS[spec.arm][0]
+    modulation = ARMS[spec.arm].modulation
     if modulation == "controller":
         rows |= {f"loss_t+1/{kind}": value + rise for kind, rise in
                  (("as_trained", 0), ("other_sequence", 0.03), ("corpus_mean", 0.02), ("step_mean", 0.01))}

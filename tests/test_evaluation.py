@@ -10,7 +10,7 @@ from conftest import profile_data
 from models import convert, ids, shake
 from torch.nn import functional as F
 
-from ouroboros import evaluation, training
+from ouroboros import arms, evaluation, training
 from ouroboros.corpus import prepare, sha256
 from ouroboros.experiment import DRAWN_DEPTHS, PROJECTIONS, RunSpec, parse_profile
 from ouroboros.runlog import RunLog, read_run
@@ -35,7 +35,7 @@ def watch(model):
 
 def train_watched(run_id, profile, root):
     spec = profile.find(run_id)
-    model = training.build(spec, profile, training.load_base(profile, root))
+    model = arms.build(spec, profile, training.load_base(profile, root))
     seen = watch(model)
     training.train(model, spec, profile, prepare(profile, root), 1e-3, RunLog(root / "watched" / run_id), False)
     return np.concatenate([inputs for inputs, _ in seen]), [depth for _, depth in seen]
@@ -158,7 +158,7 @@ def test_the_target_trained_on_is_the_protocols(profile, root):
         run = read_run(training.execute(own, spec.id, root, progress=False))
         packing = "separated" if protocol == "corrected" else "joined"
         blocks = prepare(own, root).blocks("train", 32, 2, packing, 0)
-        model = training.build(spec, own, training.load_base(own, root))
+        model = arms.build(spec, own, training.load_base(own, root))
         losses = evaluation.block_losses(training.as_hidden(model), blocks, evaluation.Depths(1, 0), 2)
         assert loss_of(run, 1, "train", "loss") == pytest.approx(np.mean(losses[target]), abs=1e-6)
         assert abs(np.mean(losses["t+1"]) - np.mean(losses["t+2"])) > 1e-5  # or the test couldn't fail
@@ -171,7 +171,7 @@ def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(prof
     assert sha256(content) == manifest["hashes"]["trained"]
     kept = safetensors.torch.load(content)
     assert sum(t.numel() for t in kept.values()) == manifest["trainable"] == sum(manifest["trainable_parts"].values())
-    model = training.build(profile.find(run_id), profile, training.load_base(profile, root))
+    model = arms.build(profile.find(run_id), profile, training.load_base(profile, root))
     model.load_state_dict(kept, strict=False)
     blocks = evaluation.final(profile, prepare(profile, root), profile.find(run_id))["foreign"]
     losses = evaluation.block_losses(training.as_hidden(model.eval()), blocks, evaluation.Depths(2, 0), 2)

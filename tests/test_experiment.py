@@ -34,6 +34,8 @@ def test_ids_are_stable():
     assert RunSpec("controller", 4, 8, "corrected", 0).id == "controller-d4-r8-corrected-s0"
     assert RunSpec("cut", None, None, "any", 2).id == "cut-any-s2"
     assert RunSpec("static", 4, 8, "corrected", 9, 0.003).id == "static-d4-r8-corrected-s9-lr0.003"
+    assert RunSpec("static", 8, 8, "corrected", 1, level="low").id == "static-d8-r8-corrected-s1-low"
+    assert RunSpec("lora", None, None, "corrected", 1).id == "lora-corrected-s1"
 
 
 def test_the_matrix_is_what_its_profile_says():
@@ -50,13 +52,16 @@ def test_the_matrix_is_what_its_profile_says():
     gateless = {(c.arm, c.depth) for c in cells if c.protocol == "corrected" and "nogate" in c.arm and c.seed == 43}
     assert gateless == {(a, d) for a in ("controller_nogate", "static_nogate", "none_nogate") for d in (1, 4, 8)} | {
         ("controller_nogate_nonorm", 4)}
-    assert {c.arm for c in cells if c.protocol == "released" and ("nogate" in c.arm or "nonorm" in c.arm)} == {
-        "controller_nogate", "controller_nogate_nonorm"}
+    assert {c.arm for c in cells if c.protocol == "released"} == {*CORE, "controller_nogate", "controller_nogate_nonorm"}
+    assert {(c.arm, c.depth, c.level) for c in cells if c.level} == {
+        (arm, 8, level) for arm in ("controller", "static") for level in ("low", "high")}
+    assert {(c.arm, c.depth, c.rank, c.seed) for c in cells if c.arm in matrix.instead} == {
+        (arm, None, None, seed) for arm in ("lora", "lora_layer", "linear_fit", "linear") for seed in (42, 43, 44)}
 
 
 def test_an_unfinished_matrix_is_a_whole_one_with_fewer_rows_or_seeds():
     profile = load_profile("paper")
-    order = [(c.arm in CORE and c.rank in (None, profile.rank), c.seed) for c in profile.plan()]
+    order = [(c.arm in CORE and c.rank in (None, profile.rank) and not c.level, c.seed) for c in profile.plan()]
     core = [seed for is_core, seed in order if is_core]
     assert core == sorted(core) and order.index((False, 42)) > order.index((True, 44))
 
@@ -67,14 +72,15 @@ def test_cells_that_a_protocol_makes_identical_share_a_run():
     for cell in cells:
         runs.setdefault(cell.run.id, []).append(cell)
     shared = {name: len(found) for name, found in runs.items() if len(found) > 1}
-    assert shared == {"controller-dmixed-r8-released-s0": 4, "full-any-s0": 2, "cut-any-s0": 2}
-    assert sum(c.arm == "controller" and c.protocol == "corrected" and c.rank == 8 for c in cells) == 4
+    assert shared == {"controller-dmixed-r8-released-s0": 4, "controller_nogate-dmixed-r8-released-s0": 3,
+                      "full-any-s0": 2, "cut-any-s0": 2}
+    assert sum(c.arm == "controller" and c.protocol == "corrected" and c.rank == 8 and not c.level for c in cells) == 4
 
 
 def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     profile = load_profile("paper")
     assert profile.search.seed not in profile.matrix.seeds
-    trained = {arm for arm, parts in ARMS.items() if parts}
+    trained = {name for name, arm in ARMS.items() if arm.trained}
     assert {(s.arm, s.rate) for s in profile.search_runs()} == {(a, r) for a in trained for r in profile.search.grid}
 
 
@@ -85,6 +91,9 @@ def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     (("matrix", "depths"), [4, 0], "matrix.depths.1: 0"),
     (("matrix", "parts"), {"controller_nogate": [0]}, "matrix.parts.controller_nogate.0: 0"),
     (("matrix", "parts"), {"static": [4]}, "matrix.parts: 'static'"),
+    (("matrix", "parts"), {"lora": [4]}, "matrix.parts: 'lora'"),
+    (("matrix", "instead"), ["cut"], "matrix.instead: 'cut'"), (("matrix", "instead"), ["none_nogate"], "'none_nogate'"),
+    (("matrix", "rates"), {"low": 0}, "matrix.rates.low: 0"),
     (("training", "accumulation"), None, "training.accumulation: None"), (("split",), 3, "split: 3"),
 ])
 def test_a_bad_profile_is_refused_in_one_line(path, value, named):
@@ -114,10 +123,11 @@ def test_an_unknown_profile_or_run_is_refused():
 
 
 @pytest.mark.parametrize("name, count, some", [
-    ("tiny", 81, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
+    ("tiny", 208, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
                   "static-d1-r8-released-s2", "none-d8-released-s0", "controller_nogate-d4-r8-corrected-s0",
-                  "controller_nogate_nonorm-dmixed-r8-released-s1"}),
-    ("paper", 126, {"controller-dmixed-r32-released-s42", "static-d16-r32-corrected-s44",
+                  "controller_nogate_nonorm-dmixed-r8-released-s1", "static-d8-r16-corrected-s2", "lora-corrected-s0",
+                  "controller-d8-r8-corrected-s0-low", "controller_coda_full-d8-r8-corrected-s1"}),
+    ("paper", 180, {"controller-dmixed-r32-released-s42", "static-d16-r32-corrected-s44",
                   "controller_nogate-d1-r32-corrected-s43"}),
 ])
 def test_the_runs_of_a_profile_are_the_declared_ones(name, count, some):

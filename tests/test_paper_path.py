@@ -8,7 +8,7 @@ import torch
 from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import rates, training
+from ouroboros import arms, rates, training
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import load_profile, parse_profile
@@ -77,7 +77,7 @@ def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
 def test_the_model_is_17_of_36_layers_in_bfloat16_with_float32_trained_tensors(paper):
     profile, root = paper
     base = training.load_base(profile, root)
-    model = training.build(profile.find("controller-d4-r32-corrected-s42"), profile, base)
+    model = arms.build(profile.find("controller-d4-r32-corrected-s42"), profile, base)
     layers = model.base.model.layers
     assert len(base.model.layers) == 36 and len(layers) == 17
     for place, source in enumerate([*range(8), 18, *range(28, 36)]):

@@ -36,7 +36,7 @@ def searched(profile, tmp_path):
 def test_each_arm_has_its_own_best_on_dev_and_every_point_is_written(profile, searched):
     rates.write(profile, searched)
     chosen = json.loads(rates.path(profile, searched).read_text())
-    trained = [arm for arm, parts in ARMS.items() if parts]
+    trained = [name for name, arm in ARMS.items() if arm.trained]
     assert chosen["own"] == dict.fromkeys(trained, 1e-2) | {"controller": 1e-3}
     assert {(p["arm"], p["rate"], p["dev"]) for p in chosen["search"]} >= {("static", 1e-3, 4.0), ("static", 1e-2, 3.0)}
     assert len(chosen["search"]) == 2 * len(trained)
@@ -64,7 +64,8 @@ def test_a_diverged_point_is_never_chosen_and_stays_in_the_table(profile, search
 
 def test_an_unfinished_search_chooses_nothing(profile, searched):
     (profile.folder(searched) / "runs" / profile.search_runs()[3].id / "manifest.json").unlink()
-    with pytest.raises(InputError, match="15 of 16 runs.*make runs PROFILE=test"):
+    count = len(profile.search_runs())
+    with pytest.raises(InputError, match=f"{count - 1} of {count} runs.*make runs PROFILE=test"):
         rates.choose(profile, searched)
 
 
@@ -75,6 +76,13 @@ def test_an_unfinished_search_chooses_nothing(profile, searched):
 def test_a_flipped_switch_keeps_the_rates_of_its_column(profile, searched, protocol, expected):
     rates.write(profile, searched)
     assert rates.rate_of(RunSpec("static", 2, 4, protocol, 0), profile, searched) == expected
+
+
+def test_a_level_is_a_factor_of_the_rate(profile, searched):
+    rates.write(profile, searched)
+    low, high = (RunSpec("static", 2, 4, "corrected", 0, level=level) for level in ("low", "high"))
+    own = rates.rate_of(RunSpec("static", 2, 4, "corrected", 0), profile, searched)
+    assert rates.rate_of(low, profile, searched) == own / 2 and rates.rate_of(high, profile, searched) == own * 2
 
 
 def test_a_run_of_the_search_has_the_rate_of_its_id_and_others_need_the_choice(profile, tmp_path):

@@ -10,7 +10,7 @@ import torch
 from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import evaluation, sweep, training
+from ouroboros import arms, evaluation, sweep, training
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import DRAWN_DEPTHS, RunSpec, parse_profile
@@ -64,7 +64,7 @@ def test_in_bfloat16_ones_and_gate_biases_cannot_move_and_nothing_passes_an_eigh
     ("corrected", 2, 0.5), ("corrected", 4, 0.5), ("corrected", 8, 0.5),
 ])
 def test_alpha_is_fixed_or_scales_with_the_rank(profile, root, protocol, rank, scale):
-    model = training.build(RunSpec("static", 2, rank, protocol, 0), profile, training.load_base(profile, root))
+    model = arms.build(RunSpec("static", 2, rank, protocol, 0), profile, training.load_base(profile, root))
     assert model.projections[0].scale == scale
 
 
@@ -176,7 +176,7 @@ def test_a_loss_far_above_a_guess_ends_the_run_as_diverged_before_its_update(pro
 def test_frozen_weights_are_bit_identical_after_training(profile, root):
     base = training.load_base(profile, root)
     spec = profile.find("controller-d2-r4-corrected-s0")
-    model = training.build(spec, profile, base)
+    model = arms.build(spec, profile, base)
     frozen = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("recurrence")}
 
     class Silent:
@@ -269,5 +269,5 @@ def test_the_papers_path_end_to_end_on_a_narrow_base(text, tmp_path):
     for run_id in ("full-any-s0", "cut-any-s0", "controller-d2-r4-corrected-s0", "static-d2-r4-released-s0"):
         assert trained(profile, tmp_path, run_id).manifest["status"] == "finished"
     base = training.load_base(profile, tmp_path)
-    model = training.build(profile.find("controller-d2-r4-corrected-s0"), profile, base)
+    model = arms.build(profile.find("controller-d2-r4-corrected-s0"), profile, base)
     assert len(model.base.model.layers) == 17

@@ -1,0 +1,142 @@
+"""The arms' models: what they start as, what they share with the base, what they train."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import profile_data
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from ouroboros import arms, training
+from ouroboros.cost import Cost
+from ouroboros.errors import InputError
+from ouroboros.experiment import ARMS, RunSpec, SplitConfig, parse_profile
+from ouroboros.runlog import read_run
+from ouroboros.surgery import cut_layers
+
+IDS = torch.arange(40).view(2, 20)
+ADAPTED = [name for name, arm in ARMS.items() if arm.lora == "kept" or arm.middle == "maps"]
+CODA = [name for name, arm in ARMS.items() if arm.coda or arm.lora == "coda"]
+
+
+@pytest.fixture
+def base(profile):
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(Qwen2Config(**profile.base.model)).eval()
+
+
+def built(arm: str, profile, base, depth: int = 2):
+    rank = profile.rank_of(arm)
+    return arms.build(RunSpec(arm, depth if ARMS[arm].loops else None, rank, "corrected", 0), profile, base).eval()
+
+
+def logits(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS, use_cache=False).logits
+
+
+def trained(model) -> set[str]:
+    return {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def stir(model) -> None:
+    """Move everything that is trained, as training would."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+
+
+@pytest.mark.parametrize("arm", ADAPTED)
+def test_without_a_loop_an_arm_starts_as_its_kept_layers_and_leaves_the_base_alone(arm, profile, base):
+    kept, whole = cut_layers(base, profile.split, ARMS[arm].middle == "two"), logits(base)
+    model, weights = built(arm, profile, base), {name: p.clone() for name, p in base.named_parameters()}
+    assert torch.equal(logits(model), logits(kept))
+    stir(model)
+    assert not torch.allclose(logits(model), logits(kept), atol=1e-3)
+    assert torch.equal(logits(base), whole)
+    assert {name: True for name in weights} == {name: torch.equal(p, weights[name])
+                                                for name, p in base.named_parameters()}
+
+
+def test_one_more_layer_is_the_one_after_the_recurrent_one(profile, base):
+    """Split 1/3/1 of six layers: 0, 3, 4, 5."""
+    model = built("lora_layer", profile, base)
+    assert [layer.mlp.up_proj.base_layer.weight.data_ptr() for layer in model.model.layers] == [
+        base.model.layers[i].mlp.up_proj.weight.data_ptr() for i in (0, 3, 4, 5)]
+    with pytest.raises(InputError, match="split 1/4/1.*no removed layer follows"):
+        cut_layers(base, SplitConfig(prelude=1, recurrent=4, coda=1), one_more=True)
+
+
+@pytest.mark.parametrize("arm", ("lora", "lora_layer"))
+@pytest.mark.parametrize("width", (16, 48, 128))
+def test_lora_trains_what_the_controllers_arm_trains(text, arm, width):
+    data = profile_data(text)
+    data["base"]["model"] |= {"hidden_size": width, "intermediate_size": 3 * width}
+    profile = parse_profile(data, "t")
+    lora, controller = (Cost.of(profile, name) for name in (arm, "controller"))
+    unit = lora._ends
+    assert abs(sum(lora.trainable().values()) - sum(controller.trainable().values())) <= unit / 2
+    assert max(lora.lora_ranks) - min(lora.lora_ranks) <= 1
+
+
+@pytest.mark.parametrize("arm", CODA)
+def test_with_its_coda_trained_an_arm_starts_as_with_a_frozen_one_and_trains_nothing_else(arm, profile, base):
+    plain, model = built(arm.split("_")[0], profile, base), built(arm, profile, base)
+    assert torch.equal(logits(model), logits(plain))
+    beyond = trained(model) - trained(plain)
+    assert trained(plain) <= trained(model) and beyond
+    assert all(name.startswith("base.model.layers.2.") for name in beyond)  # one prelude layer, the recurrent one
+    assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_a_coda_that_is_trained_is_float32_on_a_base_in_half_precision(profile, base):
+    base = base.to(torch.bfloat16)
+    for arm in ("controller_coda_full", "controller_coda_lora", "lora", "linear"):
+        model = built(arm, profile, base)
+        assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, arm
+        model(IDS, use_cache=False).logits.float().mean().backward()
+
+
+@pytest.mark.parametrize("arm", ("static_wide", "controller_blind"))
+def test_a_blind_arm_sees_nothing_and_has_the_controllers_parameters(arm, profile, base):
+    model = built(arm, profile, base)
+    stir(model)
+    modulation = model.recurrence.modulation
+    states = [modulation(torch.randn(2, 20, 16), 1, None) for _ in range(2)]
+    assert torch.equal(*states) and states[0].shape == (1, 1, 7, profile.rank)
+    assert not torch.equal(modulation(torch.zeros(1, 1, 16), 0, None), states[0])  # a step of its own
+    count, wanted = (sum(p.numel() for p in m.parameters())
+                     for m in (modulation, built("controller", profile, base).recurrence.modulation))
+    assert abs(count - wanted) <= (profile.max_steps + 7 * profile.rank) / 2
+
+
+def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profile, base):
+    torch.manual_seed(1)
+    for layer in base.model.layers:  # a random base's layers hardly move the state
+        layer.self_attn.o_proj.weight.data.mul_(30)
+    model = built("linear_fit", profile, base)
+    blocks = [np.random.default_rng(i).integers(0, 300, (4, 34)) for i in range(3)]
+    arms.fit_maps(model, base, profile.split, blocks)
+    ids = torch.from_numpy(np.concatenate(blocks))[:, :-2]
+    with torch.no_grad():
+        states = base.model(ids, output_hidden_states=True).hidden_states
+    mapped = model.model.layers[1]
+    for linear, start, end in ((mapped.before, 1, 3), (mapped.after, 4, 5)):
+        x, wanted = states[start].flatten(0, 1), (states[end] - states[start]).flatten(0, 1)
+        error = wanted - linear(x)
+        assert error.square().mean() < 0.98 * wanted.square().mean()
+        ones = torch.cat([x, torch.ones(len(x), 1)], 1)
+        assert (ones.T @ error).abs().max() < 1e-3 * (ones.T @ wanted).abs().max()
+
+
+@pytest.mark.parametrize("arm", [*ADAPTED, "controller_coda_full", "static_coda_lora", "static_wide", "controller_blind"])
+def test_every_arm_makes_a_run(arm, profile, root):
+    spec = next(spec for spec in profile.runs() if spec.arm == arm)
+    run = read_run(training.execute(profile, spec.id, root, progress=False))
+    assert run.manifest["status"] == "finished"
+    assert run.manifest["trainable_parts"] == Cost.of(profile, arm).trainable()
+    assert (run.manifest["rate"] is None) == (ARMS[arm].fit != "gradient")
+    moved = run.log[run.log["metric"].str.startswith("moved/")]["value"]
+    assert moved.max() > 0.9
+    last = run.log[run.log["metric"] == "loss_t+1"].iloc[-1]
+    assert last["update"] == profile.training.updates and last["tokens"] == 6 * 128
