@@ -27,8 +27,8 @@ class OuroborosConfig(PretrainedConfig):
         max_steps: entries of the step tables; step t reads entry min(t, max_steps - 1).
         rank: r, columns of the frozen SVD bases.
         alpha: the low-rank branch is scaled by alpha / rank.
-        modulation: `controller`, `static` (a learned table), `none`, or blind to the input with as many parameters as the
-            Controller: `static_wide` (a factored table), `controller_blind` (it reads a constant).
+        modulation: `controller`, `static` (a learned table), `none`, or blind to the input with as many parameters as
+            the Controller: `static_wide` (a factored table), `controller_blind` (it reads a constant).
         pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
             or over the whole sequence (`sequence`), which looks ahead.
         gate, step_norm: whether the recurrence has them.

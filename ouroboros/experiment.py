@@ -203,11 +203,12 @@ class Probes(Strict):
 
 
 class Search(Strict):
-    """The learning-rate search: every trained arm, the same grid, `corrected`, judged on dev."""
+    """The learning-rate search: every trained arm, one grid, `corrected`, judged on dev."""
 
     grid: tuple[float, ...]
     depth: Positive
     seed: int
+    wider: dict[str, tuple[float, ...]] = {}  # {arm: more rates}, where the grid's end was its best
 
 
 class Matrix(Strict):
@@ -335,8 +336,7 @@ class Profile(Strict):
         return self.rank if ARMS[arm].modulated else None
 
     def plan(self) -> list[Cell]:
-        """Every row of the matrix: what is asked of each first, whole seeds first, so that an unfinished matrix is a
-        whole one with fewer rows or seeds."""
+        """Every row of the matrix, the core first, so that an unfinished matrix is a whole one with fewer rows."""
         matrix = self.matrix
         few, others = matrix.seeds[:matrix.few], matrix.seeds[matrix.few:]
 
@@ -346,14 +346,14 @@ class Profile(Strict):
                     for depth in (depths if ARMS[arm].loops else (None,)) for rank in ranks for level in levels]
 
         corrected = [protocol for protocol in matrix.protocols if protocol == "corrected"]
+        compared = ("controller", "static")
         found = cells(few, matrix.protocols, CORE, matrix.depths)
-        for seed in few:
-            for arm, depths in matrix.parts.items():
-                gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
-                found += cells((seed,), matrix.protocols if gateless else corrected, (arm,), depths)
-            found += cells((seed,), corrected, ("controller", "static"), (self.depth,), matrix.ranks)
-            found += cells((seed,), corrected, ("controller", "static"), (self.depth,), levels=matrix.rates)
-            found += cells((seed,), corrected, matrix.instead)
+        found += cells(few, corrected, compared, (self.depth,), matrix.ranks)
+        for arm, depths in matrix.parts.items():
+            gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
+            found += cells(few, matrix.protocols if gateless else corrected, (arm,), depths)
+        found += cells(few, corrected, matrix.instead)
+        found += cells(few, corrected, compared, (self.depth,), levels=matrix.rates)
         return found + cells(others, corrected, CORE, matrix.depths)
 
     def runs(self) -> list[RunSpec]:
@@ -365,7 +365,7 @@ class Profile(Strict):
         return [RunSpec(arm, self.search.depth if ARMS[arm].loops else None, self.rank_of(arm), "corrected",
                         self.search.seed, rate)
                 for arm in (*CORE, *self.matrix.parts, *self.matrix.instead) if ARMS[arm].trained
-                for rate in self.search.grid]
+                for rate in (*self.search.grid, *self.search.wider.get(arm, ()))]
 
     def find(self, run_id: str) -> RunSpec:
         """The run of that id. Raises InputError when the profile declares none."""

@@ -85,8 +85,8 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         run = runs.get(cell.run.id)
         status = run.manifest["status"] if run else "missing"
         row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
-               "level": cell.level or "", "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status,
-               "loss": math.nan} | dict.fromkeys(SPLITS, math.nan)
+               "level": cell.level or "", "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1),
+               "status": status, "loss": math.nan} | dict.fromkeys(SPLITS, math.nan)
         if status == "finished":
             row["loss"] = headline(run, cell.arm, cell.protocol)
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
@@ -487,8 +487,8 @@ def search_table(results: Results) -> pd.DataFrame:
     best = table.idxmin(axis=1)
     diverged = frame[frame["dev"].isna()].groupby("arm")["rate"].agg(lambda rates: " ".join(f"{r:g}" for r in rates))
     table.columns = [f"dev loss at {rate:g}" for rate in table.columns]
-    ends = min(results.profile.search.grid), max(results.profile.search.grid)
-    return table.assign(**{"best rate": best, "at the grid's end": best.isin(ends),
+    ends = frame.groupby("arm")["rate"].agg(["min", "max"]).reindex(table.index)
+    return table.assign(**{"best rate": best, "at the grid's end": best.eq(ends["min"]) | best.eq(ends["max"]),
                            "diverged at": diverged.reindex(table.index).fillna("")}).reset_index()
 
 

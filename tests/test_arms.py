@@ -129,7 +129,8 @@ def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profil
         assert (ones.T @ error).abs().max() < 1e-3 * (ones.T @ wanted).abs().max()
 
 
-@pytest.mark.parametrize("arm", [*ADAPTED, "controller_coda_full", "static_coda_lora", "static_wide", "controller_blind"])
+@pytest.mark.parametrize("arm", [*ADAPTED, "controller_coda_full", "static_coda_lora", "static_wide",
+                                 "controller_blind"])
 def test_every_arm_makes_a_run(arm, profile, root):
     spec = next(spec for spec in profile.runs() if spec.arm == arm)
     run = read_run(training.execute(profile, spec.id, root, progress=False))

@@ -52,18 +52,21 @@ def test_the_matrix_is_what_its_profile_says():
     gateless = {(c.arm, c.depth) for c in cells if c.protocol == "corrected" and "nogate" in c.arm and c.seed == 43}
     assert gateless == {(a, d) for a in ("controller_nogate", "static_nogate", "none_nogate") for d in (1, 4, 8)} | {
         ("controller_nogate_nonorm", 4)}
-    assert {c.arm for c in cells if c.protocol == "released"} == {*CORE, "controller_nogate", "controller_nogate_nonorm"}
+    assert {c.arm for c in cells if c.protocol == "released"} == {
+        *CORE, "controller_nogate", "controller_nogate_nonorm"}
     assert {(c.arm, c.depth, c.level) for c in cells if c.level} == {
         (arm, 8, level) for arm in ("controller", "static") for level in ("low", "high")}
     assert {(c.arm, c.depth, c.rank, c.seed) for c in cells if c.arm in matrix.instead} == {
         (arm, None, None, seed) for arm in ("lora", "lora_layer", "linear_fit", "linear") for seed in (42, 43, 44)}
 
 
-def test_an_unfinished_matrix_is_a_whole_one_with_fewer_rows_or_seeds():
+def test_the_core_comes_first_and_then_whole_rows():
     profile = load_profile("paper")
-    order = [(c.arm in CORE and c.rank in (None, profile.rank) and not c.level, c.seed) for c in profile.plan()]
-    core = [seed for is_core, seed in order if is_core]
-    assert core == sorted(core) and order.index((False, 42)) > order.index((True, 44))
+    cells = [c for c in profile.plan() if c.protocol == "corrected"]
+    core = [c.arm in CORE and c.rank in (None, profile.rank) and not c.level for c in cells]
+    assert core == sorted(core, reverse=True)
+    parts = [c.arm for c in cells if c.arm in profile.matrix.parts]
+    assert parts == sorted(parts, key=list(profile.matrix.parts).index)  # every seed of an arm, then the next arm
 
 
 def test_cells_that_a_protocol_makes_identical_share_a_run():
@@ -82,6 +85,9 @@ def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     assert profile.search.seed not in profile.matrix.seeds
     trained = {name for name, arm in ARMS.items() if arm.trained}
     assert {(s.arm, s.rate) for s in profile.search_runs()} == {(a, r) for a in trained for r in profile.search.grid}
+    wider = profile.search.model_copy(update={"wider": {"static": (7.0,)}})
+    more = set(profile.model_copy(update={"search": wider}).search_runs()) - set(profile.search_runs())
+    assert [(s.arm, s.rate) for s in more] == [("static", 7.0)]
 
 
 @pytest.mark.parametrize("path, value, named", [
@@ -92,7 +98,8 @@ def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     (("matrix", "parts"), {"controller_nogate": [0]}, "matrix.parts.controller_nogate.0: 0"),
     (("matrix", "parts"), {"static": [4]}, "matrix.parts: 'static'"),
     (("matrix", "parts"), {"lora": [4]}, "matrix.parts: 'lora'"),
-    (("matrix", "instead"), ["cut"], "matrix.instead: 'cut'"), (("matrix", "instead"), ["none_nogate"], "'none_nogate'"),
+    (("matrix", "instead"), ["cut"], "matrix.instead: 'cut'"),
+    (("matrix", "instead"), ["none_nogate"], "matrix.instead: 'none_nogate'"),
     (("matrix", "rates"), {"low": 0}, "matrix.rates.low: 0"),
     (("training", "accumulation"), None, "training.accumulation: None"), (("split",), 3, "split: 3"),
 ])
