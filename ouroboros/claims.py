@@ -220,9 +220,11 @@ def found_advantage(results: Results, protocol: str) -> str:
 
 def found_gate(results: Results, protocol: str) -> str:
     """One sentence on the loop with and without gate and step norms, against the cut model."""
-    statistics, words = Statistics(results, protocol), []
-    for depth in results.profile.matrix.gateless_depths:
+    statistics, words, matrix = Statistics(results, protocol), [], results.profile.matrix
+    for depth in matrix.gateless_depths:
         for arm in ("controller", "controller_nogate", "controller_nogate_nonorm"):
+            if depth not in matrix.parts.get(arm, matrix.depths):
+                continue
             interval = t_interval(statistics.against_cut(arm, depth)[""].values())
             words.append(f"`{arm}` at depth {depth} {_told(interval, *AGAINST_CUT)} ({interval})")
     return f"`{protocol}` (arm - cut): " + "; ".join(words) + _diverged(statistics) + "."
@@ -235,6 +237,59 @@ def found_splits(results: Results, protocol: str) -> str:
                                                                                                 depth).items()}
     words = [f"on `{name}` text it {_told(interval, *AGAINST_CUT)} ({interval})" for name, interval in parts.items()]
     return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
+
+
+AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", "can't be told from the Controller")
+
+
+def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
+    """Each part of a statistic with the phrase that its interval allows."""
+    found = {part: metrics.interval(values) for part, values in parts.items()}
+    return "; ".join(f"{name(part)} {_told(interval, *words)} ({interval})" for part, interval in found.items())
+
+
+def found_configurations(results: Results, protocol: str) -> str:
+    """One sentence on Controller against static over depths, ranks and rates, and on how far the Controller spreads."""
+    statistics = Statistics(results, protocol)
+    found = {name: metrics.interval(values) for name, values in statistics.advantage_by_configuration().items()}
+    ahead = [name for name, interval in found.items() if interval.low > 0]
+    behind = [name for name, interval in found.items() if interval.high < 0]
+    spread = metrics.interval(statistics.spread("controller")[""])
+    return (f"`{protocol}`: of {len(found)} configurations the Controller is ahead in {len(ahead)} "
+            f"({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}); the Controller's "
+            f"largest minus smallest loss over them is {spread}{_diverged(statistics)}.")
+
+
+def found_parts(results: Results, depth: int) -> str:
+    """One sentence on what each part of the loop buys at one depth."""
+    statistics = Statistics(results, "corrected")
+    words = ("lowers the loss", "raises the loss", "can't be told to do either")
+    return (f"`corrected`, depth {depth}, added " + _each(statistics.bought(depth), words) + "; against the cut model, "
+            + _each(statistics.ladder(depth), AGAINST_CUT) + _diverged(statistics) + ".")
+
+
+def found_blind(results: Results, depth: int) -> str:
+    """One sentence on whether the Controller's input is worth anything at equal capacity."""
+    statistics = Statistics(results, "corrected")
+    return (f"`corrected`, depth {depth} (arm - Controller): "
+            + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, "`{}`".format)
+            + _diverged(statistics) + ".")
+
+
+def found_instead(results: Results) -> str:
+    """One sentence on what one would do instead of looping, against the cut model and the Controller."""
+    statistics = Statistics(results, "corrected")
+    return (f"`corrected`, Controller at depth {results.profile.depth}: "
+            + _each(statistics.instead(), AGAINST_CUT, "`{}`".format) + "; beside the Controller, "
+            + _each(statistics.instead_minus_controller(), AGAINST_CONTROLLER, "`{}`".format)
+            + _diverged(statistics) + ".")
+
+
+def found_coda(results: Results) -> str:
+    """One sentence on the loops with their coda trained."""
+    statistics = Statistics(results, "corrected")
+    return (f"`corrected`, depth {results.profile.depth}: "
+            + _each(statistics.coda(results.profile.depth), AGAINST_CUT, "`{}`".format) + _diverged(statistics) + ".")
 
 
 NEEDED = ("the loss rises, so what it sees matters", "the loss falls", "the loss can't be told to move")

@@ -25,12 +25,19 @@ from .runlog import Run, write_atomic
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
-           "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00"}
-MARKERS = {"controller": "o", "static": "s", "none": "^", "controller_nogate": "v", "controller_nogate_nonorm": "D"}
+           "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00", "lora": "#CC79A7", "linear": "#E69F00"}
+MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^", "controller_nogate": "v",
+           "controller_nogate_nonorm": "D", "lora": "P", "linear": "X"}
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
 plt.rcParams.update(STYLE)
+
+
+def _style(arm: str) -> dict:
+    """Colour and marker of an arm: its own, or those of the arm that it is a variant of."""
+    known = arm if arm in COLOURS else arm.split("_")[0]
+    return {"color": COLOURS[known], "marker": MARKERS[known]}
 
 
 def save(figure, name: str, results: Results, folder: Path, runs: Mapping[str, Run] | None = None) -> None:
@@ -88,8 +95,8 @@ def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None) -> Non
     if rows.empty:
         return
     bars = np.nan_to_num(np.array([rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]).astype(float))
-    axis.errorbar(rows["depth"].astype(int), rows["loss"], yerr=bars, label=label or arm, color=COLOURS[arm],
-                  marker=MARKERS[arm], capsize=3)
+    axis.errorbar(rows["depth"].astype(int), rows["loss"], yerr=bars, label=label or arm, capsize=3,
+                  **_style(arm))
 
 
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
@@ -225,22 +232,96 @@ def cost(profiles: list[Profile]):
     return figure
 
 
+def _categories(axis, shown: list[tuple[str, str, metrics.Interval]]) -> None:
+    """Intervals side by side, each (label, arm, interval); one without runs leaves its place empty."""
+    axis.axhline(0, color="black", linewidth=0.8)
+    for place, (label, arm, interval) in enumerate(shown):
+        if interval.n:
+            half = np.nan_to_num(interval.high - interval.mean)
+            axis.errorbar([place], [interval.mean], yerr=[half], label=label.replace("\n", ", "), capsize=3,
+                          linestyle="none", **_style(arm))
+    axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
+    axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
+    if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 60:  # characters that fit side by side
+        axis.tick_params(axis="x", rotation=60)
+
+
+def _intervals(parts: dict) -> dict[str, metrics.Interval]:
+    return {name: metrics.interval(values) for name, values in parts.items()}
+
+
 def gate(results: Results):
-    """Each gateless arm and the gated one, minus the cut model, at the depths where all were run."""
+    """Each gateless arm and the gated one, minus the cut model, at the depths where they were run."""
     arms = ("controller", "controller_nogate", "controller_nogate_nonorm")
-    depths = results.profile.matrix.gateless_depths
+    parts = results.profile.matrix.parts
+    shown = [(arm, depth) for depth in results.profile.matrix.gateless_depths for arm in arms
+             if arm == "controller" or depth in parts.get(arm, ())]
     figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
-    shown = [(arm, depth) for depth in depths for arm in arms]
-    labels = [f"{arm.removeprefix('controller_') if '_' in arm else 'gate'}\ndepth {depth}" for arm, depth in shown]
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        axis.axhline(0, color="black", linewidth=0.8)
-        for place, (arm, depth) in enumerate(shown):
-            interval = metrics.t_interval(statistics.against_cut(arm, depth)[""].values())
-            if interval.n:
-                half = np.nan_to_num(interval.high - interval.mean)
-                axis.errorbar([place], [interval.mean], yerr=[half], label=f"{arm}, depth {depth}", capsize=3,
-                              color=COLOURS[arm], marker=MARKERS[arm], linestyle="none")
-        axis.set_xticks(range(len(shown)), [label.replace("_", ",\n") for label in labels], fontsize=7)
-        axis.set_xlim(-0.5, len(shown) - 0.5)
+        _categories(axis, [(f"{arm}\nd{depth}", arm, metrics.interval(statistics.against_cut(arm, depth)[""]))
+                           for arm, depth in shown])
+    return figure
+
+
+def overview(results: Results):
+    """Every way to live without the removed layers, at the base depth, minus the cut model: the README's figure."""
+    arms = ("full", *results.profile.matrix.instead, "none_nogate", "none_nonorm", "none", "static", "controller")
+    figure, axes = _axes_by_protocol(results, f"arm - cut, loops at depth {results.profile.depth}", "",
+                                     "difference (nats per token)")
+    figure.set_size_inches(7.0, 3.8)
+    for protocol, axis in axes.items():
+        statistics = metrics.Statistics(results, protocol)
+        found = [(arm, metrics.interval(statistics.against_cut(arm)[""])) for arm in arms]
+        _categories(axis, [(arm, arm, interval) for arm, interval in found if interval.n])
+    return figure
+
+
+def configurations(results: Results):
+    """Static minus Controller in each configuration; above 0 the Controller is ahead."""
+    figure, axes = _axes_by_protocol(results, "static - Controller", "", "difference (nats per token)")
+    for protocol, axis in axes.items():
+        found = _intervals(metrics.Statistics(results, protocol).advantage_by_configuration())
+        _categories(axis, [(name, "controller", interval) for name, interval in found.items()])
+    return figure
+
+
+def ladder(results: Results):
+    """A loop with more and more parts minus the cut model, `corrected`, a panel a depth."""
+    depths = results.profile.matrix.gateless_depths or (results.profile.depth,)
+    figure, axes = plt.subplots(1, len(depths), squeeze=False, sharey=True)
+    for axis, depth in zip(axes[0], depths, strict=True):
+        found = _intervals(metrics.Statistics(results, "corrected").ladder(depth))
+        _categories(axis, [(name, metrics.LADDER[name], interval) for name, interval in found.items()])
+        axis.set(title=f"depth {depth} (corrected)")
+    axes[0][0].set_ylabel("arm - cut (nats per token)")
+    return figure
+
+
+def coda(results: Results):
+    """The loops of the base depth with the coda frozen, trained by LoRA and trained whole, minus the cut model."""
+    figure, axis = plt.subplots()
+    found = _intervals(metrics.Statistics(results, "corrected").coda(results.profile.depth))
+    _categories(axis, [(name.replace("_", "\n", 1), name.split("_")[0], interval) for name, interval in found.items()])
+    axis.set(title=f"coda frozen and trained, depth {results.profile.depth} (corrected)",
+             ylabel="arm - cut (nats per token)")
+    return figure
+
+
+def instead(results: Results):
+    """Loss minus the cut model's against trained parameters and against the FLOPs of a token."""
+    table = metrics.instead_table(results)
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    figure.set_size_inches(7.0, 3.6)
+    for axis, column in zip(axes, ("trained parameters", "forward (MFLOP a token)"), strict=True):
+        axis.axhline(0, color=COLOURS["cut"], linestyle="--")
+        for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
+            bars = np.nan_to_num(np.array([rows["arm - cut"] - rows["arm - cut_low"],
+                                           rows["arm - cut_high"] - rows["arm - cut"]]).astype(float))
+            hollow = {"markerfacecolor": "none"} if arm not in COLOURS else {}
+            axis.errorbar(rows[column], rows["arm - cut"], yerr=bars, label=arm, capsize=3, linestyle="none",
+                          **_style(arm), **hollow)
+        axis.set(title="instead of the removed layers (corrected)", xlabel=column)
+    axes[0].set_ylabel("arm - cut (nats per token)")
+    axes[1].legend(fontsize=7)
     return figure

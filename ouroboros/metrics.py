@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from . import cost
 from .errors import InputError
 from .experiment import ARMS, PROJECTIONS, Profile, load_profile, switches
 from .runlog import Run, read_run, read_runs
@@ -21,6 +22,8 @@ LEVEL = 0.95
 CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
 SPLITS = ("train", "heldout", "foreign")  # new text of the training split, held-out text, text of other sources
 INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
+LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and step norms": "none",
+          "both and static": "static", "both and Controller": "controller"}
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
 CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
 
@@ -193,7 +196,7 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
 
 
 def block_bootstrap(sums, sizes, generator: np.random.Generator, draws: int = 2000) -> Interval:
-    """The mean per token of a quantity summed by document, interval by resampling whole documents.
+    """The mean per token of a quantity summed by document (or by block), interval by resampling these whole.
 
     Tokens of one document aren't independent; `n` is the number of documents.
     """
@@ -250,6 +253,12 @@ class Statistics:
         self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
         rows = rows[np.isfinite(rows[column])]
         return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
+
+    def run_of(self, arm: str, seed: int) -> Run | None:
+        """The finished run of an arm and seed at the base depth; None where there is none."""
+        rows = self._rows(arm, None, None)
+        rows = rows[(rows["seed"] == seed) & (rows["status"] == "finished")]
+        return None if rows.empty else self.results.runs[rows["run"].iloc[0]]
 
     def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
         return {f"depth {depth}": function(depth) for depth in depths or self.depths}
@@ -331,35 +340,38 @@ class Statistics:
         return {name: _minus(static[name], controller[name]) for name in static}
 
     def ladder(self, depth: int) -> dict[str, BySeed]:
-        """Loss minus the cut model's of a loop with more and more parts, at one depth: what each part buys."""
-        rungs = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate + step norms": "none",
-                 "+ static": "static", "+ Controller": "controller"}
-        return {name: self.against_cut(arm, depth)[""] for name, arm in rungs.items()}
+        """Loss minus the cut model's of a loop with more and more parts, at one depth."""
+        return {name: self.against_cut(arm, depth)[""] for name, arm in LADDER.items()}
+
+    def bought(self, depth: int) -> dict[str, BySeed]:
+        """What each part takes off the loss, at one depth: the arm without it minus the arm with it."""
+        steps = {"step norms, to the gate": ("none_nonorm", "none"), "gate, to the step norms": ("none_nogate", "none"),
+                 "static, to both": ("none", "static"), "Controller, to both": ("none", "controller")}
+        return {name: _minus(self._losses(without, depth), self._losses(with_, depth))
+                for name, (without, with_) in steps.items()}
 
     def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
         """Without the gate minus with it, step norms kept, at one depth."""
         return {arm: _minus(self._losses(f"{arm}_nogate", depth), self._losses(arm, depth))
                 for arm in ("controller", "static", "none")}
 
-    def blind_minus_controller(self) -> dict[str, BySeed]:
-        """What is lost without the input, at the Controller's parameter count, at each depth where that was run."""
-        return {f"{arm}, depth {depth}": _minus(self._losses(arm, depth), self._losses("controller", depth))
-                for arm in ("static", "static_wide", "controller_blind")
-                for depth in (self.results.profile.matrix.parts.get("controller_blind", ()))}
+    def blind_minus_controller(self, depth: int) -> dict[str, BySeed]:
+        """What is lost without the input, at one depth: a table, and two arms with the Controller's parameter count."""
+        return {arm: _minus(self._losses(arm, depth), self._losses("controller", depth))
+                for arm in ("static", "static_wide", "controller_blind")}
 
     def coda(self, depth: int) -> dict[str, BySeed]:
-        """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole."""
-        return {f"{arm}, coda {name}": self.against_cut(f"{arm}{suffix}", depth)[""]
-                for arm in ("controller", "static", "none")
-                for name, suffix in (("frozen", ""), ("LoRA", "_coda_lora"), ("trained", "_coda_full"))}
+        """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole, at one depth."""
+        return {f"{arm}{suffix}": self.against_cut(f"{arm}{suffix}", depth)[""]
+                for arm in ("controller", "static", "none") for suffix in ("", "_coda_lora", "_coda_full")}
 
     def instead(self) -> dict[str, BySeed]:
         """Loss minus the cut model's of what one would do instead of looping."""
         return {arm: self.against_cut(arm)[""] for arm in self.results.profile.matrix.instead}
 
-    def instead_minus_controller(self, depth: int) -> dict[str, BySeed]:
-        """Loss of what one would do instead minus the Controller's at one depth: below 0 it is the better choice."""
-        return {arm: _minus(self._losses(arm), self._losses("controller", depth))
+    def instead_minus_controller(self) -> dict[str, BySeed]:
+        """Loss of what one would do instead minus the Controller's at the base depth; below 0 it is the better choice."""
+        return {arm: _minus(self._losses(arm), self._losses("controller"))
                 for arm in self.results.profile.matrix.instead}
 
     # -------------------------------------------------------------------------------------- what a run logs of itself
@@ -469,6 +481,49 @@ def modulation_table(results: Results, depth: int) -> pd.DataFrame:
                     values = statistics.logged(arm, depth, f"modulation/{name}/{projection}").values()
                     row |= _columns(name, t_interval(map(np.mean, values)))
                 rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def instead_table(results: Results) -> pd.DataFrame:
+    """What one would do instead, beside the loop at each depth, `corrected`: trained parameters, FLOPs of a token
+    forward and of a whole run, loss minus the cut model's in nats per token and in percent of the gap."""
+    statistics, profile, rows = Statistics(results, "corrected"), results.profile, []
+    loops = [(arm, depth) for arm in ("none", "static", "controller") for depth in profile.matrix.depths]
+    for arm, depth in [("full", None), *((arm, None) for arm in profile.matrix.instead), *loops]:
+        counted, by_seed = cost.Cost.of(profile, arm), statistics.against_cut(arm, depth)[""]
+        row = {"arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
+               "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
+               "training (TFLOP a run)": _training_flops(profile, arm, depth) / 1e12}
+        share = fieller(Ratio({seed: -value for seed, value in by_seed.items()}, statistics.gap()))
+        rows.append(row | _columns("arm - cut", t_interval(by_seed.values())) | {
+            "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
+    return pd.DataFrame(rows).astype({"depth": "Int64"})
+
+
+def _training_flops(profile: Profile, arm: str, depth: int | None) -> float:
+    """FLOPs of what a run learns from: its updates, or a closed form's passes through the full model."""
+    counted, block = cost.Cost.of(profile, arm), profile.training.block
+    tokens = profile.training.updates * profile.training.tokens_per_update
+    if ARMS[arm].trained:
+        return tokens * counted.training(depth or 1, block)
+    return tokens * cost.Cost.of(profile, "full").forward(1, block) if ARMS[arm].fit != "none" else 0.0
+
+
+def one_run_table(results: Results) -> pd.DataFrame:
+    """How sure one run is of itself, `corrected`, base depth, first seed: arm minus cut on the held-out blocks, its
+    interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
+    statistics, seed, rows = Statistics(results, "corrected"), results.profile.matrix.seeds[0], []
+    for arm in ("controller", "static", "none"):
+        runs = [statistics.run_of(name, seed) for name in (arm, "cut")]
+        if None in runs:
+            continue
+        one, cut = (np.array(last_value(run, "heldout", "block_losses_t+1")) for run in runs)
+        within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
+        over = t_interval(statistics.split_against_cut(arm, results.profile.depth)["heldout"].values())
+        rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
+                     "over blocks, low": within.low, "over blocks, high": within.high,
+                     "mean over seeds": over.mean, "over seeds, low": over.low, "over seeds, high": over.high,
+                     "seeds": over.n})
     return pd.DataFrame(rows)
 
 

@@ -175,6 +175,55 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     assert (curve["n"] == len(SEEDS)).all()
 
 
+def test_what_each_part_buys_is_the_arm_without_it_minus_the_arm_with_it(results):
+    statistics = Statistics(results, "corrected")
+    bought = {name: metrics.interval(values).mean for name, values in statistics.bought(4).items()}
+    wobble = 0.004  # of static: 0.001 a seed and depth, mean over the seeds that have all parts
+    assert bought == {"step norms, to the gate": pytest.approx(0.3), "gate, to the step norms": pytest.approx(1.2),
+                      "static, to both": pytest.approx(1.25 - 2 * wobble),
+                      "Controller, to both": pytest.approx(1.5)}
+    ladder = {name: metrics.interval(values).mean for name, values in statistics.ladder(4).items()}
+    assert list(ladder) == list(metrics.LADDER) and ladder["gate and step norms"] == pytest.approx(-0.5)
+    assert set(Statistics(results, "released").ladder(4)["gate alone"]) == set()
+
+
+def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(results):
+    table = metrics.instead_table(results).set_index(["arm", "depth"])
+    lora, controller = table.xs("lora").iloc[0], table.loc[("controller", 8)]
+    assert lora["arm - cut"] == pytest.approx(-2.5) and lora["gap recovery (%)"] == pytest.approx(62.5)
+    assert abs(lora["trained parameters"] / controller["trained parameters"] - 1) < 0.03
+    assert table.xs("full").iloc[0][["trained parameters", "training (TFLOP a run)"]].tolist() == [0, 0]
+    fitted, linear = (table.xs(arm).iloc[0] for arm in ("linear_fit", "linear"))
+    assert fitted["forward (MFLOP a token)"] == linear["forward (MFLOP a token)"] < lora["forward (MFLOP a token)"]
+    behind = Statistics(results, "corrected").instead_minus_controller()
+    assert {arm: metrics.interval(values).mean for arm, values in behind.items()} == {
+        "lora": pytest.approx(-0.5), "lora_layer": pytest.approx(-1), "linear_fit": pytest.approx(1),
+        "linear": pytest.approx(0.5)}
+
+
+def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its_own_kind(tmp_path):
+    profile = write(tmp_path)
+    for seed in range(3):
+        write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed, level="high"), 4.5)
+        write_run(tmp_path, profile, RunSpec("static", 8, 8, "corrected", seed, level="high"), 4.75)
+    statistics = Statistics(metrics.load("tiny", tmp_path), "corrected")
+    found = statistics.advantage_by_configuration()
+    assert list(found) == [*(f"depth {d}" for d in (1, 4, 8, 16)), "rank 2", "rank 16", "rate low", "rate high"]
+    assert found["rate high"] == dict.fromkeys(range(3), 0.25)
+    assert only(statistics.loss("controller", 8))[0] == pytest.approx(4.0)  # a level enters nothing else
+    assert only(statistics.spread("controller")) == pytest.approx({0: 0.5, 1: 0.49, 2: 0.48})
+    assert list(Statistics(metrics.load("tiny", tmp_path), "released").configurations("static")) == [
+        f"depth {d}" for d in (1, 4, 8, 16)]
+
+
+def test_one_run_is_as_sure_as_its_blocks_and_seeds_are_another_matter(results):
+    """Blocks that all differ by the same amount from the cut model's leave no doubt about it; the seeds do."""
+    table = metrics.one_run_table(results).set_index("arm")
+    row = table.loc["static"]
+    assert row["arm - cut"] == row["over blocks, low"] == row["over blocks, high"] == pytest.approx(-1.875)
+    assert row["seeds"] == 5 and row["over seeds, low"] < row["mean over seeds"] < row["over seeds, high"]
+
+
 def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
     """AUDIT `target`, `evaluation`, `reference`: the numbers of one log that each column reports."""
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
