@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -38,7 +39,7 @@ def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
     log = RunLog(folder)
     torch.manual_seed(recipe.seed)
     model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text,
-                                         bos_token_id=corpus.end_of_text))
+                                         bos_token_id=corpus.end_of_text)).to(PartialState().device)
     _train(model, recipe, corpus, log)
     model.eval().save_pretrained(folder)
     _assess(model, profile, corpus, log)
@@ -112,8 +113,8 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: RunLog) -> None:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * _schedule(update, recipe.updates)
         model.train()
-        logits = model(inputs, use_cache=False).logits  # (batch, block, vocabulary)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        logits = model(inputs.to(model.device), use_cache=False).logits  # (batch, block, vocabulary)
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.to(model.device).flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
         for optimizer in optimizers:
@@ -132,7 +133,7 @@ def block_loss(model, blocks: np.ndarray) -> float:
     """Mean next-token loss in nats per token over (blocks, block + 2) tokens."""
     model.eval()
     losses = []
-    for chunk in torch.from_numpy(blocks).long().split(16):
+    for chunk in torch.from_numpy(blocks).long().to(model.device).split(16):
         logits = model(chunk[:, :-2], use_cache=False).logits
         losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk[:, 1:-1].flatten(),
                                                         reduction="none"))
@@ -142,8 +143,8 @@ def block_loss(model, blocks: np.ndarray) -> float:
 @torch.no_grad()
 def document_loss(model, document: np.ndarray, start: int) -> float:
     """Summed nats of a document's tokens, the first one given the start of text."""
-    targets = torch.from_numpy(document.astype(np.int64))
-    inputs = torch.cat([torch.tensor([start]), targets[:-1]])
+    targets = torch.from_numpy(document.astype(np.int64)).to(model.device)
+    inputs = torch.cat([targets.new_tensor([start]), targets[:-1]])
     logits = model(inputs[None], use_cache=False).logits[0]  # (tokens, vocabulary)
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
 

@@ -256,8 +256,8 @@ def found_configurations(results: Results, protocol: str) -> str:
     behind = [name for name, interval in found.items() if interval.high < 0]
     spread = metrics.interval(statistics.spread("controller")[""])
     return (f"`{protocol}`: of {len(found)} configurations the Controller is ahead in {len(ahead)} "
-            f"({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}); the Controller's "
-            f"largest minus smallest loss over them is {spread}{_diverged(statistics)}.")
+            f"({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}); over them the "
+            f"Controller's largest minus its smallest loss is {spread}{_diverged(statistics)}.")
 
 
 def found_parts(results: Results, depth: int) -> str:

@@ -1,8 +1,9 @@
 """Documents -> disjoint splits -> token blocks.
 
-Three sources behind one interface, `prepare`:
+Four sources behind one interface, `prepare`:
 
 - `docstrings`: the docstrings of pinned pure-Python packages, read with `ast`, never imported;
+- `sources`: their whole .py files, one document each: more text, most of it code;
 - `text`: a folder of .txt files (one document each) or .jsonl files (one `{"text": ...}` a line);
 - `hub`: a `datasets` stream such as FineWeb-edu (SYSTEM section 7), or any local data set `datasets` reads.
 
@@ -69,10 +70,18 @@ def _docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
+def _source(path: Path) -> Iterator[str]:
+    try:
+        yield path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        return
+
+
 def _without_repeats(texts: Iterable[str], seen: set[bytes], shortest: int) -> Iterator[str]:
     """Drop every paragraph that stood in an earlier document, then documents too short to be worth a context.
 
-    Docstrings repeat themselves from class to class: without this, held-out text would be half known.
+    Docstrings repeat themselves from class to class, and code from file to file: without this, held-out text would be
+    half known.
     """
     for text in texts:
         kept = []
@@ -86,11 +95,11 @@ def _without_repeats(texts: Iterable[str], seen: set[bytes], shortest: int) -> I
             yield document
 
 
-def _read_docstrings(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
-    seen: set[bytes] = set()
+def _read_packages(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
+    seen, read = set(), _docstrings if config.kind == "docstrings" else _source
     for packages, foreign in ((config.packages, False), (config.foreign, True)):
         for package in packages:
-            texts = itertools.chain.from_iterable(map(_docstrings, _pure_python_files(package)))
+            texts = itertools.chain.from_iterable(map(read, _pure_python_files(package)))
             for text in _without_repeats(texts, seen, config.shortest):
                 yield text, foreign
 
@@ -138,7 +147,7 @@ def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
                 yield row["text"], foreign
 
 
-READERS = {"docstrings": _read_docstrings, "text": _read_text, "hub": _read_hub}
+READERS = {"docstrings": _read_packages, "sources": _read_packages, "text": _read_text, "hub": _read_hub}
 
 
 def split_of(text: str, foreign: bool, config: CorpusConfig) -> str:
@@ -308,5 +317,5 @@ def _write_split(folder: Path, split: str, texts: list[str], tokenizer) -> dict:
 
 
 def _versions(config: CorpusConfig) -> dict[str, str]:
-    names = (*config.packages, *config.foreign) if config.kind == "docstrings" else ()
+    names = (*config.packages, *config.foreign) if READERS[config.kind] is _read_packages else ()
     return {name: importlib.metadata.version(name) for name in names}

@@ -117,11 +117,11 @@ class CorpusConfig(Strict):
     """Where the text comes from. `packages` and `foreign` name packages, folders or data sets, as `kind` says; a data
     set may name its configuration after a colon, as in `HuggingFaceFW/fineweb-edu:sample-10BT`."""
 
-    kind: Literal["docstrings", "text", "hub"]
+    kind: Literal["docstrings", "sources", "text", "hub"]
     packages: tuple[str, ...]
     foreign: tuple[str, ...]
     documents: int | None = None  # hub: how many documents to read of each data set
-    shortest: int = 200  # characters: shorter docstrings are labels, not prose
+    shortest: int = 200  # characters of a package's document: shorter docstrings are labels, not prose
     dev_share: float = 0.03
     heldout_share: float = 0.05
     sha256: str | None = None

@@ -25,7 +25,8 @@ from .runlog import Run, write_atomic
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
-           "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00", "lora": "#CC79A7", "linear": "#E69F00"}
+           "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00", "lora": "#CC79A7",
+           "linear": "#E69F00"}
 MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^", "controller_nogate": "v",
            "controller_nogate_nonorm": "D", "lora": "P", "linear": "X"}
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.spines.top": False,
@@ -210,6 +211,22 @@ def steps(results: Results, depth: int):
                     columns=lambda name: name.replace("change", "loss").replace("step", "depth")), arm)
         axis.set_yscale("log")
         if axis.containers:
+            axis.legend()
+    return figure
+
+
+def gate_opening(results: Results, depth: int):
+    """How far the Controller's gate opens at some recurrence steps, over training."""
+    table = metrics.gate_table(results, depth)
+    figure, axes = _axes_by_protocol(results, f"gate of the Controller, depth {depth}", "update",
+                                     "opening (share of the new state)")
+    shown = sorted({1, 2, max(1, depth // 2), depth})
+    for protocol, axis in axes.items():
+        for step, arm in zip(shown, ("controller", "static", "none", "lora"), strict=False):
+            rows = table[(table["protocol"] == protocol) & (table["step"] == step)]
+            if len(rows):
+                axis.plot(rows["update"], rows["gate_open"], label=f"step {step}", markersize=4, **_style(arm))
+        if axis.lines:
             axis.legend()
     return figure
 

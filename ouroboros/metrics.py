@@ -254,11 +254,10 @@ class Statistics:
         rows = rows[np.isfinite(rows[column])]
         return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
 
-    def run_of(self, arm: str, seed: int) -> Run | None:
-        """The finished run of an arm and seed at the base depth; None where there is none."""
-        rows = self._rows(arm, None, None)
-        rows = rows[(rows["seed"] == seed) & (rows["status"] == "finished")]
-        return None if rows.empty else self.results.runs[rows["run"].iloc[0]]
+    def runs_of(self, arm: str, depth: int | None = None) -> list[Run]:
+        """The finished runs of an arm at a depth (the base depth), a seed each, in the order of the matrix."""
+        rows = self._rows(arm, depth, None)
+        return [self.results.runs[name] for name in rows[rows["status"] == "finished"]["run"]]
 
     def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
         return {f"depth {depth}": function(depth) for depth in depths or self.depths}
@@ -370,7 +369,7 @@ class Statistics:
         return {arm: self.against_cut(arm)[""] for arm in self.results.profile.matrix.instead}
 
     def instead_minus_controller(self) -> dict[str, BySeed]:
-        """Loss of what one would do instead minus the Controller's at the base depth; below 0 it is the better choice."""
+        """Loss of what one would do instead minus the Controller's at the base depth; below 0 it is better."""
         return {arm: _minus(self._losses(arm), self._losses("controller"))
                 for arm in self.results.profile.matrix.instead}
 
@@ -468,6 +467,21 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["protocol", "arm", "step"])
 
 
+def gate_table(results: Results, depth: int) -> pd.DataFrame:
+    """How far the Controller's gate opens at each recurrence step, over training, at one depth: means over tokens and
+    seeds, by protocol, update and step."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        for run in Statistics(results, protocol).runs_of("controller", depth):
+            log = run.log[(run.log["split"] == "heldout") & (run.log["metric"] == "steps/gate_open")]
+            for row in log.drop_duplicates("update").itertuples():
+                rows += [{"protocol": protocol, "update": row.update, "step": step, "gate_open": value}
+                         for step, value in enumerate(row.value, 1)]
+    columns = ["protocol", "update", "step"]
+    frame = pd.DataFrame(rows, columns=[*columns, "gate_open"])
+    return frame.groupby(columns, sort=False)["gate_open"].agg(gate_open="mean", n="count").reset_index()
+
+
 def modulation_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and projection at one depth: root mean square of m, of its standard deviation over tokens
     and of the mean vector's over steps, and the norm of the update relative to W; means over steps and seeds."""
@@ -514,8 +528,8 @@ def one_run_table(results: Results) -> pd.DataFrame:
     interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
     statistics, seed, rows = Statistics(results, "corrected"), results.profile.matrix.seeds[0], []
     for arm in ("controller", "static", "none"):
-        runs = [statistics.run_of(name, seed) for name in (arm, "cut")]
-        if None in runs:
+        runs = [run for name in (arm, "cut") for run in statistics.runs_of(name) if run.manifest["seed"] == seed]
+        if len(runs) < 2:
             continue
         one, cut = (np.array(last_value(run, "heldout", "block_losses_t+1")) for run in runs)
         within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))

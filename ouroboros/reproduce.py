@@ -19,7 +19,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from . import claims, figures, metrics, rates
+from . import claims, figures, inventory, metrics, rates
 from .corpus import sha256
 from .errors import InputError
 from .experiment import load_profile
@@ -30,6 +30,7 @@ NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits
 NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
+LOGS = "results/README.md"  # which logs are committed
 README_PROFILE = "tiny"  # the profile whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 
@@ -269,6 +270,8 @@ def reproduce(profile: str, root: Path) -> None:
                 shutil.copyfile(out / path, root / path)
             else:
                 (root / path).unlink(missing_ok=True)
+    if profile not in inventory.UNCOMMITTED:
+        write_atomic(root / LOGS, inventory.markdown(root))
     readme = root / "README.md"
     if profile == README_PROFILE and readme.exists():
         text = readme.read_text(encoding="utf-8")
@@ -290,6 +293,10 @@ def verify(profile: str, root: Path) -> list[str]:
     with tempfile.TemporaryDirectory() as temporary:
         derive(profile, root, Path(temporary))
         faults += [f"{path}: {found}" for path, found in _differences(profile, root, Path(temporary))]
+    if profile not in inventory.UNCOMMITTED:
+        dated = (root / LOGS).read_text(encoding="utf-8") if (root / LOGS).exists() else ""
+        if found := _same_text(dated, inventory.markdown(root)):
+            faults.append(f"{LOGS}: {found}")
     readme = root / "README.md"
     if profile == README_PROFILE and readme.exists():
         text = readme.read_text(encoding="utf-8")

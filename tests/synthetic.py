@@ -50,6 +50,9 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
         for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
             log.row(update, int(update) * settings.tokens_per_update, "heldout", "loss_t+1",
                     value + math.exp(-5 * update / updates))
+            if spec.depth and spec.rate is None:  # the gate opens over training, and more at later steps
+                log.row(update, int(update) * settings.tokens_per_update, "heldout", "steps/gate_open",
+                        [update / updates / 2 + t / 100 for t in range(16 if spec.depth == "mixed" else spec.depth)])
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
         for split in SPLITS if spec.rate is None else ("dev",):

@@ -23,6 +23,7 @@ FIGURES = {
     "other depths": figures.other_depths,
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.matrix.depths[-1]),
+    "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
 }
 
 
@@ -66,7 +67,7 @@ def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_pat
     figure, protocols = FIGURES[name](results), results.profile.matrix.protocols
     if name in ("ladder", "coda", "instead"):
         protocols = ("corrected",) * len(figure.axes)
-    assert "nats per token" in figure.axes[0].get_ylabel() or name == "steps"  # a ratio has no unit
+    assert "nats per token" in figure.axes[0].get_ylabel() or name in ("steps", "gate opening")  # a ratio has no unit
     for axis, protocol in zip(figure.axes, protocols, strict=True):
         assert f"({protocol})" in axis.get_title()
         assert axis.get_ylabel() or axis in figure.axes[0].get_shared_y_axes().get_siblings(figure.axes[0])

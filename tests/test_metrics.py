@@ -224,6 +224,13 @@ def test_one_run_is_as_sure_as_its_blocks_and_seeds_are_another_matter(results):
     assert row["seeds"] == 5 and row["over seeds, low"] < row["mean over seeds"] < row["over seeds, high"]
 
 
+def test_the_gates_opening_is_told_by_update_and_step(results):
+    table = metrics.gate_table(results, 8).query("protocol == 'corrected'")
+    assert (table["n"] == len(SEEDS)).all() and set(table["step"]) == set(range(1, 9))
+    first, last = (table[table["update"] == update].set_index("step")["gate_open"] for update in (0, 200))
+    assert first[3] == pytest.approx(0.02) and last[3] == pytest.approx(0.52)  # not the last row, of more blocks
+
+
 def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
     """AUDIT `target`, `evaluation`, `reference`: the numbers of one log that each column reports."""
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")

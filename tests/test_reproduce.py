@@ -63,6 +63,15 @@ def test_two_executions_are_the_same_bytes(reproduced):
             "results/tiny/notebooks/01_gap.ipynb"} <= set(made)
 
 
+def test_each_set_of_logs_is_dated(reproduced):
+    text = (reproduced[0] / "results/README.md").read_text()
+    (matrix,) = [line for line in text.splitlines() if line.startswith("| tiny: matrix")]
+    count = len(load_profile("tiny").runs())
+    assert [cell.strip() for cell in matrix.strip("|").split("|")][1:5] == [
+        str(count), "2026-01-01", "2026-01-01", "0000000"]
+    assert f" {count / 3600:.1f} |" in matrix and "| tiny: base" in text
+
+
 def test_every_notebook_leaves_tables_a_figure_and_a_finding(reproduced):
     for path in sorted((reproduced[0] / "results/tiny/notebooks").glob("*.ipynb")):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
@@ -182,6 +191,7 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
     ("results/tiny/notebooks/01_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
     ("figures/tiny/advantage.json", r'("y": \[\s+)([\d.]+)', first_number_times(1.01), "line "),
     ("README.md", r"\| holds ", "| fails ", "line "),
+    ("results/README.md", r"2026-01-01", "2025-01-01", "line "),
     ("README.md", reproduce.END, "", "the marks"),
     ("results/tiny/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
     ("figures/tiny/gate.json", r"\A\{", "", "can't be read"),
