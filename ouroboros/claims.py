@@ -166,8 +166,11 @@ def summary(results: Results) -> str:
 def headline(results: Results) -> str:
     """README's first screen: what was found, each line generated from the ledger."""
     table, profile = ledger(results), results.profile.name
-    lines = [f"What was found at profile `{profile}` ({len(results.profile.matrix.seeds)} seeds, verdicts by 95 % "
-             f"intervals; everything in [claims.md](results/{profile}/claims.md)):", "", summary(results), ""]
+    lines = [f"What was found at profile `{profile}` (verdicts by 95 % intervals; everything in [claims.md](results/"
+             f"{profile}/claims.md)):", "", summary(results), "",
+             f"![every arm minus the cut model](figures/{profile}/overview.png)", "",
+             f"What it means for someone who wants to use the method (`corrected`, depth {results.profile.depth}, nats "
+             "per token):", "", *(f"- {line}" for line in meaning(results)), "", "In numbers:", ""]
     for protocol in results.profile.matrix.protocols:
         lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
     drawn = [f"`{p}`" for p in results.profile.matrix.protocols if switches(p)["depth"] == "drawn"]
@@ -181,6 +184,33 @@ def headline(results: Results) -> str:
         lines += ["", f"{absolute} reported absolute values (43.4 %, 51.3 %, 1.44 nats among them) belong to the "
                   "paper's own scale and are not testable here; claims.md shows them beside what was measured."]
     return "\n".join(lines)
+
+
+def meaning(results: Results) -> list[str]:
+    """What the numbers mean for someone who wants to use the method, `corrected`, base depth: README's first screen."""
+    statistics, depth = Statistics(results, "corrected"), results.profile.depth
+
+    def told(part, words) -> str:
+        found = metrics.interval(part)
+        return f"{_told(found, *words)} ({found})"
+
+    alternatives = {arm: metrics.interval(values).mean for arm, values in statistics.instead().items() if values}
+    lines = ["**Loop, or cut and leave it?** The Controller's loop "
+             + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "."]
+    if alternatives:
+        best = min(alternatives, key=alternatives.get)
+        lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}) "
+                     + told(statistics.instead()[best], AGAINST_CUT) + " and "
+                     + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
+    lines.append("**Is it the input?** Shown another sequence's state, "
+                 + told(statistics.interventions(depth)["other_sequence"], NEEDED)
+                 + "; static " + told(statistics.blind_minus_controller(depth)["static"], AGAINST_CONTROLLER)
+                 + ", the Controller reading a constant "
+                 + told(statistics.blind_minus_controller(depth)["controller_blind"], AGAINST_CONTROLLER) + ".")
+    gate, norms = statistics.ladder(depth)["gate alone"], statistics.bought(depth)["step norms, to the gate"]
+    lines.append(f"**Which part?** A loop with the gate alone {told(gate, AGAINST_CUT)}; adding step norms to it "
+                 f"{told(norms, BUYS)}.")
+    return lines
 
 
 # -------------------------------------------------------------------------------------------------- found, in words
@@ -239,6 +269,9 @@ def found_splits(results: Results, protocol: str) -> str:
     return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
 
 
+INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
+           "linear": "trained linear maps"}
+BUYS = ("lowers the loss", "raises the loss", "can't be told to do either")
 AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", "can't be told from the Controller")
 
 
@@ -263,8 +296,7 @@ def found_configurations(results: Results, protocol: str) -> str:
 def found_parts(results: Results, depth: int) -> str:
     """One sentence on what each part of the loop buys at one depth."""
     statistics = Statistics(results, "corrected")
-    words = ("lowers the loss", "raises the loss", "can't be told to do either")
-    return (f"`corrected`, depth {depth}, added " + _each(statistics.bought(depth), words) + "; against the cut model, "
+    return (f"`corrected`, depth {depth}, added " + _each(statistics.bought(depth), BUYS) + "; against the cut model, "
             + _each(statistics.ladder(depth), AGAINST_CUT) + _diverged(statistics) + ".")
 
 

@@ -60,13 +60,14 @@ class Depths:
 
 
 @torch.no_grad()
-def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch: int) -> dict[str, list[float]]:
+def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch: int,
+                 scored: tuple[str, ...] = TARGETS) -> dict[str, list[float]]:
     """Each block's mean loss under each target: {"t+1": [...], "t+2": [...]}, one entry a block of (n, T + 2)."""
-    losses: dict[str, list[float]] = {target: [] for target in TARGETS}
+    losses: dict[str, list[float]] = {target: [] for target in scored}
     for chunk in torch.from_numpy(blocks).split(micro_batch if depths.drawn else GIVEN_DEPTH_BATCH):
         chunk = chunk.long()
         states, head = hidden(chunk[:, :-LOOK_AHEAD], depths.next())
-        for target in TARGETS:
+        for target in scored:
             losses[target] += token_losses(states, head, targets(chunk, target).to(states.device)).mean(1).tolist()
     return losses
 

@@ -13,9 +13,9 @@ HEAD = """# The raw logs
 
 Generated from the manifests. `runs/<id>/` holds a run's manifest and log, `base/` the base model with its own;
 `tables/`, `notebooks/` and `claims.md` are derived from them, and `make verify` derives them again. `bench/` are
-measurements of time and memory, which no test asserts. Hours are wall time summed over runs, of which two went at a time
-on two cores. The code of a commit is `git show <commit>`; each manifest has the whole lock, and the hashes of text, base
-and log.
+measurements of time and memory, which no test asserts. Hours are wall time summed over runs, of which two went at a
+time on two cores. The code of a commit is `git show <commit>`; each manifest has the whole lock, and the hashes of
+text, base and log.
 
 """
 

@@ -223,7 +223,8 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     for split, tokens_of_split in sets.items():
         with evaluation.Watch(model) as watch:
             depths = evaluation.Depths(spec.depth, spec.seed)
-            losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch)
+            losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch,
+                                             scored)
         _check_finite([losses[target] for target in scored])
         for target in scored:
             log.row(update, tokens, split, f"loss_{target}", float(np.mean(losses[target])))
@@ -251,7 +252,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
 
     def again(name: str, depth: int | str) -> None:
         losses = evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
-                                         evaluation.GIVEN_DEPTH_BATCH)["t+1"]
+                                         evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"]
         _check_finite(losses)
         log.row(update, tokens, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 

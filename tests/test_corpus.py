@@ -50,6 +50,16 @@ def test_docstrings_come_from_pure_python_wheels_only():
     assert len(found) > 100 and all(len(text) >= config.shortest for text in found)
 
 
+def test_sources_are_whole_files_and_hold_the_docstrings():
+    config = CorpusConfig(kind="sources", packages=("accelerate",), foreign=())
+    sources = [text for _, text in documents(config)]
+    docstrings = [text for _, text in documents(config.model_copy(update={"kind": "docstrings"}))]
+    assert sum(map(len, sources)) > 2 * sum(map(len, docstrings))
+    whole = "\n".join(sources)
+    assert any(text.startswith("import ") or "\nimport " in text for text in sources)
+    assert sum(text.splitlines()[0] in whole for text in docstrings) > 0.9 * len(docstrings)
+
+
 def test_text_jsonl_and_hub_give_the_same_corpus(text, profile, tmp_path):
     jsonl = {}
     for part in ("own", "foreign"):
