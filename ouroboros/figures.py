@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.container import ErrorbarContainer
 
+from . import arithmetic, metrics
 from . import cost as counted
-from . import metrics
 from .experiment import Profile
 from .metrics import Results
 from .runlog import Run, write_atomic
@@ -265,6 +265,18 @@ def _categories(axis, shown: list[tuple[str, str, metrics.Interval]]) -> None:
 
 def _intervals(parts: dict) -> dict[str, metrics.Interval]:
     return {name: metrics.interval(values) for name, values in parts.items()}
+
+
+def reach():
+    """How far an entry that moves by the whole rate at each update gets by the released settings, in both formats."""
+    figure, axis = plt.subplots()
+    axis.axhline(arithmetic.WHOLE, color="black", linestyle="--", label="adds the whole residual")
+    shown = np.linspace(0, arithmetic.UPDATES, 26).round().astype(int)
+    for name, half, arm in (("float32", False, "controller"), ("bfloat16", True, "static")):
+        axis.plot(shown, arithmetic.reach(arithmetic.PEAK, arithmetic.UPDATES, half)[shown], label=name, **_style(arm))
+    axis.set(title="the most that m can reach", xlabel="update", ylabel="m (no unit)")
+    axis.legend()
+    return figure
 
 
 def gate(results: Results):
