@@ -6,6 +6,7 @@ digits, figures by the arrays plotted (their pixels may differ between machines)
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,8 +125,12 @@ def derive(profile: str, root: Path, out: Path) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md."""
     results = metrics.load(profile, root)
     folder = out / "results" / profile
-    for notebook in sorted(set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}):
-        execute(notebook, folder / "notebooks" / notebook.name, {"profile": profile}, root, out)
+    notebooks = sorted(set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR})
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile}, root, out)
+                   for notebook in notebooks]
+        for notebook in running:
+            notebook.result()  # what it raised
     write_atomic(folder / "claims.md", claims.markdown(results))
 
 
