@@ -349,10 +349,10 @@ class Profile(Strict):
         compared = ("controller", "static")
         found = cells(few, matrix.protocols, CORE, matrix.depths)
         found += cells(few, corrected, compared, (self.depth,), matrix.ranks)
+        found += cells(few, corrected, matrix.instead)
         for arm, depths in matrix.parts.items():
             gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
             found += cells(few, matrix.protocols if gateless else corrected, (arm,), depths)
-        found += cells(few, corrected, matrix.instead)
         found += cells(few, corrected, compared, (self.depth,), levels=matrix.rates)
         return found + cells(others, corrected, CORE, matrix.depths)
 
