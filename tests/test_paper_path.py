@@ -9,6 +9,7 @@ from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros import arms, rates, training
+from ouroboros.base import pretrain
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import load_profile, parse_profile
@@ -51,13 +52,19 @@ def paper(text, tmp_path_factory):
         "evaluation": profile.evaluation.model_copy(update={"points": 2, "blocks": 1, "final_blocks": 2,
                                                             "stream_batches": 4})})
     rates.path(profile, root).parent.mkdir(parents=True, exist_ok=True)
-    arms = {spec.arm for spec in profile.search_runs()}
-    rates.path(profile, root).write_text(json.dumps({"own": dict.fromkeys(arms, 3e-4), "shared": 3e-4, "search": []}))
+    write_rates(profile, root)
     return profile, root
 
 
+def write_rates(profile, root) -> None:
+    own = dict.fromkeys((spec.arm for spec in profile.search_runs()), 3e-4)
+    rates.path(profile, root).write_text(json.dumps({"own": own, "shared": 3e-4, "search": []}))
+
+
 @pytest.mark.parametrize("run_id", ["full-any-s42", "cut-any-s42", "controller-dmixed-r32-released-s42",
-                                    "controller-d4-r32-corrected-s42", "static-d4-r32-corrected-s42"])
+                                    "controller-d4-r32-corrected-s42", "static-d4-r32-corrected-s42",
+                                    "controller_coda_full-d8-r32-corrected-s42", "lora-corrected-s42",
+                                    "linear_fit-corrected-s42"])
 def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
     profile, root = paper
     run = read_run(training.execute(profile, run_id, root, progress=False))
@@ -71,7 +78,8 @@ def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
             assert np.allclose(blocks, np.log(300), atol=1.5)  # a random base knows nothing yet
     untrained = run_id.startswith(("full", "cut"))
     assert (run.manifest["trainable"] == 0) == untrained
-    assert list(run.log[run.log["metric"] == "rate"]["update"]) == ([] if untrained else [1, 2])
+    by_gradient = not untrained and "fit" not in run_id
+    assert list(run.log[run.log["metric"] == "rate"]["update"]) == ([1, 2] if by_gradient else [])
 
 
 def test_the_model_is_17_of_36_layers_in_bfloat16_with_float32_trained_tensors(paper):
@@ -123,3 +131,22 @@ def test_a_hub_base_is_fetched_once_into_a_folder(paper, monkeypatch):
     assert hub.tokenizer_path(root).exists() and asked == [("Qwen/Qwen2.5-3B", None)]
     assert training.base_sha256(hub, root) == training.base_sha256(profile, root)
     assert training.load_base(hub, root).config.num_hidden_layers == 36
+
+
+def test_the_small_profile_at_smoke_size(tmp_path):
+    """Its 36 layers, split, text and matrix, narrower and shorter: base, then one run of each kind."""
+    data = load_profile("small").model_dump(mode="json")
+    data["corpus"] |= {"packages": ["accelerate"], "foreign": ["peft"], "sha256": None, "heldout_share": 0.2}
+    data["base"]["model"] |= {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2,
+                              "num_key_value_heads": 1}
+    data["base"]["pretraining"] |= {"updates": 2, "batch": 2, "block": 32, "points": 1}
+    data["training"] |= {"updates": 2, "micro_batch": 2, "accumulation": 2, "block": 32}
+    data["evaluation"] |= {"points": 2, "blocks": 2, "final_blocks": 2, "stream_batches": 2}
+    data["probes"]["blocks"] = 2
+    profile = parse_profile(data, "small.yaml")
+    pretrain(profile, tmp_path)
+    write_rates(profile, tmp_path)
+    assert len(training.load_base(profile, tmp_path).model.layers) == 36
+    for run_id in ("full-any-s0", "controller-d16-r8-corrected-s2", "static-d8-r16-corrected-s0",
+                   "controller-dmixed-r8-released-s1", "none_coda_lora-d8-corrected-s0", "lora_layer-corrected-s0"):
+        assert read_run(training.execute(profile, run_id, tmp_path, progress=False)).manifest["status"] == "finished"
