@@ -6,7 +6,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from .errors import InputError
 from .experiment import SplitConfig
 
-MODULATIONS = ("controller", "static", "static_wide", "controller_blind", "none")
+MODULATIONS = ("controller", "static", "static_wide", "controller_blind", "controller_other",
+               "none")
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
 
@@ -28,7 +29,8 @@ class OuroborosConfig(PretrainedConfig):
         rank: r, columns of the frozen SVD bases.
         alpha: the low-rank branch is scaled by alpha / rank.
         modulation: `controller`, `static` (a learned table), `none`, or blind to the input with as many parameters as
-            the Controller: `static_wide` (a factored table), `controller_blind` (it reads a constant).
+            the Controller: `static_wide` (a factored table), `controller_blind` (it reads a constant),
+            `controller_other` (it reads another sequence of the batch).
         pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
             or over the whole sequence (`sequence`), which looks ahead.
         gate, step_norm: whether the recurrence has them.

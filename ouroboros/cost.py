@@ -13,6 +13,7 @@ import pandas as pd
 from .errors import InputError
 from .experiment import ARMS, DRAWN_DEPTHS, Arm, Profile, RunSpec, SplitConfig, Widths
 
+READS = ("controller", "controller_other")  # modulations that are computed for each token
 FLOAT32 = 4  # bytes
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -163,7 +164,7 @@ class Cost:
         arm = self.parts
         return {"branches": 2 * self.rank * self._ends if arm.modulated else 0,
                 # one that doesn't see the token is computed once a batch
-                "controller": 2 * sum(self._controller().values()) if arm.modulation == "controller" else 0,
+                "controller": 2 * sum(self._controller().values()) if arm.modulation in READS else 0,
                 "gate": 4 * self.shape.width**2 if arm.gate else 0}
 
     def _other_flops(self) -> dict[str, int]:
@@ -210,7 +211,7 @@ class Cost:
         if not arm.modulated:
             return whole - layer - (0 if arm.step_norm else step["gate"])
         saved = untold + 2 * self.rank * read
-        return whole - saved - (2 * self._controller()["state"] if arm.modulation == "controller" else 0)
+        return whole - saved - (2 * self._controller()["state"] if arm.modulation in READS else 0)
 
     # ------------------------------------------------------------------------------------------------------ bytes
 
@@ -230,7 +231,7 @@ class Cost:
         step = layer + 2 * d * FLOAT32 * arm.step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * arm.gate
         if arm.modulated:
             step += 7 * self.rank * size
-        if arm.modulation == "controller":
+        if arm.modulation in READS:
             step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
             step += 7 * self.rank * (FLOAT32 + size * cast)
         first = d * FLOAT32 if arm.modulated else layer  # what the first step needn't keep
@@ -314,7 +315,8 @@ def run_flops(spec: RunSpec, profile: Profile) -> float:
     blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
     if arm.trained:
         blocks += evaluation.points * evaluation.blocks
-        blocks += 4 * profile.probes.blocks if arm.modulation == "controller" else 0  # as trained, 3 interventions
+        # as trained, 3 interventions, own and other future
+        blocks += 6 * profile.probes.blocks if arm.modulation == "controller" else 0
     total += blocks * training.block * mean(cost.forward, depths)
     if spec.depth in (profile.depth, "mixed"):
         blocks = len(profile.probes.depths) * profile.probes.blocks

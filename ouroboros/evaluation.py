@@ -102,6 +102,21 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     return sets
 
 
+@torch.no_grad()
+def first_half_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, other_future: bool) -> list[float]:
+    """Each block's mean next-token loss over its first half; with `other_future` its second half is another block's of
+    the batch (see `apart`). In a model that doesn't look ahead nothing changes (AUDIT `pooling`)."""
+    half, losses = (blocks.shape[1] - LOOK_AHEAD) // 2, []
+    for chunk in torch.from_numpy(blocks).split(GIVEN_DEPTH_BATCH):
+        chunk = chunk.long()
+        if other_future:
+            chunk = torch.cat([chunk[:, :half], chunk[:, half:].roll(1, dims=0)], dim=1)
+        states, head = hidden(chunk[:, :-LOOK_AHEAD], depths.next())
+        wanted = chunk[:, 1:half].to(states.device)
+        losses += token_losses(states[:, :half - 1], head, wanted).mean(1).tolist()
+    return losses
+
+
 def apart(blocks: np.ndarray) -> np.ndarray:
     """The blocks in an order in which those of one batch lie far from each other, so in different documents."""
     stride = -(-len(blocks) // GIVEN_DEPTH_BATCH)

@@ -61,6 +61,8 @@ ARMS = {
     # blind to the input, with as many parameters as the Controller
     "static_wide": _loop("static_wide"),
     "controller_blind": _loop("controller_blind"),
+    # the Controller reads another sequence of its batch: as much variation, no information
+    "controller_other": _loop("controller_other"),
     # with the coda trained too
     **{f"{name}_coda_lora": _loop(name, lora="coda") for name in ("controller", "static", "none")},
     **{f"{name}_coda_full": _loop(name, coda=True) for name in ("controller", "static", "none")},
@@ -91,6 +93,7 @@ SWITCHES: dict[str, tuple[str, str]] = {
     "reference": ("short", "same"),
 }
 COLUMNS = ("released", "corrected")
+READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
 DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
 SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
 
@@ -104,6 +107,12 @@ def switches(protocol: str) -> dict[str, str]:
                          f"protocol is {' or '.join(COLUMNS)}, then +switch for each of {', '.join(SWITCHES)} to flip")
     side = COLUMNS.index(column)
     return {name: values[side ^ (name in flipped)] for name, values in SWITCHES.items()}
+
+
+def trained_under(protocol: str) -> str:
+    """The protocol whose runs a protocol reads: itself without the switches that change only what is read."""
+    column, *flipped = protocol.split("+")
+    return "+".join([column, *(name for name in flipped if name not in READING)])
 
 
 class Strict(BaseModel):
@@ -211,6 +220,14 @@ class Search(Strict):
     wider: dict[str, tuple[float, ...]] = {}  # {arm: more rates}, where the grid's end was its best
 
 
+class Audit(Strict):
+    """Each switch flipped alone, in both columns: the core's arms at `depths`, for the first `switches[name]` seeds."""
+
+    depths: tuple[Positive, ...]
+    switches: dict[str, Positive]
+    others: tuple[str, ...] = ()  # loops beside the core's, where `pooling` is flipped
+
+
 class Matrix(Strict):
     """What is run. Every seed: full, cut, Controller, static and none at `depths`, under `corrected`. The first `few`
     seeds: these under the other protocols too, and what follows under `corrected` (of `parts`, the Controller without
@@ -224,6 +241,7 @@ class Matrix(Strict):
     rates: dict[str, Annotated[float, Field(gt=0)]] = {}  # {level: factor of the own rate}, of the same two
     instead: tuple[str, ...] = ()  # arms without a loop
     protocols: tuple[str, ...] = COLUMNS
+    audit: Audit | None = None
 
     @property
     def gateless_depths(self) -> tuple[int, ...]:
@@ -271,7 +289,7 @@ class Cell:
         depth = self.depth
         if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm].modulation == "controller":
             depth = "mixed"  # the released Controller draws its depths, whatever depth is given
-        return RunSpec(self.arm, depth, self.rank, self.protocol, self.seed, level=self.level)
+        return RunSpec(self.arm, depth, self.rank, trained_under(self.protocol), self.seed, level=self.level)
 
 
 class Resources(Strict):
@@ -354,7 +372,13 @@ class Profile(Strict):
             gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
             found += cells(few, matrix.protocols if gateless else corrected, (arm,), depths)
         found += cells(few, corrected, compared, (self.depth,), levels=matrix.rates)
-        return found + cells(others, corrected, CORE, matrix.depths)
+        found += cells(others, corrected, CORE, matrix.depths)
+        for switch, count in matrix.audit.switches.items() if matrix.audit else ():
+            flipped = [f"{column}+{switch}" for column in matrix.protocols]
+            found += cells(matrix.seeds[:count], flipped, CORE, matrix.audit.depths)
+            if switch == "pooling":
+                found += cells(matrix.seeds[:count], flipped, matrix.audit.others, matrix.audit.depths)
+        return found
 
     def runs(self) -> list[RunSpec]:
         """The matrix's runs, each once."""
@@ -362,9 +386,10 @@ class Profile(Strict):
 
     def search_runs(self) -> list[RunSpec]:
         """The learning-rate search's runs: every trained arm of the matrix."""
+        others = self.matrix.audit.others if self.matrix.audit else ()
         return [RunSpec(arm, self.search.depth if ARMS[arm].loops else None, self.rank_of(arm), "corrected",
                         self.search.seed, rate)
-                for arm in (*CORE, *self.matrix.parts, *self.matrix.instead) if ARMS[arm].trained
+                for arm in (*CORE, *self.matrix.parts, *self.matrix.instead, *others) if ARMS[arm].trained
                 for rate in (*self.search.grid, *self.search.wider.get(arm, ()))]
 
     def find(self, run_id: str) -> RunSpec:
@@ -404,4 +429,7 @@ def parse_profile(data: dict, file: str) -> Profile:
             switches(protocol)
         except InputError as error:
             raise InputError(f"{file}: matrix.protocols: {error}") from None
+    for switch in profile.matrix.audit.switches if profile.matrix.audit else ():
+        if switch not in SWITCHES:
+            raise InputError(f"{file}: matrix.audit.switches: '{switch}': unknown; one of {', '.join(SWITCHES)}")
     return profile

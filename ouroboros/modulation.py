@@ -147,5 +147,17 @@ class BlindController(Controller):
         return super().forward(h.new_ones(1, 1, h.shape[-1]), t, None)
 
 
+class OtherController(Controller):
+    """The Controller reading another sequence of its batch: what it sees varies as much and says nothing of the text.
+
+    In a batch of one there is no other: it reads its own.
+    """
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """(B, T, d), step t -> (B, T or 1, K, r)."""
+        return super().forward(h.roll(1, dims=0), t, None if mask is None else mask.roll(1, dims=0))
+
+
 MODULATIONS = {"controller": Controller, "static": StaticModulation, "static_wide": WideStatic,
-               "controller_blind": BlindController}
+               "controller_blind": BlindController, "controller_other": OtherController}

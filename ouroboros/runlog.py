@@ -13,7 +13,7 @@ A run is a folder `results/<profile>/runs/<run id>/`; the base's, `results/<prof
     blocks: they are the result. For `heldout` and `foreign` also `modulation/...` (`evaluation.Watch.modulation`);
   - at the last update, on the first held-out blocks: metrics `loss_t+1/depth_<n>` of a run of the base depth at other
     depths, and `loss_t+1/as_trained`, `/other_sequence`, `/corpus_mean`, `/step_mean` of a run with a Controller
-    (`evaluation.intervened`);
+    (`evaluation.intervened`), and `/first_half`, `/first_half/other_future` (`evaluation.first_half_losses`);
   - at the last update: split `model`, metrics `max_modulation` (largest |m| met on held-out text), `gate_open` (mean of
     sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed).
 - `manifest.json`, written last: a folder without one is an interrupted run. `MANIFEST_FIELDS` says what it holds;
@@ -31,10 +31,11 @@ import pandas as pd
 
 from .errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 # Format 1, before 2026-11-25: every run was scored on `dev` and, during training, on `foreign`, none on `train`; drawn
 # depths went on from one token set to the next.
-READABLE = (1, 2)
+# Format 2: a run with a Controller has no `first_half` rows.
+READABLE = (1, 2, 3)
 ROW_FIELDS = {"update": int, "tokens": int, "split": str, "metric": str, "value": (int, float, list)}
 MANIFEST_FIELDS = {
     "format": int, "run": str, "profile": str, "purpose": str, "seed": int, "config": dict, "commit": (str, type(None)),
@@ -149,7 +150,7 @@ def read_run(folder: Path) -> Run:
     _check_fields(manifest, MANIFEST_FIELDS, str(paths[0]))
     if manifest["format"] not in READABLE:
         raise InputError(f"{paths[0]}: field 'format': {manifest['format']} is unknown; this version reads "
-                         f"{' and '.join(map(str, READABLE))}")
+                         f"{', '.join(map(str, READABLE))}")
     if manifest["status"] not in STATUSES:
         raise InputError(f"{paths[0]}: field 'status': '{manifest['status']}' is unknown; one of {', '.join(STATUSES)}")
     content = paths[1].read_bytes()

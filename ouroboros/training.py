@@ -250,11 +250,13 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
     tokens = update * profile.training.tokens_per_update
     few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
 
-    def again(name: str, depth: int | str) -> None:
-        losses = evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
-                                         evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"]
+    def told(name: str, losses: list[float]) -> None:
         _check_finite(losses)
         log.row(update, tokens, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
+
+    def again(name: str, depth: int | str) -> None:
+        told(name, evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
+                                           evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"])
 
     model.eval()
     if met.largest:
@@ -268,6 +270,9 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
         for kind, mean in means.items():
             with evaluation.intervened(model, kind, mean):
                 again(kind, spec.depth)
+        for name, other in (("first_half", False), ("first_half/other_future", True)):
+            told(name, evaluation.first_half_losses(as_hidden(model), few, evaluation.Depths(spec.depth, spec.seed),
+                                                    other))
 
 
 # ---------------------------------------------------------------------------------------------------------- a run
@@ -392,7 +397,8 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     if old.manifest["format"] != new.manifest["format"]:  # what both formats have: the last row of a kind is the result
         logs = [log.drop_duplicates(keys, keep="last").set_index(keys) for log in logs]
         common = logs[0].index[logs[0].index.isin(logs[1].index)]
-        if profile.find(run_id).depth == "mixed":  # format 2 begins the draws of depths anew with each token set
+        # format 2 begins the draws of depths anew with each token set
+        if profile.find(run_id).depth == "mixed" and old.manifest["format"] == 1:
             common = common[common.get_level_values("split") == "train"]
         print(f"rerun {run_id}: {len(common)} of {len(old.log)} rows are compared, those that mean the same in both "
               "formats of the log")

@@ -110,6 +110,18 @@ def test_a_blind_arm_sees_nothing_and_has_the_controllers_parameters(arm, profil
     assert abs(count - wanted) <= (profile.max_steps + 7 * profile.rank) / 2
 
 
+def test_another_sequences_state_is_what_the_other_controller_reads(profile, base):
+    model = built("controller_other", profile, base)
+    stir(model)
+    modulation, plain = model.recurrence.modulation, built("controller", profile, base).recurrence.modulation
+    plain.load_state_dict(modulation.state_dict())
+    h = torch.randn(3, 20, 16)
+    assert torch.equal(modulation(h, 1, None), plain(h[[2, 0, 1]], 1, None))
+    mask = torch.ones(3, 20)
+    mask[1, 5:] = 0
+    assert torch.equal(modulation(h, 1, mask), plain(h[[2, 0, 1]], 1, mask[[2, 0, 1]]))
+
+
 def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profile, base):
     torch.manual_seed(1)
     for layer in base.model.layers:  # a random base's layers hardly move the state

@@ -164,6 +164,25 @@ def test_the_target_trained_on_is_the_protocols(profile, root):
         assert abs(np.mean(losses["t+1"]) - np.mean(losses["t+2"])) > 1e-5  # or the test couldn't fail
 
 
+@pytest.mark.parametrize("protocol", ["corrected", "corrected+pooling"])
+def test_only_a_pool_over_the_whole_sequence_lets_the_first_half_see_the_second(profile, root, protocol):
+    matrix = profile.matrix.model_copy(update={"protocols": (protocol,)})
+    own = profile.model_copy(update={"matrix": matrix})
+    model = arms.build(own.find(f"controller-d2-r4-{protocol}-s0"), own, training.load_base(own, root)).eval()
+    torch.nn.init.normal_(model.recurrence.modulation.heads.weight, std=100.0)
+    torch.nn.init.constant_(model.recurrence.gate.linear.bias, 4.0)
+    hidden, blocks = training.as_hidden(model), np.random.default_rng(0).integers(0, 300, (4, 34))
+    own_future, other, plain = (np.array(evaluation.first_half_losses(hidden, blocks, evaluation.Depths(2, 0), flag))
+                                for flag in (False, True, False))
+    assert np.array_equal(own_future, plain)
+    moved = np.abs(own_future - other)
+    assert moved.max() == 0 if protocol == "corrected" else moved.max() > 1e-5, moved
+    with torch.no_grad():  # by hand: inputs 0 to 14 predict tokens 1 to 15, all of the first half
+        logits = model(torch.from_numpy(blocks)[:, :32]).logits[:, :15].log_softmax(-1)
+    wanted = torch.from_numpy(blocks)[:, 1:16, None]
+    assert own_future == pytest.approx(-logits.gather(-1, wanted).mean((1, 2)).numpy(), abs=1e-5)
+
+
 def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(profile, root):
     run_id = "controller-d2-r4-corrected-s0"
     manifest = read_run(training.execute(profile, run_id, root, progress=False)).manifest

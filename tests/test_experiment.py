@@ -4,7 +4,18 @@ import pytest
 import yaml
 
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS, CORE, PROFILES, SWITCHES, RunSpec, load_profile, parse_profile, switches
+from ouroboros.experiment import (
+    ARMS,
+    CORE,
+    PROFILES,
+    SWITCHES,
+    Audit,
+    RunSpec,
+    load_profile,
+    parse_profile,
+    switches,
+    trained_under,
+)
 
 
 def test_the_columns_are_the_audits_and_a_flip_moves_one_switch():
@@ -69,6 +80,23 @@ def test_the_core_comes_first_and_then_whole_rows():
     assert parts == sorted(parts, key=list(profile.matrix.parts).index)  # every seed of an arm, then the next arm
 
 
+def test_an_audit_flips_one_switch_at_a_time_and_trains_nothing_for_what_only_reads():
+    profile = load_profile("tiny")
+    audit = Audit(depths=(1, 8), switches={"target": 3, "alpha": 1, "evaluation": 2, "pooling": 1},
+                  others=("controller_other",))
+    plain = set(profile.runs())
+    more = profile.model_copy(update={"matrix": profile.matrix.model_copy(update={"audit": audit})})
+    found = set(more.runs()) - plain
+    assert {(s.protocol, s.seed) for s in found if s.arm == "static"} == {
+        (f"{column}+{switch}", seed) for column in ("released", "corrected")
+        for switch, seeds in (("target", 3), ("alpha", 1), ("pooling", 1)) for seed in range(seeds)}
+    assert {s.depth for s in found if s.arm == "none"} == {1, 8} and plain <= set(more.runs())
+    assert {s.protocol for s in found if s.arm == "controller_other"} == {"released+pooling", "corrected+pooling"}
+    read = [c for c in more.plan() if c.protocol == "released+evaluation" and c.arm == "static"]
+    assert {c.run.id for c in read} == {f"static-d{d}-r8-released-s{s}" for d in (1, 8) for s in (0, 1)}
+    assert trained_under("corrected+target+reference") == "corrected+target"
+
+
 def test_cells_that_a_protocol_makes_identical_share_a_run():
     cells = [c for c in load_profile("tiny").plan() if c.seed == 0]
     runs = {}
@@ -83,7 +111,7 @@ def test_cells_that_a_protocol_makes_identical_share_a_run():
 def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     profile = load_profile("paper")
     assert profile.search.seed not in profile.matrix.seeds
-    trained = {name for name, arm in ARMS.items() if arm.trained}
+    trained = {cell.arm for cell in profile.plan() if ARMS[cell.arm].trained}
     assert {(s.arm, s.rate) for s in profile.search_runs()} == {(a, r) for a in trained for r in profile.search.grid}
     wider = profile.search.model_copy(update={"wider": {"static": (7.0,)}})
     more = set(profile.model_copy(update={"search": wider}).search_runs()) - set(profile.search_runs())
@@ -101,6 +129,7 @@ def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
     (("matrix", "instead"), ["cut"], "matrix.instead: 'cut'"),
     (("matrix", "instead"), ["none_nogate"], "matrix.instead: 'none_nogate'"),
     (("matrix", "rates"), {"low": 0}, "matrix.rates.low: 0"),
+    (("matrix", "audit"), {"depths": [1], "switches": {"colour": 1}}, "matrix.audit.switches: 'colour'"),
     (("training", "accumulation"), None, "training.accumulation: None"), (("split",), 3, "split: 3"),
 ])
 def test_a_bad_profile_is_refused_in_one_line(path, value, named):

@@ -64,7 +64,7 @@ def test_a_truncated_or_edited_log_is_refused(folder, change):
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"format": 3}, "field 'format': 3 is unknown; this version reads 1 and 2"),
+    ({"format": 4}, "field 'format': 4 is unknown; this version reads 1, 2, 3"),
     ({"status": "fine"}, "field 'status': 'fine' is unknown"),
     ({"seed": ...}, "field 'seed' is missing"),
     ({"clean": "yes"}, "field 'clean': 'yes' is of the wrong type"),
