@@ -373,11 +373,18 @@ class Profile(Strict):
             found += cells(few, matrix.protocols if gateless else corrected, (arm,), depths)
         found += cells(few, corrected, compared, (self.depth,), levels=matrix.rates)
         found += cells(others, corrected, CORE, matrix.depths)
-        for switch, count in matrix.audit.switches.items() if matrix.audit else ():
-            flipped = [f"{column}+{switch}" for column in matrix.protocols]
-            found += cells(matrix.seeds[:count], flipped, CORE, matrix.audit.depths)
+        return found + (self._audit(cells) if matrix.audit else [])
+
+    def _audit(self, cells) -> list[Cell]:
+        matrix, found = self.matrix, []
+        for switch, count in matrix.audit.switches.items():
+            seeds, flipped = matrix.seeds[:count], [f"{column}+{switch}" for column in matrix.protocols]
+            if switch == "alpha":  # at the base rank both settings are one; other ranks are run under one column
+                found += cells(seeds, ["corrected+alpha"], ("controller", "static"), (self.depth,), matrix.ranks)
+                continue
+            found += cells(seeds, flipped, CORE, matrix.audit.depths)
             if switch == "pooling":
-                found += cells(matrix.seeds[:count], flipped, matrix.audit.others, matrix.audit.depths)
+                found += cells(seeds, [*matrix.protocols, *flipped], matrix.audit.others, matrix.audit.depths)
         return found
 
     def runs(self) -> list[RunSpec]:

@@ -18,6 +18,7 @@ import pandas as pd
 from matplotlib.container import ErrorbarContainer
 
 from . import arithmetic, metrics
+from . import audit as audited
 from . import cost as counted
 from .experiment import Profile
 from .metrics import Results
@@ -228,6 +229,23 @@ def gate_opening(results: Results, depth: int):
                 axis.plot(rows["update"], rows["gate_open"], label=f"step {step}", markersize=4, **_style(arm))
         if axis.lines:
             axis.legend()
+    return figure
+
+
+def audit(results: Results, quantity: str):
+    """What flipping each switch alone does to a headline number, a panel a column, a marker a depth."""
+    table = audited.switch_table(results)
+    table = table[(table["quantity"] == quantity) & (table["switch"] != "none")]
+    figure, axes = plt.subplots(1, len(audited.COLUMNS), squeeze=False)
+    figure.set_size_inches(7.0, 3.6)
+    for axis, column in zip(axes[0], audited.COLUMNS, strict=True):
+        rows = table[table["column"] == column]
+        shown = [(f"{row.switch}\nd{row.depth}", "controller" if row.switch != "all" else "full",
+                  metrics.Interval(row.effect, row.effect_low, row.effect_high, row.value_n))
+                 for row in rows.itertuples() if np.isfinite(row.effect)]
+        _categories(axis, shown)
+        unit = "" if "%" in quantity else " (nats per token)"
+        axis.set(title=f"one switch flipped ({column})", ylabel=f"change of {quantity}{unit}")
     return figure
 
 

@@ -127,6 +127,9 @@ class Interval:
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {self.n})"
 
 
+NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+
+
 def t_interval(values) -> Interval:
     """Student t over seeds; of differences within a seed, the paired one. A percentile bootstrap over 3 to 5 seeds
     would cover 74 to 82 %."""
@@ -134,7 +137,7 @@ def t_interval(values) -> Interval:
     values = values[np.isfinite(values)]
     n = len(values)
     if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     mean = float(values.mean())
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
@@ -168,7 +171,7 @@ def fieller(ratio: Ratio) -> Interval:
     y = np.array([ratio.denominator[seed] for seed in seeds], dtype=float)
     n = len(seeds)
     if n == 0:
-        return Interval(math.nan, math.nan, math.nan, 0)
+        return NOTHING
     if n == 1:
         return Interval(100 * x[0] / y[0], math.nan, math.nan, 1)
     (xx, xy), (_, yy) = np.cov(x, y) / n  # of the means
@@ -304,6 +307,18 @@ class Statistics:
         return {f"rank {rank}": _minus(self._losses("static", rank=rank), self._losses("controller", rank=rank))
                 for rank in sorted({profile.rank, *profile.matrix.ranks})}
 
+    def behind(self, arm: str, other: str, depth: int) -> BySeed:
+        """How far one arm lies below another at a depth: other - arm."""
+        return _minus(self._losses(other, depth), self._losses(arm, depth))
+
+    def change_over_depths(self, arm: str, first: int, last: int) -> BySeed:
+        """What more steps take off an arm's loss."""
+        return _minus(self._losses(arm, first), self._losses(arm, last))
+
+    def at_rank(self, arm: str, rank: int) -> BySeed:
+        """An arm's loss at the base depth and another rank."""
+        return self._losses(arm, rank=rank)
+
     def lead_at_1_over_other_depths(self) -> dict[str, BySeed]:
         first = self.advantage(1)[""]
         return self._depth_parts(lambda d: _minus(first, self.advantage(d)[""]), [d for d in self.depths if d != 1])
@@ -417,11 +432,11 @@ def arm_table(results: Results) -> pd.DataFrame:
         statistics = Statistics(results, protocol)
         row = {"protocol": protocol, "arm": arm, "depth": depth, "n": int((group["status"] == "finished").sum()),
                "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
-        row |= _columns("loss", t_interval(group["loss"]))
-        row |= _columns("heldout", t_interval(group["heldout"]))
+        row |= columns("loss", t_interval(group["loss"]))
+        row |= columns("heldout", t_interval(group["heldout"]))
         if ARMS[arm].fit != "none":
-            row |= _columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
-            row |= _columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
+            row |= columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
+            row |= columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
         if ARMS[arm].trained:
             slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
@@ -441,7 +456,7 @@ def difference_table(results: Results, statistic: str, gap: str | None = "loss",
         intervals = {part: interval(values) for part, values in parts.items()}
         adjusted = holm({part: found.p for part, found in intervals.items()})
         for part, values in parts.items():
-            row = {"protocol": protocol, "part": part} | _columns("difference", intervals[part])
+            row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
             row |= {"p (Holm)": adjusted[part], "diverged": len(statistics.diverged)}
             if gap:
                 share = fieller(Ratio(values, statistics.gap(gap)))
@@ -462,7 +477,7 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
             for step in range(max(map(len, seen["change"]), default=0)):
                 row = {"protocol": protocol, "arm": arm, "step": step + 1}
                 for name, by_seed in seen.items():  # a seed whose drawn depths never reached the step has no value
-                    row |= _columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
+                    row |= columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
                 rows.append(row)
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["protocol", "arm", "step"])
 
@@ -493,7 +508,7 @@ def modulation_table(results: Results, depth: int) -> pd.DataFrame:
                 row = {"protocol": protocol, "arm": arm, "projection": projection}
                 for name in ("size", "over_inputs", "over_steps", "update"):
                     values = statistics.logged(arm, depth, f"modulation/{name}/{projection}").values()
-                    row |= _columns(name, t_interval(map(np.mean, values)))
+                    row |= columns(name, t_interval(map(np.mean, values)))
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -509,7 +524,7 @@ def instead_table(results: Results) -> pd.DataFrame:
                "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
                "training (TFLOP a run)": _training_flops(profile, arm, depth) / 1e12}
         share = fieller(Ratio({seed: -value for seed, value in by_seed.items()}, statistics.gap()))
-        rows.append(row | _columns("arm - cut", t_interval(by_seed.values())) | {
+        rows.append(row | columns("arm - cut", t_interval(by_seed.values())) | {
             "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
@@ -561,7 +576,8 @@ def search_table(results: Results) -> pd.DataFrame:
                            "diverged at": diverged.reindex(table.index).fillna("")}).reset_index()
 
 
-def _columns(name: str, found: Interval) -> dict:
+def columns(name: str, found: Interval) -> dict:
+    """An interval as fields of a table's row."""
     return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}
 
 

@@ -89,9 +89,11 @@ def test_an_audit_flips_one_switch_at_a_time_and_trains_nothing_for_what_only_re
     found = set(more.runs()) - plain
     assert {(s.protocol, s.seed) for s in found if s.arm == "static"} == {
         (f"{column}+{switch}", seed) for column in ("released", "corrected")
-        for switch, seeds in (("target", 3), ("alpha", 1), ("pooling", 1)) for seed in range(seeds)}
+        for switch, seeds in (("target", 3), ("pooling", 1)) for seed in range(seeds)} | {("corrected+alpha", 0)}
+    assert {s.rank for s in found if s.protocol == "corrected+alpha"} == set(profile.matrix.ranks)
     assert {s.depth for s in found if s.arm == "none"} == {1, 8} and plain <= set(more.runs())
-    assert {s.protocol for s in found if s.arm == "controller_other"} == {"released+pooling", "corrected+pooling"}
+    assert {s.protocol for s in found if s.arm == "controller_other"} == {
+        "released", "corrected", "released+pooling", "corrected+pooling"}
     read = [c for c in more.plan() if c.protocol == "released+evaluation" and c.arm == "static"]
     assert {c.run.id for c in read} == {f"static-d{d}-r8-released-s{s}" for d in (1, 8) for s in (0, 1)}
     assert trained_under("corrected+target+reference") == "corrected+target"

@@ -23,6 +23,7 @@ FIGURES = {
     "other depths": figures.other_depths,
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.matrix.depths[-1]),
+    "audit": lambda r: figures.audit(r, "static - Controller"),
     "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
 }
 

@@ -1,0 +1,217 @@
+"""Which effects come from the method, which from the protocol: tables and sentences of the audit. Never imports torch.
+
+A protocol is ten switches (README's table). Here each is flipped alone, in both columns, and what moves is told; all
+ten together are the other column. Losses are nats per token, intervals 95 % Student t over seeds, paired.
+"""
+
+import math
+from collections.abc import Iterator
+
+import pandas as pd
+
+from . import metrics
+from .experiment import ARMS, COLUMNS, SWITCHES, switches
+from .metrics import BySeed, Ratio, Results, Statistics, interval, last_value, t_interval
+
+HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
+LOOPS = ("controller", "static", "none")
+
+
+def flipped(results: Results) -> Iterator[tuple[str, str, str]]:
+    """(column, switch, protocol) of every protocol of the audit: the column itself, each switch, all of them."""
+    audit = results.profile.matrix.audit
+    for column in COLUMNS:
+        yield column, "", column
+        for switch in SWITCHES:
+            if audit and switch in audit.switches and switch != "alpha":  # that one says nothing at the base rank
+                yield column, switch, f"{column}+{switch}"
+        yield column, "all", next(other for other in COLUMNS if other != column)
+
+
+def quantities(statistics: Statistics, depth: int) -> dict[str, BySeed | Ratio]:
+    """The headline numbers that a protocol reports at one depth, and the losses behind them."""
+    losses = {arm: statistics.loss(arm, depth)[""] for arm in ("full", "cut", *LOOPS)}
+    return losses | {"static - Controller": statistics.advantage(depth)[""],
+                     "loss reduction (%)": statistics.reduction("controller", depth)[""],
+                     "gap recovery (%)": statistics.recovery("controller", depth)[""]}
+
+
+def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> metrics.Interval:
+    """What flipping does to a quantity, paired by seed; of a ratio, in each seed's own ratio."""
+    def values(part) -> BySeed:
+        if not isinstance(part, Ratio):
+            return part
+        return {seed: 100 * top / part.denominator[seed] for seed, top in part.numerator.items()
+                if part.denominator.get(seed)}
+
+    a, b = values(with_), values(without)
+    return t_interval(a[seed] - b[seed] for seed in a if seed in b)
+
+
+def switch_table(results: Results) -> pd.DataFrame:
+    """Every quantity under every protocol of the audit, and what flipping the switch did to it: one row a column,
+    switch, depth and quantity. Nothing is in it that wasn't run."""
+    audit, rows = results.profile.matrix.audit, []
+    for depth in audit.depths if audit else ():
+        plain = {column: quantities(Statistics(results, column), depth) for column in COLUMNS}
+        for column, switch, protocol in flipped(results):
+            for name, part in quantities(Statistics(results, protocol), depth).items():
+                found = interval(part)
+                row = {"column": column, "switch": switch or "none", "protocol": protocol, "depth": depth,
+                       "quantity": name, **metrics.columns("value", found)}
+                effect = _effect(part, plain[column][name]) if switch else metrics.NOTHING
+                rows.append(row | {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high})
+    columns = ["column", "switch", "protocol", "depth", "quantity", "value", "value_low", "value_high", "value_n",
+               "effect", "effect_low", "effect_high"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table[table["value_n"] > 0].reset_index(drop=True)
+
+
+def target_table(results: Results) -> pd.DataFrame:
+    """Held-out text scored on the next token and on the one after it, by what a model was trained to predict."""
+    rows, depth = [], _deepest(results)
+    protocols = [protocol for _, switch, protocol in flipped(results) if switch in ("", "target")]
+    for protocol in dict.fromkeys(protocols):
+        statistics = Statistics(results, protocol)
+        for arm in ("full", "cut", *LOOPS):
+            runs = statistics.runs_of(arm, depth)
+            if runs and not (ARMS[arm].fit == "none" and protocol != COLUMNS[1]):  # those two are the same in all
+                trained = switches(protocol)["target"] if ARMS[arm].trained else "not trained here"
+                row = {"arm": arm, "protocol": protocol, "trained on": trained}
+                for target in ("t+1", "t+2"):
+                    row |= metrics.columns(f"scored on {target}", t_interval(
+                        last_value(run, "heldout", f"loss_{target}") for run in runs))
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def leak_table(results: Results) -> pd.DataFrame:
+    """What the first half of a block loses when its second half is replaced, by what the Controller pools; 0 where it
+    doesn't look ahead. Beside it the Controller's lead over static, and that of one reading another sequence."""
+    rows = []
+    for column, switch, protocol in flipped(results):
+        if switch in ("", "pooling"):
+            statistics = Statistics(results, protocol)
+            for depth in results.profile.matrix.audit.depths if results.profile.matrix.audit else ():
+                own, other = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
+                              for suffix in ("", "/other_future"))
+                leak = t_interval(other[seed] - own[seed] for seed in own if seed in other)
+                blind = metrics.interval(statistics.behind("controller_other", "static", depth))
+                rows.append({"column": column, "protocol": protocol, "pooling": switches(protocol)["pooling"],
+                             "depth": depth, **metrics.columns("lost without its own future", leak),
+                             **metrics.columns("static - Controller", t_interval(
+                                 statistics.advantage(depth)[""].values())),
+                             **metrics.columns("static - Controller reading another sequence", blind)})
+    return pd.DataFrame(rows)
+
+
+def moved_table(results: Results) -> pd.DataFrame:
+    """The share of each trained tensor's elements that training changed at all, by the precision they are kept in."""
+    rows, depth = [], _deepest(results)
+    for _, switch, protocol in flipped(results):
+        if switch in ("", "precision"):
+            for arm in LOOPS[:2]:
+                runs = Statistics(results, protocol).runs_of(arm, depth)
+                for run in runs[:1]:
+                    log = run.log[run.log["metric"].str.startswith("moved/")]
+                    rows += [{"protocol": protocol, "precision": switches(protocol)["precision"], "arm": arm,
+                              "tensor": row.metric.removeprefix("moved/recurrence."), "moved": float(row.value)}
+                             for row in log.itertuples()]
+    table = pd.DataFrame(rows, columns=["protocol", "precision", "arm", "tensor", "moved"])
+    return table.pivot_table(index=["arm", "tensor"], columns="protocol", values="moved", sort=False).reset_index()
+
+
+def reach_table(results: Results) -> pd.DataFrame:
+    """The largest |m| met on held-out text, mean over seeds, beside the m that would add the whole mean residual."""
+    rows, profile = [], results.profile
+    for _, switch, protocol in flipped(results):
+        if switch in ("", "rate", "precision"):
+            setting = switches(protocol)
+            for arm in LOOPS[:2]:
+                for depth in profile.matrix.audit.depths if profile.matrix.audit else ():
+                    runs = Statistics(results, protocol).runs_of(arm, depth)
+                    largest = [last_value(run, "model", "max_modulation", math.nan) for run in runs]
+                    rates = sorted({run.manifest["rate"] for run in runs})
+                    rows.append({"protocol": protocol, "precision": setting["precision"], "arm": arm, "depth": depth,
+                                 "rate": " ".join(f"{rate:g}" for rate in rates),
+                                 **metrics.columns("largest m", t_interval(largest)),
+                                 "adds the residual": 2.0})  # r / alpha, alpha half of r (AUDIT `alpha`)
+    return pd.DataFrame(rows)
+
+
+def depth_table(results: Results) -> pd.DataFrame:
+    """Controller and static from the shallowest depth of the audit to the deepest, under each rule for the depth."""
+    audit, rows = results.profile.matrix.audit, []
+    for column, switch, protocol in flipped(results):
+        if audit and switch in ("", "depth"):
+            statistics = Statistics(results, protocol)
+            first, last = audit.depths[0], audit.depths[-1]
+            for arm in LOOPS[:2]:
+                by_seed = statistics.change_over_depths(arm, first, last)
+                rows.append({"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"],
+                             "arm": arm, **metrics.columns(f"depth {first} - depth {last}", interval(by_seed))})
+    return pd.DataFrame(rows)
+
+
+def alpha_table(results: Results) -> pd.DataFrame:
+    """Controller and static at the other ranks with alpha scaled with the rank, and with one alpha for all."""
+    rows, profile = [], results.profile
+    for rank in profile.matrix.ranks:
+        for arm in LOOPS[:2]:
+            scaled, fixed = (Statistics(results, protocol).at_rank(arm, rank)
+                             for protocol in ("corrected", "corrected+alpha"))
+            effect = t_interval(fixed[seed] - scaled[seed] for seed in fixed if seed in scaled)
+            rows.append({"rank": rank, "arm": arm, **metrics.columns("scaled", t_interval(scaled.values())),
+                         **metrics.columns("fixed", t_interval(fixed.values())),
+                         **metrics.columns("fixed - scaled", effect)})
+    return pd.DataFrame(rows)
+
+
+def _deepest(results: Results) -> int:
+    audit = results.profile.matrix.audit
+    return audit.depths[-1] if audit else results.profile.depth
+
+
+# -------------------------------------------------------------------------------------------------- found, in words
+
+def _words(table: pd.DataFrame, column: str, quantity: str, depth: int) -> list[str]:
+    rows = table[(table["column"] == column) & (table["quantity"] == quantity) & (table["depth"] == depth)]
+    told = []
+    for row in rows[rows["switch"] != "none"].itertuples():
+        bounds = "one seed, no interval" if math.isnan(row.effect_low) else \
+            f"{row.effect_low:+.3g} to {row.effect_high:+.3g}"
+        told.append(f"`{row.switch}` {row.effect:+.3g} ({bounds})")
+    return told
+
+
+def found_switches(results: Results, quantity: str) -> list[str]:
+    """One sentence a column and depth: what flipping each switch alone does to a headline number."""
+    table, audit, lines = switch_table(results), results.profile.matrix.audit, []
+    for column in COLUMNS:
+        for depth in audit.depths if audit else ():
+            rows = table[(table["column"] == column) & (table["quantity"] == quantity) & (table["depth"] == depth)]
+            start = rows[rows["switch"] == "none"]["value"]
+            words = _words(table, column, quantity, depth)
+            if len(start) and words:
+                lines.append(f"`{column}`, depth {depth}: {quantity} is {start.iloc[0]:.4g}; flipped alone, "
+                             + ", ".join(words) + ".")
+    return lines or [f"`{results.profile.name}`: no run of the audit is there yet."]
+
+
+def found_target(results: Results) -> str:
+    """One sentence on what the target explains: the same models on both targets."""
+    words = [f"`{row['arm']}` ({row['protocol']}, {row['trained on']}) {row['scored on t+1']:.3f} on t+1, "
+             f"{row['scored on t+2']:.3f} on t+2" for row in target_table(results).to_dict("records")]
+    return "Held-out text, nats per token: " + "; ".join(words) + "."
+
+
+def summary(results: Results) -> pd.DataFrame:
+    """One row a switch: what it does to each headline number, in both columns, at each depth; nothing is left out."""
+    table = switch_table(results)
+    table = table[table["quantity"].isin(HEADLINES) & (table["switch"] != "none")]
+    told = [f"{row.effect:+.3g}" + ("" if math.isnan(row.effect_low) else
+                                    f" [{row.effect_low:+.3g}, {row.effect_high:+.3g}]") for row in table.itertuples()]
+    table = table.assign(told=told, where=[f"{row.quantity}, {row.column}, depth {row.depth}"
+                                           for row in table.itertuples()])
+    order = [name for name in (*SWITCHES, "all") if name in set(table["switch"])]
+    return table.pivot(index="switch", columns="where", values="told").reindex(order).fillna("").reset_index()

@@ -1,0 +1,98 @@
+"""Each switch alone: known numbers in, the effect of each switch out."""
+
+import pytest
+from synthetic import write
+
+from ouroboros import audit, metrics
+
+SHIFTS = {"target": 0.5, "pooling": -0.25}  # of static, where the switch is flipped
+
+
+def loss(arm, depth, protocol, seed):
+    base = {"full": 2.0, "cut": 6.0, "controller": 4.0, "static": 4.5, "none": 5.0}.get(arm, 5.5)
+    column, *flipped = protocol.split("+")
+    shift = sum(SHIFTS.get(switch, 0) for switch in flipped) if arm == "static" else 0
+    return base + shift + 0.01 * seed * (arm == "static") + (1.0 if column == "released" and arm == "static" else 0)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    root = tmp_path_factory.mktemp("audit")
+    write(root, "smoke", loss)
+    return metrics.load("smoke", root)
+
+
+def effect(table, column, switch, quantity, depth=4):
+    rows = table.query("column == @column and switch == @switch and quantity == @quantity and depth == @depth")
+    assert len(rows) == 1
+    return rows.iloc[0]
+
+
+@pytest.mark.parametrize("column", ["released", "corrected"])
+def test_the_effect_of_a_switch_is_the_difference_that_it_makes(results, column):
+    table = audit.switch_table(results)
+    row = effect(table, column, "target", "static - Controller")
+    assert row["effect"] == pytest.approx(0.5) and row["value_n"] == 2
+    assert row["effect_low"] == pytest.approx(0.5)  # what the seed does cancels within it
+    row = effect(table, column, "pooling", "static")
+    assert row["effect"] == pytest.approx(-0.25) and row["value_n"] == 1 and row["effect_low"] != row["effect_low"]
+    assert effect(table, column, "target", "controller")["effect"] == 0
+    assert effect(table, column, "target", "loss reduction (%)")["effect"] == 0
+    assert effect(table, "corrected", "target", "loss reduction (%)")["value"] == pytest.approx(100 / 3)
+
+
+def test_all_ten_are_the_other_column(results):
+    table = audit.switch_table(results)
+    assert effect(table, "corrected", "all", "static")["effect"] == pytest.approx(1)
+    assert effect(table, "released", "all", "static")["effect"] == pytest.approx(-1)
+
+
+def test_what_was_not_run_is_in_no_table(tmp_path):
+    write(tmp_path, "smoke", loss, keep=lambda spec: "+" not in spec.protocol)
+    found = metrics.load("smoke", tmp_path)
+    table = audit.switch_table(found)
+    trained = table[~table["quantity"].isin(("full", "cut"))]
+    assert set(trained["switch"]) == {"none", "all", "evaluation", "reference"}  # these two read what is there
+    write(tmp_path / "tiny", "tiny")
+    none = metrics.load("tiny", tmp_path / "tiny")  # a profile without an audit
+    assert audit.switch_table(none).empty and audit.summary(none).empty
+    assert audit.found_switches(none, "static - Controller") == ["`tiny`: no run of the audit is there yet."]
+
+
+def test_reading_alone_retrains_nothing(results):
+    runs = {cell.run.id for cell in results.profile.plan() if cell.protocol == "released+evaluation"}
+    assert "static-d4-r4-released-s0" in runs and not [name for name in runs if "+" in name]
+
+
+def test_the_summary_has_a_row_a_switch_and_a_column_a_headline(results):
+    table = audit.summary(results)
+    assert list(table["switch"]) == ["target", "depth", "pooling", "precision", "evaluation", "rate", "reference",
+                                     "all"]
+    assert len(table.columns) == 1 + 3 * 2 * 2
+    assert table.set_index("switch").loc["target", "static - Controller, corrected, depth 4"] == "+0.5 [+0.5, +0.5]"
+    assert table.set_index("switch").loc["pooling", "static - Controller, corrected, depth 4"] == "-0.25"
+
+
+def test_models_are_told_by_what_they_were_trained_on(results):
+    table = audit.target_table(results).set_index(["arm", "protocol"])
+    assert table.loc[("static", "released"), "trained on"] == "t+2"
+    assert table.loc[("static", "released+target"), "trained on"] == "t+1"
+    assert table.loc[("static", "corrected+target"), "scored on t+2"] == pytest.approx(5.005)
+    assert [protocol for arm, protocol in table.index if arm == "cut"] == ["corrected"]
+
+
+def test_alpha_is_told_at_the_other_ranks(results):
+    table = audit.alpha_table(results)
+    assert set(table["rank"]) == set(results.profile.matrix.ranks) and (table["fixed_n"] == 1).all()
+
+
+def test_the_pool_and_the_depth_and_the_reach_are_told(results):
+    leak = audit.leak_table(results)
+    assert {(row.protocol, row.pooling) for row in leak.itertuples()} == {
+        ("released", "sequence"), ("corrected", "causal"), ("released+pooling", "causal"),
+        ("corrected+pooling", "sequence")}
+    assert leak["static - Controller reading another sequence"].notna().all()
+    depth = audit.depth_table(results).set_index(["protocol", "arm"])
+    assert depth.loc[("released", "controller"), "depth rule"] == "drawn"
+    assert depth.loc[("corrected+depth", "static"), "depth 1 - depth 4"] == 0
+    assert list(audit.reach_table(results)["arm"].unique()) == ["controller", "static"]
