@@ -245,7 +245,8 @@ def audit(results: Results, quantity: str):
                  for row in rows.itertuples() if np.isfinite(row.effect)]
         _categories(axis, shown)
         unit = "" if "%" in quantity else " (nats per token)"
-        axis.set(title=f"one switch flipped ({column})", ylabel=f"change of {quantity}{unit}")
+        axis.set(title=f"one switch flipped ({column})", xlabel="switch, depth",
+                 ylabel=f"change of {quantity}{unit}")
     return figure
 
 
