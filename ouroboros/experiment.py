@@ -366,11 +366,11 @@ class Profile(Strict):
         corrected = [protocol for protocol in matrix.protocols if protocol == "corrected"]
         compared = ("controller", "static")
         found = cells(few, matrix.protocols, CORE, matrix.depths)
-        found += cells(few, corrected, compared, (self.depth,), matrix.ranks)
         found += cells(few, corrected, matrix.instead)
         for arm, depths in matrix.parts.items():
             gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
             found += cells(few, matrix.protocols if gateless else corrected, (arm,), depths)
+        found += cells(few, corrected, compared, (self.depth,), matrix.ranks)
         found += cells(few, corrected, compared, (self.depth,), levels=matrix.rates)
         found += cells(others, corrected, CORE, matrix.depths)
         return found + (self._audit(cells) if matrix.audit else [])
