@@ -9,9 +9,10 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from . import metrics
+from . import intervals, tables
 from .experiment import ARMS, COLUMNS, SWITCHES, switches
-from .metrics import BySeed, Ratio, Results, Statistics, interval, last_value, t_interval
+from .intervals import BySeed, Ratio, interval, t_interval
+from .metrics import Results, Statistics, last_value
 
 HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
 LOOPS = ("controller", "static", "none")
@@ -36,7 +37,7 @@ def quantities(statistics: Statistics, depth: int) -> dict[str, BySeed | Ratio]:
                      "gap recovery (%)": statistics.recovery("controller", depth)[""]}
 
 
-def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> metrics.Interval:
+def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> intervals.Interval:
     """What flipping does to a quantity, paired by seed; of a ratio, in each seed's own ratio."""
     def values(part) -> BySeed:
         if not isinstance(part, Ratio):
@@ -58,8 +59,8 @@ def switch_table(results: Results) -> pd.DataFrame:
             for name, part in quantities(Statistics(results, protocol), depth).items():
                 found = interval(part)
                 row = {"column": column, "switch": switch or "none", "protocol": protocol, "depth": depth,
-                       "quantity": name, **metrics.columns("value", found)}
-                effect = _effect(part, plain[column][name]) if switch else metrics.NOTHING
+                       "quantity": name, **tables.columns("value", found)}
+                effect = _effect(part, plain[column][name]) if switch else intervals.NOTHING
                 rows.append(row | {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high})
     columns = ["column", "switch", "protocol", "depth", "quantity", "value", "value_low", "value_high", "value_n",
                "effect", "effect_low", "effect_high"]
@@ -79,7 +80,7 @@ def target_table(results: Results) -> pd.DataFrame:
                 trained = switches(protocol)["target"] if ARMS[arm].trained else "not trained here"
                 row = {"arm": arm, "protocol": protocol, "trained on": trained}
                 for target in ("t+1", "t+2"):
-                    row |= metrics.columns(f"scored on {target}", t_interval(
+                    row |= tables.columns(f"scored on {target}", t_interval(
                         last_value(run, "heldout", f"loss_{target}") for run in runs))
                 rows.append(row)
     return pd.DataFrame(rows)
@@ -96,12 +97,12 @@ def leak_table(results: Results) -> pd.DataFrame:
                 own, other = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
                               for suffix in ("", "/other_future"))
                 leak = t_interval(other[seed] - own[seed] for seed in own if seed in other)
-                blind = metrics.interval(statistics.behind("controller_other", "static", depth))
+                blind = intervals.interval(statistics.behind("controller_other", "static", depth))
                 rows.append({"column": column, "protocol": protocol, "pooling": switches(protocol)["pooling"],
-                             "depth": depth, **metrics.columns("lost without its own future", leak),
-                             **metrics.columns("static - Controller", t_interval(
+                             "depth": depth, **tables.columns("lost without its own future", leak),
+                             **tables.columns("static - Controller", t_interval(
                                  statistics.advantage(depth)[""].values())),
-                             **metrics.columns("static - Controller reading another sequence", blind)})
+                             **tables.columns("static - Controller reading another sequence", blind)})
     return pd.DataFrame(rows)
 
 
@@ -134,7 +135,7 @@ def reach_table(results: Results) -> pd.DataFrame:
                     rates = sorted({run.manifest["rate"] for run in runs})
                     rows.append({"protocol": protocol, "precision": setting["precision"], "arm": arm, "depth": depth,
                                  "rate": " ".join(f"{rate:g}" for rate in rates),
-                                 **metrics.columns("largest m", t_interval(largest)),
+                                 **tables.columns("largest m", t_interval(largest)),
                                  "adds the residual": 2.0})  # r / alpha, alpha half of r (AUDIT `alpha`)
     return pd.DataFrame(rows)
 
@@ -149,7 +150,7 @@ def depth_table(results: Results) -> pd.DataFrame:
             for arm in LOOPS[:2]:
                 by_seed = statistics.change_over_depths(arm, first, last)
                 rows.append({"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"],
-                             "arm": arm, **metrics.columns(f"depth {first} - depth {last}", interval(by_seed))})
+                             "arm": arm, **tables.columns(f"depth {first} - depth {last}", interval(by_seed))})
     return pd.DataFrame(rows)
 
 
@@ -161,9 +162,9 @@ def alpha_table(results: Results) -> pd.DataFrame:
             scaled, fixed = (Statistics(results, protocol).at_rank(arm, rank)
                              for protocol in ("corrected", "corrected+alpha"))
             effect = t_interval(fixed[seed] - scaled[seed] for seed in fixed if seed in scaled)
-            rows.append({"rank": rank, "arm": arm, **metrics.columns("scaled", t_interval(scaled.values())),
-                         **metrics.columns("fixed", t_interval(fixed.values())),
-                         **metrics.columns("fixed - scaled", effect)})
+            rows.append({"rank": rank, "arm": arm, **tables.columns("scaled", t_interval(scaled.values())),
+                         **tables.columns("fixed", t_interval(fixed.values())),
+                         **tables.columns("fixed - scaled", effect)})
     return pd.DataFrame(rows)
 
 

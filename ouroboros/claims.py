@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from . import metrics
+from . import intervals, metrics, tables
 from .experiment import switches
-from .metrics import Interval, Results, Statistics, t_interval
+from .intervals import Interval, t_interval
+from .metrics import Results, Statistics
 
 FILE = Path(__file__).parent / "claims.yaml"
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
@@ -61,7 +62,7 @@ def judge(claim: dict, results: Results, protocol: str) -> Judged:
     measure = dict(claim["measure"])
     statistics = Statistics(results, protocol)
     by_part = getattr(statistics, measure.pop("statistic"))(**measure)
-    parts = {name: metrics.interval(values) for name, values in by_part.items()}
+    parts = {name: intervals.interval(values) for name, values in by_part.items()}
     verdict, why = _verdict(claim, parts, statistics)
     note = claim.get("notes", {}).get(protocol)
     return Judged(parts, verdict, why + (f"; {note}" if note else "") + _diverged(statistics))
@@ -96,10 +97,10 @@ def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) ->
                              lambda i: i.high < -bound or bound < i.low, f"+-{bound:.3g} around 0")
     sign = 1 if rule == "positive" else -1
     # all parts must hold, so each may be asked at 95 %; that one of several contradicts is asked after Holm
-    adjusted = metrics.holm({name: interval.p for name, interval in parts.items()})
+    adjusted = intervals.holm({name: interval.p for name, interval in parts.items()})
     family = {name: replace(interval, p=adjusted[name]) for name, interval in parts.items()}
     return _by_intervals(family, lambda i: min(sign * i.low, sign * i.high) > 0,
-                         lambda i: sign * i.mean < 0 and i.p < 1 - metrics.LEVEL,
+                         lambda i: sign * i.mean < 0 and i.p < 1 - intervals.LEVEL,
                          "above 0" if sign == 1 else "below 0")
 
 
@@ -191,10 +192,10 @@ def meaning(results: Results) -> list[str]:
     statistics, depth = Statistics(results, "corrected"), results.profile.depth
 
     def told(part, words) -> str:
-        found = metrics.interval(part)
+        found = intervals.interval(part)
         return f"{_told(found, *words)} ({found})"
 
-    alternatives = {arm: metrics.interval(values).mean for arm, values in statistics.instead().items() if values}
+    alternatives = {arm: intervals.interval(values).mean for arm, values in statistics.instead().items() if values}
     lines = ["**Loop, or cut and leave it?** The Controller's loop "
              + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "."]
     if alternatives:
@@ -235,7 +236,7 @@ def found_gap(results: Results, protocol: str) -> str:
     statistics, depth = Statistics(results, protocol), results.profile.depth
     cost = t_interval(statistics.against_cut("full")[""].values())
     gained = t_interval(statistics.against_cut("controller", depth)[""].values())
-    back = metrics.interval(statistics.recovery("controller", depth)[""])
+    back = intervals.interval(statistics.recovery("controller", depth)[""])
     return (f"`{protocol}`: full - cut is {cost} nats per token; the Controller at depth {depth} "
             f"{_told(gained, *AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}{_diverged(statistics)}.")
 
@@ -277,17 +278,17 @@ AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", 
 
 def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
     """Each part of a statistic with the phrase that its interval allows."""
-    found = {part: metrics.interval(values) for part, values in parts.items()}
+    found = {part: intervals.interval(values) for part, values in parts.items()}
     return "; ".join(f"{name(part)} {_told(interval, *words)} ({interval})" for part, interval in found.items())
 
 
 def found_configurations(results: Results, protocol: str) -> str:
     """One sentence on Controller against static over depths, ranks and rates, and on how far the Controller spreads."""
     statistics = Statistics(results, protocol)
-    found = {name: metrics.interval(values) for name, values in statistics.advantage_by_configuration().items()}
+    found = {name: intervals.interval(values) for name, values in statistics.advantage_by_configuration().items()}
     ahead = [name for name, interval in found.items() if interval.low > 0]
     behind = [name for name, interval in found.items() if interval.high < 0]
-    spread = metrics.interval(statistics.spread("controller")[""])
+    spread = intervals.interval(statistics.spread("controller")[""])
     return (f"`{protocol}`: of {len(found)} configurations the Controller is ahead in {len(ahead)} "
             f"({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}); over them the "
             f"Controller's largest minus its smallest loss is {spread}{_diverged(statistics)}.")
@@ -343,7 +344,7 @@ def found_interventions(results: Results, protocol: str) -> str:
 
 def found_converged(results: Results) -> str:
     """Which arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
-    table, training = metrics.arm_table(results), results.profile.training
+    table, training = tables.arm_table(results), results.profile.training
     budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. Where the "
               "rate decays (`corrected`) every curve's end is flat: it doesn't show that more training would change "
               "nothing. ")
@@ -352,7 +353,7 @@ def found_converged(results: Results) -> str:
         return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."
     if moving.empty:
         return budget + "No arm's held-out loss still moved by more than " \
-            f"{metrics.CONVERGED_SLOPE:g} nats per token over the last fifth of training."
+            f"{tables.CONVERGED_SLOPE:g} nats per token over the last fifth of training."
     names = [f"`{row.arm}` depth {row.depth} {row.protocol} ({row.last_slope:+.3f})" for row in moving.itertuples()]
     return (budget + "Still moving (next-token loss on held-out blocks over the last fifth, nats per token), so their "
             "comparisons hold for this budget only: " + ", ".join(names) + ".")

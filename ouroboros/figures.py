@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.container import ErrorbarContainer
 
-from . import arithmetic, metrics
+from . import arithmetic, intervals, metrics, tables
 from . import audit as audited
 from . import cost as counted
 from .experiment import Profile
@@ -103,7 +103,7 @@ def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None) -> Non
 
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
     """Loss against depth for some arms, between the full and the cut model."""
-    table = metrics.arm_table(results)
+    table = tables.arm_table(results)
     figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
     for protocol, axis in axes.items():
         part = table[table["protocol"] == protocol]
@@ -120,7 +120,7 @@ def losses_by_depth(results: Results, arms: tuple[str, ...]):
 
 def advantage(results: Results):
     """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
-    table = metrics.difference_table(results, "advantage_by_depth")
+    table = tables.difference_table(results, "advantage_by_depth")
     figure, axes = _axes_by_protocol(results, "static - Controller", "depth (recurrence steps)",
                                      "difference (nats per token)")
     for protocol, axis in axes.items():
@@ -134,7 +134,7 @@ def advantage(results: Results):
 
 def training_curves(results: Results, arms: tuple[str, ...], depth: int):
     """Held-out next-token loss during training, mean over seeds, at one depth."""
-    curves = metrics.curves(results)
+    curves = tables.curves(results)
     figure, axes = _axes_by_protocol(results, f"training, depth {depth}", "update",
                                      "held-out loss, t+1 (nats per token)")
     for protocol, axis in axes.items():
@@ -153,7 +153,7 @@ def base_curve(run: Run | None):
     axis.set(title="pretraining of the base" if run else "the base was not pretrained here", xlabel="tokens",
              ylabel="loss, t+1 (nats per token)")
     for split, colour, marker in (("heldout", "#0072B2", "o"), ("dev", "#D55E00", "s")) if run else ():
-        part = metrics.curve(run, split, "loss_t+1")
+        part = tables.curve(run, split, "loss_t+1")
         axis.plot(part["tokens"], part["value"], label=split, color=colour, marker=marker)
         axis.legend()
     return figure
@@ -162,7 +162,7 @@ def base_curve(run: Run | None):
 def _parts(axis, parts: dict, arm: str, label: str) -> None:
     """The intervals of a statistic whose parts end in a number, against that number."""
     rows = [{"depth": int(name.split()[-1]), "loss": i.mean, "loss_low": i.low, "loss_high": i.high}
-            for name, i in ((name, metrics.t_interval(values.values())) for name, values in parts.items())]
+            for name, i in ((name, intervals.t_interval(values.values())) for name, values in parts.items())]
     _points(axis, pd.DataFrame(rows), arm, label)
 
 
@@ -201,7 +201,7 @@ def interventions(results: Results):
 
 def steps(results: Results, depth: int):
     """How much each recurrence step changes the state, relative to the state before it."""
-    table = metrics.steps_table(results, depth)
+    table = tables.steps_table(results, depth)
     figure, axes = _axes_by_protocol(results, f"change by step, depth {depth}", "recurrence step",
                                      "|new state - state| / |state|")
     for protocol, axis in axes.items():
@@ -218,7 +218,7 @@ def steps(results: Results, depth: int):
 
 def gate_opening(results: Results, depth: int):
     """How far the Controller's gate opens at some recurrence steps, over training."""
-    table = metrics.gate_table(results, depth)
+    table = tables.gate_table(results, depth)
     figure, axes = _axes_by_protocol(results, f"gate of the Controller, depth {depth}", "update",
                                      "opening (share of the new state)")
     shown = sorted({1, 2, max(1, depth // 2), depth})
@@ -241,7 +241,7 @@ def audit(results: Results, quantity: str):
     for axis, column in zip(axes[0], audited.COLUMNS, strict=True):
         rows = table[table["column"] == column]
         shown = [(f"{row.switch}\nd{row.depth}", "controller" if row.switch != "all" else "full",
-                  metrics.Interval(row.effect, row.effect_low, row.effect_high, row.value_n))
+                  intervals.Interval(row.effect, row.effect_low, row.effect_high, row.value_n))
                  for row in rows.itertuples() if np.isfinite(row.effect)]
         _categories(axis, shown)
         unit = "" if "%" in quantity else " (nats per token)"
@@ -268,7 +268,7 @@ def cost(profiles: list[Profile]):
     return figure
 
 
-def _categories(axis, shown: list[tuple[str, str, metrics.Interval]]) -> None:
+def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
     """Intervals side by side, each (label, arm, interval); one without runs leaves its place empty."""
     axis.axhline(0, color="black", linewidth=0.8)
     for place, (label, arm, interval) in enumerate(shown):
@@ -282,8 +282,8 @@ def _categories(axis, shown: list[tuple[str, str, metrics.Interval]]) -> None:
         axis.tick_params(axis="x", rotation=60)
 
 
-def _intervals(parts: dict) -> dict[str, metrics.Interval]:
-    return {name: metrics.interval(values) for name, values in parts.items()}
+def _intervals(parts: dict) -> dict[str, intervals.Interval]:
+    return {name: intervals.interval(values) for name, values in parts.items()}
 
 
 def reach():
@@ -307,7 +307,7 @@ def gate(results: Results):
     figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        _categories(axis, [(f"{arm}\nd{depth}", arm, metrics.interval(statistics.against_cut(arm, depth)[""]))
+        _categories(axis, [(f"{arm}\nd{depth}", arm, intervals.interval(statistics.against_cut(arm, depth)[""]))
                            for arm, depth in shown])
     return figure
 
@@ -320,7 +320,7 @@ def overview(results: Results):
     figure.set_size_inches(7.0, 3.8)
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        found = [(arm, metrics.interval(statistics.against_cut(arm)[""])) for arm in arms]
+        found = [(arm, intervals.interval(statistics.against_cut(arm)[""])) for arm in arms]
         _categories(axis, [(arm, arm, interval) for arm, interval in found if interval.n])
     return figure
 
@@ -358,7 +358,7 @@ def coda(results: Results):
 
 def instead(results: Results):
     """Loss minus the cut model's against trained parameters and against the FLOPs of a token."""
-    table = metrics.instead_table(results)
+    table = tables.instead_table(results)
     figure, axes = plt.subplots(1, 2, sharey=True)
     figure.set_size_inches(7.0, 3.6)
     for axis, column in zip(axes, ("trained parameters", "forward (MFLOP a token)"), strict=True):

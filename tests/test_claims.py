@@ -6,7 +6,7 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros import claims, metrics
+from ouroboros import claims, intervals, metrics, tables
 from ouroboros.claims import judge
 from ouroboros.experiment import RunSpec, load_profile
 from ouroboros.metrics import Statistics
@@ -125,7 +125,7 @@ def test_one_part_among_several_fails_a_claim_only_after_holm(tmp_path):
         return {"full": 2.0, "cut": 6.0}.get(arm, 4.0 + (lead + wobble[seed] if arm == "static" else 0))
 
     results = results_of(tmp_path, loss)
-    first = metrics.t_interval(Statistics(results, "corrected").advantage(1)[""].values())
+    first = intervals.t_interval(Statistics(results, "corrected").advantage(1)[""].values())
     assert first.high < 0 and 0.0125 < first.p < 0.05, first
     judged = judge(LEDGER["ahead"], results, "corrected")
     assert judged.verdict == "undecided" and "at: depth 1, depth 4" in judged.why
@@ -218,7 +218,7 @@ def test_a_sentence_on_one_seed_takes_no_side(tmp_path):
 def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
     found = claims.found_converged(results)
     assert "No arm's" in found and "200 updates of 1024 tokens" in found
-    slope = metrics.last_slope(results.runs["none-d1-released-s0"])
+    slope = tables.last_slope(results.runs["none-d1-released-s0"])
     monkeypatch.setattr(metrics, "CONVERGED_SLOPE", 0.9 * abs(slope))
     found = claims.found_converged(results)
     assert "Still moving" in found and f"`controller` depth 1 released ({slope:+.3f})" in found

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import write
 
-from ouroboros import figures, metrics
+from ouroboros import figures, metrics, tables
 
 ARMS = ("controller", "static", "none")
 FIGURES = {
@@ -86,7 +86,7 @@ def test_the_sidecar_names_the_logs_and_pictures_by_hash(results, tmp_path):
 
 def test_the_sidecar_holds_what_was_plotted_intervals_too(results, tmp_path):
     data = sidecar(figures.advantage(results), results, tmp_path)
-    table = metrics.difference_table(results, "advantage_by_depth").query("protocol == 'corrected'")
+    table = tables.difference_table(results, "advantage_by_depth").query("protocol == 'corrected'")
     line = data["plotted"][1]
     assert line["axes"] == 1 and line["x"] == [1, 4, 8, 16]
     assert line["y"] == pytest.approx(table["difference"].tolist(), rel=1e-5)

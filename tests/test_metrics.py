@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import loss, write, write_run
 
-from ouroboros import metrics
+from ouroboros import intervals, metrics, tables
 from ouroboros.errors import InputError
 from ouroboros.experiment import RunSpec, load_profile
-from ouroboros.metrics import Statistics, block_bootstrap, t_interval
+from ouroboros.intervals import block_bootstrap, t_interval
+from ouroboros.metrics import Statistics
 
 SEEDS = load_profile("tiny").matrix.seeds
 
@@ -72,7 +73,7 @@ def test_the_p_value_is_scipys_paired_t(values):
 
 def test_fiellers_interval_worked_by_hand():
     """x = 1, 2, 3 and y = 4, 5, 6: means 2 and 5, all (co)variances of the means 1/3, t(2) = 4.3027."""
-    found = metrics.fieller(metrics.Ratio({0: 1, 1: 2, 2: 3}, {0: 4, 1: 5, 2: 6}))
+    found = intervals.fieller(intervals.Ratio({0: 1, 1: 2, 2: 3}, {0: 4, 1: 5, 2: 6}))
     assert (found.mean, found.low, found.high, found.n) == pytest.approx((40, -19.24, 59.91, 3), abs=0.01)
 
 
@@ -80,7 +81,7 @@ def test_fiellers_interval_worked_by_hand():
        .filter(lambda v: min(np.std(v, axis=0)) > 1e-3))
 def test_at_the_ends_of_fiellers_interval_the_t_test_just_rejects(pairs):
     x, y = np.array(pairs).T
-    found = metrics.fieller(metrics.Ratio(dict(enumerate(x)), dict(enumerate(y))))
+    found = intervals.fieller(intervals.Ratio(dict(enumerate(x)), dict(enumerate(y))))
     for end in (found.low, found.high):
         edge = t_interval(x - end / 100 * y)
         assert min(abs(edge.low), abs(edge.high)) < 1e-6 * (1 + abs(end))
@@ -94,7 +95,7 @@ def test_fiellers_interval_covers_95_percent(n):
     for _ in range(2000):
         y = generator.normal(5, 0.5, n)
         x = 0.3 * y + generator.normal(0, 0.5, n)  # paired: what a seed does to one it does to the other
-        found = metrics.fieller(metrics.Ratio(dict(enumerate(x)), dict(enumerate(y))))
+        found = intervals.fieller(intervals.Ratio(dict(enumerate(x)), dict(enumerate(y))))
         covered.append(found.low < 30 < found.high)
         defined += not math.isnan(found.mean)
     assert 0.93 < np.mean(covered) < 0.97 and defined > 1980
@@ -102,17 +103,17 @@ def test_fiellers_interval_covers_95_percent(n):
 
 def test_a_ratio_by_a_constant_is_the_t_interval_and_by_nothing_is_undefined():
     x = {0: 1.0, 1: 2.0, 2: 4.0}
-    by_two, plain = metrics.fieller(metrics.Ratio(x, dict.fromkeys(x, 2.0))), t_interval(x.values())
+    by_two, plain = intervals.fieller(intervals.Ratio(x, dict.fromkeys(x, 2.0))), t_interval(x.values())
     assert (by_two.low, by_two.high) == pytest.approx((50 * plain.low, 50 * plain.high))
-    nothing = metrics.fieller(metrics.Ratio(x, {0: -1.0, 1: 0.5, 2: 1.0}))
+    nothing = intervals.fieller(intervals.Ratio(x, {0: -1.0, 1: 0.5, 2: 1.0}))
     assert math.isnan(nothing.mean) and str(nothing) == "undefined: the gap's interval touches 0 (n = 3)"
-    assert metrics.fieller(metrics.Ratio({0: 1.0}, {0: 2.0})).mean == 50
-    assert str(metrics.fieller(metrics.Ratio({}, {}))) == "no runs"
+    assert intervals.fieller(intervals.Ratio({0: 1.0}, {0: 2.0})).mean == 50
+    assert str(intervals.fieller(intervals.Ratio({}, {}))) == "no runs"
 
 
 def test_holm_worked_by_hand():
-    assert metrics.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    adjusted = metrics.holm({"a": 0.5, "b": math.nan, "c": 0.9})
+    assert intervals.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    adjusted = intervals.holm({"a": 0.5, "b": math.nan, "c": 0.9})
     assert math.isnan(adjusted["b"]) and (adjusted["a"], adjusted["c"]) == (1.0, 1.0)
 
 
@@ -136,7 +137,7 @@ def test_statistics_are_paired_by_seed(results):
     statistics = Statistics(results, "corrected")
     assert only(statistics.advantage(4)) == pytest.approx({s: 0.25 + 0.004 * s for s in SEEDS})
     assert only(statistics.against_cut("controller", 4)) == pytest.approx(dict.fromkeys(SEEDS, -2))
-    recovered = metrics.interval(only(statistics.recovery("controller")))
+    recovered = intervals.interval(only(statistics.recovery("controller")))
     assert (recovered.low, recovered.mean, recovered.high) == pytest.approx((50, 50, 50)) and recovered.n == len(SEEDS)
     assert only(statistics.reduction("static", 1))[0] == pytest.approx(100 / 6)
     assert list(statistics.advantage_by_depth()) == ["depth 1", "depth 4", "depth 8", "depth 16"]
@@ -164,31 +165,31 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
         write_run(tmp_path, profile, RunSpec("static", 8, 2, "corrected", seed), 4.125)
     runs = metrics.load("tiny", tmp_path).runs
     results = metrics.Results(profile, runs, metrics.cells(profile, runs))
-    statistics, table = Statistics(results, "corrected"), metrics.arm_table(results)
+    statistics, table = Statistics(results, "corrected"), tables.arm_table(results)
     assert only(statistics.loss("controller", 8))[0] == pytest.approx(4.0)
     by_rank = statistics.advantage_by_rank()
     assert list(by_rank) == ["rank 2", "rank 8", "rank 16"]
     assert by_rank["rank 2"] == pytest.approx(dict.fromkeys(range(3), 3.125)) and by_rank["rank 16"] == {}
     row = table.query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
     assert len(row) == 1 and row["loss"].item() == pytest.approx(4 + 0.01 * np.mean(SEEDS))
-    curve = metrics.curves(results).query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
+    curve = tables.curves(results).query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
     assert (curve["n"] == len(SEEDS)).all()
 
 
 def test_what_each_part_buys_is_the_arm_without_it_minus_the_arm_with_it(results):
     statistics = Statistics(results, "corrected")
-    bought = {name: metrics.interval(values).mean for name, values in statistics.bought(4).items()}
+    bought = {name: intervals.interval(values).mean for name, values in statistics.bought(4).items()}
     wobble = 0.004  # of static: 0.001 a seed and depth, mean over the seeds that have all parts
     assert bought == {"step norms, to the gate": pytest.approx(0.3), "gate, to the step norms": pytest.approx(1.2),
                       "static, to both": pytest.approx(1.25 - 2 * wobble),
                       "Controller, to both": pytest.approx(1.5)}
-    ladder = {name: metrics.interval(values).mean for name, values in statistics.ladder(4).items()}
+    ladder = {name: intervals.interval(values).mean for name, values in statistics.ladder(4).items()}
     assert list(ladder) == list(metrics.LADDER) and ladder["gate and step norms"] == pytest.approx(-0.5)
     assert set(Statistics(results, "released").ladder(4)["gate alone"]) == set()
 
 
 def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(results):
-    table = metrics.instead_table(results).set_index(["arm", "depth"])
+    table = tables.instead_table(results).set_index(["arm", "depth"])
     lora, controller = table.xs("lora").iloc[0], table.loc[("controller", 8)]
     assert lora["arm - cut"] == pytest.approx(-2.5) and lora["gap recovery (%)"] == pytest.approx(62.5)
     assert abs(lora["trained parameters"] / controller["trained parameters"] - 1) < 0.03
@@ -196,7 +197,7 @@ def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(resul
     fitted, linear = (table.xs(arm).iloc[0] for arm in ("linear_fit", "linear"))
     assert fitted["forward (MFLOP a token)"] == linear["forward (MFLOP a token)"] < lora["forward (MFLOP a token)"]
     behind = Statistics(results, "corrected").instead_minus_controller()
-    assert {arm: metrics.interval(values).mean for arm, values in behind.items()} == {
+    assert {arm: intervals.interval(values).mean for arm, values in behind.items()} == {
         "lora": pytest.approx(-0.5), "lora_layer": pytest.approx(-1), "linear_fit": pytest.approx(1),
         "linear": pytest.approx(0.5)}
 
@@ -218,14 +219,14 @@ def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its
 
 def test_one_run_is_as_sure_as_its_blocks_and_seeds_are_another_matter(results):
     """Blocks that all differ by the same amount from the cut model's leave no doubt about it; the seeds do."""
-    table = metrics.one_run_table(results).set_index("arm")
+    table = tables.one_run_table(results).set_index("arm")
     row = table.loc["static"]
     assert row["arm - cut"] == row["over blocks, low"] == row["over blocks, high"] == pytest.approx(-1.875)
     assert row["seeds"] == 5 and row["over seeds, low"] < row["mean over seeds"] < row["over seeds, high"]
 
 
 def test_the_gates_opening_is_told_by_update_and_step(results):
-    table = metrics.gate_table(results, 8).query("protocol == 'corrected'")
+    table = tables.gate_table(results, 8).query("protocol == 'corrected'")
     assert (table["n"] == len(SEEDS)).all() and set(table["step"]) == set(range(1, 9))
     first, last = (table[table["update"] == update].set_index("step")["gate_open"] for update in (0, 200))
     assert first[3] == pytest.approx(0.02) and last[3] == pytest.approx(0.52)  # not the last row, of more blocks
@@ -265,14 +266,14 @@ def test_what_a_run_logs_of_itself(results):
 
 
 def test_the_tables_of_steps_and_of_the_modulation(results):
-    table = metrics.steps_table(results, 16)
+    table = tables.steps_table(results, 16)
     row = table.query("protocol == 'corrected' and arm == 'none' and step == 3").iloc[0]
     found = row["gate_open"], row["change"], row["state_norm"], row["change_n"]
     assert found == pytest.approx((0.3, 1 / 3, 2, len(SEEDS)))
     assert table.groupby(["protocol", "arm"]).size().eq(16).all()
     none = metrics.Results(results.profile, {}, metrics.cells(results.profile, {}))
-    assert list(metrics.steps_table(none, 16)) == ["protocol", "arm", "step"]  # a table without rows can be read again
-    table = metrics.modulation_table(results, 8)
+    assert list(tables.steps_table(none, 16)) == ["protocol", "arm", "step"]  # a table without rows can be read again
+    table = tables.modulation_table(results, 8)
     found = table.query("protocol == 'released' and projection == 'up_proj'").set_index("arm")["over_inputs"]
     assert found.to_dict() == {"controller": 0.5, "static": 0.0} and len(table) == 2 * 2 * 7
 
@@ -284,7 +285,7 @@ def test_rows_that_are_one_run_say_so(results):
     released = cells[(cells["protocol"] == "released") & (cells["arm"] == "controller")]
     assert released["shared"].all() and released.groupby("seed")["run"].nunique().eq(1).all()
     assert not cells[(cells["protocol"] == "corrected") | cells["arm"].isin(["static", "none"])]["shared"].any()
-    table = metrics.arm_table(results)
+    table = tables.arm_table(results)
     assert table[(table["protocol"] == "released") & (table["arm"] == "controller")]["shared"].all()
 
 
@@ -294,7 +295,7 @@ def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
     status = results.cells["status"]
     assert set(status) == {"finished", "missing", "diverged"}
     assert results.cells[status != "finished"]["loss"].isna().all()
-    row = metrics.arm_table(results).query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[0]
+    row = tables.arm_table(results).query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[0]
     assert (row["n"], row["diverged"], row["loss"]) == (1, 1, pytest.approx(loss("none", 4, "corrected", 0)))
     assert math.isnan(row["loss_low"])
     statistics = Statistics(results, "corrected")
@@ -319,17 +320,17 @@ def test_a_log_without_a_row_that_is_read_is_refused(tmp_path):
 
 def test_the_slope_is_of_the_last_fifth(results):
     run = results.runs["none-d4-corrected-s0"]
-    points = metrics.curve(run, "heldout", "loss_t+1")
+    points = tables.curve(run, "heldout", "loss_t+1")
     assert points["update"].is_unique and len(points) == results.profile.evaluation.points
     late = points[points["update"] >= 160]["value"].tolist()  # of 200 updates
-    assert metrics.last_slope(run) == pytest.approx(late[-1] - late[0])
-    table = metrics.arm_table(results)
+    assert tables.last_slope(run) == pytest.approx(late[-1] - late[0])
+    table = tables.arm_table(results)
     assert np.allclose(table["last_slope"].dropna(), late[-1] - late[0])
-    assert table[table["arm"] == "none"]["converged"].eq(abs(late[-1] - late[0]) <= metrics.CONVERGED_SLOPE).all()
+    assert table[table["arm"] == "none"]["converged"].eq(abs(late[-1] - late[0]) <= tables.CONVERGED_SLOPE).all()
 
 
 def test_curves_are_means_over_finished_seeds(results):
-    curves = metrics.curves(results)
+    curves = tables.curves(results)
     last = curves.query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[-1]
     assert last["n"] == len(SEEDS)
     assert last["value"] == pytest.approx(5.5 + 0.01 * np.mean(SEEDS) + math.exp(-5))
@@ -338,7 +339,7 @@ def test_curves_are_means_over_finished_seeds(results):
 # ------------------------------------------------------------------------------------------------------------- base
 
 def test_the_base_table_orders_full_trigram_cut(root, results):
-    table = metrics.base_table(metrics.base_run(results.profile, root)).set_index("quantity")
+    table = tables.base_table(metrics.base_run(results.profile, root)).set_index("quantity")
     assert (table["loss_low"] < table["loss"]).all() and (table["loss"] < table["loss_high"]).all()
     assert table.loc["cut - full", "loss"] == pytest.approx(1, abs=0.05)
     # document by document: the difference is known better than either loss
@@ -348,7 +349,7 @@ def test_the_base_table_orders_full_trigram_cut(root, results):
 
 def test_a_base_that_was_fetched_has_an_empty_table(tmp_path, results):
     assert metrics.base_run(results.profile, tmp_path) is None
-    assert metrics.base_table(None).empty
+    assert tables.base_table(None).empty
 
 
 def test_analysis_never_imports_torch():

@@ -1,0 +1,232 @@
+"""The tables: statistics with their intervals as frames, one function a table. Never imports torch."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from . import cost
+from .experiment import ARMS, PROJECTIONS, Profile
+from .intervals import Interval, Ratio, block_bootstrap, fieller, holm, interval, t_interval
+from .metrics import Results, Statistics, last_value
+from .runlog import Run
+
+LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
+CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
+
+
+def _base_cells(results: Results) -> pd.DataFrame:
+    """The rows at the base rank and the chosen rate."""
+    cells = results.cells
+    return cells[(cells["rank"].fillna(results.profile.rank) == results.profile.rank) & (cells["level"] == "")]
+
+
+def arm_table(results: Results) -> pd.DataFrame:
+    """Per protocol, arm and depth: loss, held-out loss, loss reduction and gap recovery over seeds; convergence."""
+    rows = []
+    groups = _base_cells(results).groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
+    for (protocol, arm, depth), group in groups:
+        depth = None if pd.isna(depth) else int(depth)
+        statistics = Statistics(results, protocol)
+        row = {"protocol": protocol, "arm": arm, "depth": depth, "n": int((group["status"] == "finished").sum()),
+               "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
+        row |= columns("loss", t_interval(group["loss"]))
+        row |= columns("heldout", t_interval(group["heldout"]))
+        if ARMS[arm].fit != "none":
+            row |= columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
+            row |= columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
+        if ARMS[arm].trained:
+            slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
+            row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
+            row["converged"] = bool(slopes) and abs(row["last_slope"]) <= CONVERGED_SLOPE
+        rows.append(row)
+    return pd.DataFrame(rows).astype({"depth": "Int64"})
+
+
+def difference_table(results: Results, statistic: str, gap: str | None = "loss", **arguments) -> pd.DataFrame:
+    """A statistic's parts under each protocol: mean, low, high and n in nats per token and in percent of the gap
+    between cut and full in column `gap` of the cells (None: not); p-values after Holm over the parts; and how many of
+    the runs behind all parts of a protocol diverged, so have no loss."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        statistics = Statistics(results, protocol)
+        parts = getattr(statistics, statistic)(**arguments)
+        intervals = {part: interval(values) for part, values in parts.items()}
+        adjusted = holm({part: found.p for part, found in intervals.items()})
+        for part, values in parts.items():
+            row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
+            row |= {"p (Holm)": adjusted[part], "diverged": len(statistics.diverged)}
+            if gap:
+                share = fieller(Ratio(values, statistics.gap(gap)))
+                row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def steps_table(results: Results, depth: int) -> pd.DataFrame:
+    """Of each protocol, arm and recurrence step of the runs at one depth, at the end: gate opening, norm of the state,
+    its relative change; means over seeds, with intervals."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        statistics = Statistics(results, protocol)
+        for arm in ("controller", "static", "none"):
+            seen = {name: list(statistics.logged(arm, depth, f"steps/{name}").values())
+                    for name in ("gate_open", "state_norm", "change")}
+            for step in range(max(map(len, seen["change"]), default=0)):
+                row = {"protocol": protocol, "arm": arm, "step": step + 1}
+                for name, by_seed in seen.items():  # a seed whose drawn depths never reached the step has no value
+                    row |= columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
+                rows.append(row)
+    return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["protocol", "arm", "step"])
+
+
+def gate_table(results: Results, depth: int) -> pd.DataFrame:
+    """How far the Controller's gate opens at each recurrence step, over training, at one depth: means over tokens and
+    seeds, by protocol, update and step."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        for run in Statistics(results, protocol).runs_of("controller", depth):
+            log = run.log[(run.log["split"] == "heldout") & (run.log["metric"] == "steps/gate_open")]
+            for row in log.drop_duplicates("update").itertuples():
+                rows += [{"protocol": protocol, "update": row.update, "step": step, "gate_open": value}
+                         for step, value in enumerate(row.value, 1)]
+    columns = ["protocol", "update", "step"]
+    frame = pd.DataFrame(rows, columns=[*columns, "gate_open"])
+    return frame.groupby(columns, sort=False)["gate_open"].agg(gate_open="mean", n="count").reset_index()
+
+
+def modulation_table(results: Results, depth: int) -> pd.DataFrame:
+    """Of each protocol, arm and projection at one depth: root mean square of m, of its standard deviation over tokens
+    and of the mean vector's over steps, and the norm of the update relative to W; means over steps and seeds."""
+    rows = []
+    for protocol in results.profile.matrix.protocols:
+        statistics = Statistics(results, protocol)
+        for arm in ("controller", "static"):
+            for projection in PROJECTIONS:
+                row = {"protocol": protocol, "arm": arm, "projection": projection}
+                for name in ("size", "over_inputs", "over_steps", "update"):
+                    values = statistics.logged(arm, depth, f"modulation/{name}/{projection}").values()
+                    row |= columns(name, t_interval(map(np.mean, values)))
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def instead_table(results: Results) -> pd.DataFrame:
+    """What one would do instead, beside the loop at each depth, `corrected`: trained parameters, FLOPs of a token
+    forward and of a whole run, loss minus the cut model's in nats per token and in percent of the gap."""
+    statistics, profile, rows = Statistics(results, "corrected"), results.profile, []
+    loops = [(arm, depth) for arm in ("none", "static", "controller") for depth in profile.matrix.depths]
+    for arm, depth in [("full", None), *((arm, None) for arm in profile.matrix.instead), *loops]:
+        counted, by_seed = cost.Cost.of(profile, arm), statistics.against_cut(arm, depth)[""]
+        row = {"arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
+               "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
+               "training (TFLOP a run)": _training_flops(profile, arm, depth) / 1e12}
+        share = fieller(Ratio({seed: -value for seed, value in by_seed.items()}, statistics.gap()))
+        rows.append(row | columns("arm - cut", t_interval(by_seed.values())) | {
+            "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
+    return pd.DataFrame(rows).astype({"depth": "Int64"})
+
+
+def _training_flops(profile: Profile, arm: str, depth: int | None) -> float:
+    """FLOPs of what a run learns from: its updates, or a closed form's passes through the full model."""
+    counted, block = cost.Cost.of(profile, arm), profile.training.block
+    tokens = profile.training.updates * profile.training.tokens_per_update
+    if ARMS[arm].trained:
+        return tokens * counted.training(depth or 1, block)
+    return tokens * cost.Cost.of(profile, "full").forward(1, block) if ARMS[arm].fit != "none" else 0.0
+
+
+def one_run_table(results: Results) -> pd.DataFrame:
+    """How sure one run is of itself, `corrected`, base depth, first seed: arm minus cut on the held-out blocks, its
+    interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
+    statistics, seed, rows = Statistics(results, "corrected"), results.profile.matrix.seeds[0], []
+    for arm in ("controller", "static", "none"):
+        runs = [run for name in (arm, "cut") for run in statistics.runs_of(name) if run.manifest["seed"] == seed]
+        if len(runs) < 2:
+            continue
+        one, cut = (np.array(last_value(run, "heldout", "block_losses_t+1")) for run in runs)
+        within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
+        over = t_interval(statistics.split_against_cut(arm, results.profile.depth)["heldout"].values())
+        rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
+                     "over blocks, low": within.low, "over blocks, high": within.high,
+                     "mean over seeds": over.mean, "over seeds, low": over.low, "over seeds, high": over.high,
+                     "seeds": over.n})
+    return pd.DataFrame(rows)
+
+
+def search_table(results: Results) -> pd.DataFrame:
+    """The learning-rate search: dev loss of every arm (rows) at every rate (columns), and the best rate."""
+    rows = []
+    for spec in results.profile.search_runs():
+        if run := results.runs.get(spec.id):
+            finished = run.manifest["status"] == "finished"
+            dev = last_value(run, "dev", "loss_t+1") if finished else math.nan
+            rows.append({"arm": spec.arm, "rate": spec.rate, "dev": dev})
+    if not rows:
+        return pd.DataFrame(columns=["arm", "best rate", "at the grid's end"])
+    frame = pd.DataFrame(rows)
+    table = frame.pivot(index="arm", columns="rate", values="dev").reindex(frame["arm"].drop_duplicates())
+    best = table.idxmin(axis=1)
+    diverged = frame[frame["dev"].isna()].groupby("arm")["rate"].agg(lambda rates: " ".join(f"{r:g}" for r in rates))
+    table.columns = [f"dev loss at {rate:g}" for rate in table.columns]
+    ends = frame.groupby("arm")["rate"].agg(["min", "max"]).reindex(table.index)
+    return table.assign(**{"best rate": best, "at the grid's end": best.eq(ends["min"]) | best.eq(ends["max"]),
+                           "diverged at": diverged.reindex(table.index).fillna("")}).reset_index()
+
+
+def columns(name: str, found: Interval) -> dict:
+    """An interval as fields of a table's row."""
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}
+
+
+def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
+    """update, tokens and value of one metric over a run.
+
+    The last update is scored twice, last on more blocks: the curve keeps the first, on the blocks of its other points.
+    """
+    rows = run.log[(run.log["split"] == split) & (run.log["metric"] == metric)].drop_duplicates("update")
+    return rows[["update", "tokens", "value"]].astype({"value": float}).reset_index(drop=True)
+
+
+def curves(results: Results, split: str = "heldout", metric: str = "loss_t+1") -> pd.DataFrame:
+    """Mean over seeds of a metric at each evaluation: protocol, arm, depth, update, value, n."""
+    parts = []
+    cells = _base_cells(results)
+    for row in cells[cells["status"] == "finished"].itertuples():
+        if ARMS[row.arm].trained:
+            part = curve(results.runs[row.run], split, metric)
+            parts.append(part.assign(protocol=row.protocol, arm=row.arm, depth=row.depth))
+    if not parts:
+        return pd.DataFrame(columns=["protocol", "arm", "depth", "update", "value", "n"])
+    keys = ["protocol", "arm", "depth", "update"]
+    return pd.concat(parts).groupby(keys, sort=False)["value"].agg(value="mean", n="count").reset_index()
+
+
+def last_slope(run: Run) -> float:
+    """Change of the held-out next-token loss over the last fifth of the updates, nats per token.
+
+    Taken on held-out blocks, always the same ones: the training loss, on new blocks at each update, is too noisy.
+    """
+    losses = curve(run, "heldout", "loss_t+1")
+    losses = losses[losses["update"] >= losses["update"].max() * (1 - LAST_SHARE)]
+    if len(losses) < 2:
+        return math.nan
+    slope = np.polyfit(losses["update"], losses["value"], 1)[0]
+    return float(slope * (losses["update"].max() - losses["update"].min()))
+
+
+def base_table(run: Run | None) -> pd.DataFrame:
+    """The base on held-out documents: itself, cut, a trigram model, and the differences; block bootstrap intervals."""
+    if run is None:
+        return pd.DataFrame(columns=["quantity", "documents", "loss", "loss_low", "loss_high"])
+    sizes = last_value(run, "heldout", "document_tokens")
+    losses = {name: np.array(last_value(run, "heldout", f"document_losses_{name}"))
+              for name in ("full", "cut", "3gram")}
+    quantities = {"full base": losses["full"], "cut base": losses["cut"], "trigram": losses["3gram"],
+                  "cut - full": losses["cut"] - losses["full"], "trigram - full": losses["3gram"] - losses["full"]}
+    rows = []
+    for name, sums in quantities.items():
+        interval = block_bootstrap(sums, sizes, np.random.default_rng(0))
+        rows.append({"quantity": name, "documents": interval.n} | {
+            "loss": interval.mean, "loss_low": interval.low, "loss_high": interval.high})
+    return pd.DataFrame(rows)
