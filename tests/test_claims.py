@@ -219,7 +219,7 @@ def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
     found = claims.found_converged(results)
     assert "No arm's" in found and "200 updates of 1024 tokens" in found
     slope = tables.last_slope(results.runs["none-d1-released-s0"])
-    monkeypatch.setattr(metrics, "CONVERGED_SLOPE", 0.9 * abs(slope))
+    monkeypatch.setattr(tables, "CONVERGED_SLOPE", 0.9 * abs(slope))
     found = claims.found_converged(results)
     assert "Still moving" in found and f"`controller` depth 1 released ({slope:+.3f})" in found
     write(tmp_path, "smoke")  # evaluated at 0, 4 and 8 updates: one point in the last fifth
