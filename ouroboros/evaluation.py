@@ -117,9 +117,9 @@ def first_half_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, other_
     return losses
 
 
-def apart(blocks: np.ndarray) -> np.ndarray:
+def apart(blocks: np.ndarray, batch: int = GIVEN_DEPTH_BATCH) -> np.ndarray:
     """The blocks in an order in which those of one batch lie far from each other, so in different documents."""
-    stride = -(-len(blocks) // GIVEN_DEPTH_BATCH)
+    stride = -(-len(blocks) // batch)
     return np.concatenate([blocks[start::stride] for start in range(stride)])
 
 

@@ -15,7 +15,7 @@ A run is a folder `results/<profile>/runs/<run id>/`; the base's, `results/<prof
     depths, and `loss_t+1/as_trained`, `/other_sequence`, `/corpus_mean`, `/step_mean` of a run with a Controller
     (`evaluation.intervened`), and `/first_half`, `/first_half/other_future` (`evaluation.first_half_losses`);
   - at the last update: split `model`, metrics `max_modulation` (largest |m| met on held-out text), `gate_open` (mean of
-    sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed).
+    sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed, of those of steps that ran).
 - `manifest.json`, written last: a folder without one is an interrupted run. `MANIFEST_FIELDS` says what it holds;
   `rows` and `log_sha256` seal the log.
 """
@@ -31,11 +31,11 @@ import pandas as pd
 
 from .errors import InputError
 
-FORMAT = 3
+FORMAT = 4
 # Format 1, before 2026-11-25: every run was scored on `dev` and, during training, on `foreign`, none on `train`; drawn
 # depths went on from one token set to the next.
-# Format 2: a run with a Controller has no `first_half` rows.
-READABLE = (1, 2, 3)
+# Format 2: a run with a Controller has no `first_half` rows. Format 3: `moved/` counts rows of unused steps.
+READABLE = (1, 2, 3, 4)
 ROW_FIELDS = {"update": int, "tokens": int, "split": str, "metric": str, "value": (int, float, list)}
 MANIFEST_FIELDS = {
     "format": int, "run": str, "profile": str, "purpose": str, "seed": int, "config": dict, "commit": (str, type(None)),

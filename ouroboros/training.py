@@ -32,6 +32,7 @@ from .status import claim
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
 STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
+STEP_TABLES = ("step_norm.weight", "modulation.step.weight", "modulation.table")  # a row a recurrence step
 DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
@@ -127,8 +128,14 @@ def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, dep
 def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
     """(N, T + 2) tokens that a run trains on, in their order."""
     settings = profile.training
-    return corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
-                         switches(spec.protocol)["packing"], spec.seed)
+    blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
+                           switches(spec.protocol)["packing"], spec.seed)
+    return evaluation.apart(blocks, settings.micro_batch) if _reads_others(spec) else blocks
+
+
+def _reads_others(spec: RunSpec) -> bool:
+    """Whether a sequence's neighbours in its batch must be of other documents, or they would tell of it."""
+    return ARMS[spec.arm].modulation == "controller_other"
 
 
 def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
@@ -223,6 +230,9 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     for split, tokens_of_split in sets.items():
         with evaluation.Watch(model) as watch:
             depths = evaluation.Depths(spec.depth, spec.seed)
+            if _reads_others(spec):
+                batch = profile.training.micro_batch if depths.drawn else evaluation.GIVEN_DEPTH_BATCH
+                tokens_of_split = evaluation.apart(tokens_of_split, batch)
             losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch,
                                              scored)
         _check_finite([losses[target] for target in scored])
@@ -341,7 +351,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
     if not accelerator.is_main_process:
         return
     if status == "finished":
-        _describe(model, before, log, update, update * profile.training.tokens_per_update)
+        _describe(model, spec, before, log, update, update * profile.training.tokens_per_update)
     log.finish({
         "format": FORMAT, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
@@ -354,11 +364,13 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
     checkpoint.unlink(missing_ok=True)
 
 
-def _describe(model, before: dict[str, torch.Tensor], log: RunLog, update: int, tokens: int) -> None:
+def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], log: RunLog, update: int, tokens: int) -> None:
     """Log how much of each trained tensor moved, and how far the gate's bias opens it."""
     parameters = dict(model.named_parameters())
+    ran = max(evaluation.DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth  # steps that ever ran
     for name, start in before.items():
-        moved = (parameters[name].detach() != start).double().mean().item()
+        of_steps = ran if name.removeprefix("recurrence.") in STEP_TABLES else None  # the rest only decays
+        moved = (parameters[name].detach()[:of_steps] != start[:of_steps]).double().mean().item()
         log.row(update, tokens, "model", f"moved/{name}", moved)
     if getattr(getattr(model, "recurrence", None), "gate", None) is not None:
         opening = torch.sigmoid(model.recurrence.gate.linear.bias).mean().item()

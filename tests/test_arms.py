@@ -7,6 +7,7 @@ from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros import arms, training
+from ouroboros.corpus import prepare
 from ouroboros.cost import Cost
 from ouroboros.errors import InputError
 from ouroboros.experiment import ARMS, RunSpec, SplitConfig, parse_profile
@@ -153,3 +154,20 @@ def test_every_arm_makes_a_run(arm, profile, root):
     assert moved.max() > 0.9
     last = run.log[run.log["metric"] == "loss_t+1"].iloc[-1]
     assert last["update"] == profile.training.updates and last["tokens"] == 6 * 128
+
+
+def test_a_controller_that_reads_others_is_batched_with_distant_blocks(profile, root):
+    """Training text and scored text: the same blocks, no two neighbours in a batch."""
+    corpus = prepare(profile, root)
+    plain, other = (training.training_blocks(RunSpec(arm, 2, 4, "corrected", 0), profile, corpus)
+                    for arm in ("controller", "controller_other"))
+    assert sorted(map(tuple, plain)) == sorted(map(tuple, other))
+    place = {tuple(block): index for index, block in enumerate(plain)}
+    pairs = other.reshape(-1, 2, other.shape[1])
+    assert all(abs(place[tuple(a)] - place[tuple(b)]) == len(plain) // 2 for a, b in pairs)
+
+
+def test_what_moves_is_asked_of_the_steps_that_ran(profile, root):
+    log = read_run(training.execute(profile, "static-d2-r4-corrected-s0", root, progress=False)).log
+    moved = log[log["metric"].str.startswith("moved/")].set_index("metric")["value"]
+    assert moved["moved/recurrence.modulation.table"] == 1  # the other six of eight rows stay zero

@@ -64,7 +64,7 @@ def test_a_truncated_or_edited_log_is_refused(folder, change):
 
 
 @pytest.mark.parametrize("changes, said", [
-    ({"format": 4}, "field 'format': 4 is unknown; this version reads 1, 2, 3"),
+    ({"format": 5}, "field 'format': 5 is unknown; this version reads 1, 2, 3, 4"),
     ({"status": "fine"}, "field 'status': 'fine' is unknown"),
     ({"seed": ...}, "field 'seed' is missing"),
     ({"clean": "yes"}, "field 'clean': 'yes' is of the wrong type"),
