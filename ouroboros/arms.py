@@ -3,6 +3,7 @@
 Shapes: B batch, T positions, d width.
 """
 
+import copy
 from collections.abc import Iterable
 
 import numpy as np
@@ -55,10 +56,13 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
         layers[place] = MappedLayer(layers[place], model.config.hidden_size).to(model.device)
+    if arm.coda and not arm.loops:
+        model = copy.deepcopy(model).float()  # weights that are trained aren't the base's
+    kept = model.base if arm.loops else model
     if arm.lora != "none":
-        _add_lora(model.base if arm.loops else model, Cost.of(profile, spec.arm, spec.rank).lora_ranks)
+        _add_lora(kept, Cost.of(profile, spec.arm, spec.rank).lora_ranks)
     if arm.coda:
-        model.base.model.layers[profile.split.prelude + 1:].requires_grad_(True)
+        kept.model.layers[profile.split.prelude + 1:].requires_grad_(True)
     if not arm.loops:
         model.config.use_cache = False  # a cache would be filled in training too
     return model

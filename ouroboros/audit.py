@@ -38,7 +38,10 @@ def quantities(statistics: Statistics, depth: int) -> dict[str, BySeed | Ratio]:
 
 
 def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> intervals.Interval:
-    """What flipping does to a quantity, paired by seed; of a ratio, in each seed's own ratio."""
+    """What flipping does to a quantity, paired by seed; of a ratio, in each seed's own, where both are defined."""
+    if any(isinstance(part, Ratio) and math.isnan(interval(part).mean) for part in (with_, without)):
+        return intervals.NOTHING
+
     def values(part) -> BySeed:
         if not isinstance(part, Ratio):
             return part
@@ -179,6 +182,9 @@ def _words(table: pd.DataFrame, column: str, quantity: str, depth: int) -> list[
     rows = table[(table["column"] == column) & (table["quantity"] == quantity) & (table["depth"] == depth)]
     told = []
     for row in rows[rows["switch"] != "none"].itertuples():
+        if math.isnan(row.effect):
+            told.append(f"`{row.switch}` (undefined)")
+            continue
         bounds = "one seed, no interval" if math.isnan(row.effect_low) else \
             f"{row.effect_low:+.3g} to {row.effect_high:+.3g}"
         told.append(f"`{row.switch}` {row.effect:+.3g} ({bounds})")
@@ -194,7 +200,8 @@ def found_switches(results: Results, quantity: str) -> list[str]:
             start = rows[rows["switch"] == "none"]["value"]
             words = _words(table, column, quantity, depth)
             if len(start) and words:
-                lines.append(f"`{column}`, depth {depth}: {quantity} is {start.iloc[0]:.4g}; flipped alone, "
+                value = "undefined" if math.isnan(start.iloc[0]) else f"{start.iloc[0]:.4g}"
+                lines.append(f"`{column}`, depth {depth}: {quantity} is {value}; flipped alone, "
                              + ", ".join(words) + ".")
     return lines or [f"`{results.profile.name}`: no run of the audit is there yet."]
 
@@ -210,6 +217,7 @@ def summary(results: Results) -> pd.DataFrame:
     """One row a switch: what it does to each headline number, in both columns, at each depth; nothing is left out."""
     table = switch_table(results)
     table = table[table["quantity"].isin(HEADLINES) & (table["switch"] != "none")]
+    table = table[table["effect"].notna()]
     told = [f"{row.effect:+.3g}" + ("" if math.isnan(row.effect_low) else
                                     f" [{row.effect_low:+.3g}, {row.effect_high:+.3g}]") for row in table.itertuples()]
     table = table.assign(told=told, where=[f"{row.quantity}, {row.column}, depth {row.depth}"

@@ -3,9 +3,11 @@
 `claims.yaml` holds what is reported and the rule by which each claim is judged; nothing measured stands in it.
 """
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -64,6 +66,8 @@ def judge(claim: dict, results: Results, protocol: str) -> Judged:
     by_part = getattr(statistics, measure.pop("statistic"))(**measure)
     parts = {name: intervals.interval(values) for name, values in by_part.items()}
     verdict, why = _verdict(claim, parts, statistics)
+    if statistics.diverged and verdict in ("holds", "fails") and claim["rule"] in ("positive", "negative"):
+        verdict, why = _with_diverged(claim, results, protocol, verdict, why)
     note = claim.get("notes", {}).get(protocol)
     return Judged(parts, verdict, why + (f"; {note}" if note else "") + _diverged(statistics))
 
@@ -73,26 +77,43 @@ def _diverged(statistics: Statistics) -> str:
     return f"; diverged, so in no mean: {', '.join(f'`{name}`' for name in names)}" if names else ""
 
 
+def _with_diverged(claim: dict, results: Results, protocol: str, verdict: str, why: str) -> tuple[str, str]:
+    """A verdict of the runs that are left stands if the diverged ones, as endless losses, say the same."""
+    measure = dict(claim["measure"])
+    with np.errstate(invalid="ignore"):
+        parts = getattr(Statistics(results, protocol, endless=True), measure.pop("statistic"))(**measure)
+    claimed = 1 if claim["rule"] == "positive" else -1
+    signs = {claimed * math.copysign(1, value) for values in parts.values() for value in values.values()
+             if math.isinf(value)}
+    expected = 1 if verdict == "holds" else -1
+    if signs <= {expected}:
+        return verdict, why
+    return "undecided", f"{why}, but a diverged run, which has no loss, says otherwise"
+
+
 def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) -> tuple[str, str]:
     rule, results, protocol = claim["rule"], statistics.results, statistics.protocol
     if any(interval.n == 0 for interval in parts.values()):
         if statistics.diverged:
             return "undecided", "a part has no finished run"
         return "no runs", "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
-    if rule == "value":
-        if results.profile.name != REPORTED_SCALE:
-            return "not testable at this scale", "an absolute value of the paper's own model"
-        ends = claim["reported"] if isinstance(claim["reported"], list) else [claim["reported"]]
-        low, high = min(ends), max(ends)
-        return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
-                             "the reported value")
+    if rule == "value" and results.profile.name != REPORTED_SCALE:
+        return "not testable at this scale", "an absolute value of the paper's own model"
     if switches(protocol).get(claim.get("by_construction")) == "drawn":
         return "by construction", "this protocol draws the depth itself, so all depths are one run"
     if any(interval.n == 1 for interval in parts.values()):
         return "undecided", "one seed has no interval"
+    if rule == "value":
+        ends = claim["reported"] if isinstance(claim["reported"], list) else [claim["reported"]]
+        low, high = min(ends) - _half_a_digit(ends), max(ends) + _half_a_digit(ends)
+        return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
+                             "an interval that meets the reported value")
     if rule == "small":
-        gained = Statistics(results, protocol).against_cut("controller", results.profile.matrix.depths[0])[""]
-        bound = SMALL_SHARE * abs(t_interval(gained.values()).mean)
+        gained = t_interval(Statistics(results, protocol).against_cut("controller",
+                                                                      results.profile.matrix.depths[0])[""].values())
+        if not gained.high < 0:
+            return "not applicable", "the Controller isn't told to lower the loss, so no share of that can be small"
+        bound = SMALL_SHARE * -gained.mean
         return _by_intervals(parts, lambda i: -bound < i.low and i.high < bound,
                              lambda i: i.high < -bound or bound < i.low, f"+-{bound:.3g} around 0")
     sign = 1 if rule == "positive" else -1
@@ -104,6 +125,11 @@ def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) ->
                          "above 0" if sign == 1 else "below 0")
 
 
+def _half_a_digit(numbers: list[float]) -> float:
+    """Half of the last digit that was reported."""
+    return 0.5 * 10.0 ** -max(len(f"{number!r}".partition(".")[2]) for number in numbers)
+
+
 def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
     """holds: every part does; fails: one part's whole interval contradicts; undecided: between."""
     failing = [name for name, interval in parts.items() if fails(interval)]
@@ -112,7 +138,10 @@ def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
     if failing:
         return "fails", f"claimed {claimed}; the whole interval contradicts it{at}"
     if open_:
-        return "undecided", f"claimed {claimed}; the interval leaves it open{at}"
+        alone = [name for name in open_ if parts[name].p >= 1 - intervals.LEVEL and (parts[name].low > 0 or
+                                                                                    parts[name].high < 0)]
+        before = f"; before Holm's correction it is contradicted at: {', '.join(alone)}" if alone else ""
+        return "undecided", f"claimed {claimed}; the interval leaves it open{at}{before}"
     return "holds", f"claimed {claimed}; " + ("the interval lies there" if len(parts) == 1 else "every interval does")
 
 
@@ -148,8 +177,9 @@ def markdown(results: Results) -> str:
             f"{mark}Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from "
             "their sources (A: the paper's abstract, R: README of the release), recomputed ones follow from other "
             "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
-            "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. The rules "
-            "are in `ouroboros/claims.yaml`, written before the runs.\n\n"
+            "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. Under "
+            f"`corrected` an arm trains at one rate, the best on `dev` at depth {results.profile.search.depth} with a "
+            "spare seed. The rules are in `ouroboros/claims.yaml`, written before the runs.\n\n"
             + ledger(results).to_markdown(index=False) + "\n")
 
 
@@ -200,7 +230,7 @@ def meaning(results: Results) -> list[str]:
              + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "."]
     if alternatives:
         best = min(alternatives, key=alternatives.get)
-        lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}) "
+        lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}; the lowest of {len(alternatives)}) "
                      + told(statistics.instead()[best], AGAINST_CUT) + " and "
                      + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
     lines.append("**Is it the input?** Shown another sequence's state, "
@@ -211,6 +241,7 @@ def meaning(results: Results) -> list[str]:
     gate, norms = statistics.ladder(depth)["gate alone"], statistics.bought(depth)["step norms, to the gate"]
     lines.append(f"**Which part?** A loop with the gate alone {told(gate, AGAINST_CUT)}; adding step norms to it "
                  f"{told(norms, BUYS)}.")
+    lines[-1] += _diverged(statistics)
     return lines
 
 
@@ -271,7 +302,7 @@ def found_splits(results: Results, protocol: str) -> str:
 
 
 INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
-           "linear": "trained linear maps"}
+           "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained"}
 BUYS = ("lowers the loss", "raises the loss", "can't be told to do either")
 AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", "can't be told from the Controller")
 
@@ -286,12 +317,15 @@ def found_configurations(results: Results, protocol: str) -> str:
     """One sentence on Controller against static over depths, ranks and rates, and on how far the Controller spreads."""
     statistics = Statistics(results, protocol)
     found = {name: intervals.interval(values) for name, values in statistics.advantage_by_configuration().items()}
+    found = {name: interval for name, interval in found.items() if interval.n > 1}
     ahead = [name for name, interval in found.items() if interval.low > 0]
     behind = [name for name, interval in found.items() if interval.high < 0]
     spread = intervals.interval(statistics.spread("controller")[""])
-    return (f"`{protocol}`: of {len(found)} configurations the Controller is ahead in {len(ahead)} "
-            f"({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}); over them the "
-            f"Controller's largest minus its smallest loss is {spread}{_diverged(statistics)}.")
+    if switches(protocol)["depth"] == "drawn":
+        spread = "0, since they are one run"
+    return (f"`{protocol}`: of {len(found)} configurations with two seeds or more the Controller is ahead in "
+            f"{len(ahead)} ({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}); "
+            f"over them the Controller's largest minus its smallest loss is {spread}{_diverged(statistics)}.")
 
 
 def found_parts(results: Results, depth: int) -> str:
@@ -325,7 +359,8 @@ def found_coda(results: Results) -> str:
             + _each(statistics.coda(results.profile.depth), AGAINST_CUT, "`{}`".format) + _diverged(statistics) + ".")
 
 
-NEEDED = ("the loss rises, so what it sees matters", "the loss falls", "the loss can't be told to move")
+NEEDED = ("the loss rises, so the trained model relies on what it sees", "the loss falls",
+          "the loss can't be told to move")
 
 
 def found_interventions(results: Results, protocol: str) -> str:
@@ -345,9 +380,8 @@ def found_interventions(results: Results, protocol: str) -> str:
 def found_converged(results: Results) -> str:
     """Which arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
     table, training = tables.arm_table(results), results.profile.training
-    budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. Where the "
-              "rate decays (`corrected`) every curve's end is flat: it doesn't show that more training would change "
-              "nothing. ")
+    budget = (f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. A flat end "
+              "under a rate that has decayed doesn't show that more training would change nothing. ")
     moving = table[table["converged"].eq(False) & table["last_slope"].notna()]
     if table["last_slope"].isna().all():
         return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."
@@ -355,5 +389,6 @@ def found_converged(results: Results) -> str:
         return budget + "No arm's held-out loss still moved by more than " \
             f"{tables.CONVERGED_SLOPE:g} nats per token over the last fifth of training."
     names = [f"`{row.arm}` depth {row.depth} {row.protocol} ({row.last_slope:+.3f})" for row in moving.itertuples()]
-    return (budget + "Still moving (next-token loss on held-out blocks over the last fifth, nats per token), so their "
+    return (budget + "Still moving (next-token loss on held-out blocks over the last fifth, nats per token, of "
+            "the least settled seed; under a protocol that trains on another target that loss may rise), so their "
             "comparisons hold for this budget only: " + ", ".join(names) + ".")

@@ -197,11 +197,19 @@ class Cost:
         elif arm.middle == "maps":
             backward += layer - shape.width**2 * 2
         else:
-            backward += (self.layers - self.split.coda) * layer - untold
-            backward -= 2 * self.lora_ranks[0] * sum(i for _, i in first.values())
+            reached = self._reached()
+            backward += (reached - self.split.coda) * layer
+            if arm.lora != "none":  # a norm that is trained needs the gradient of what it puts out
+                backward -= untold + 2 * self.lora_ranks[-reached] * sum(i for _, i in first.values())
         if arm.coda:
             backward += self.split.coda * 2 * sum(o * i for o, i in shape.projections.values())
         return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
+
+    def _reached(self) -> int:
+        """Layers that a backward pass goes through, of an arm without a loop."""
+        if self.parts.middle == "maps":
+            return self.split.coda + 1
+        return self.layers if self.parts.lora == "kept" else self.split.coda
 
     def _loop_backward(self, depth: int, layer: int, untold: int, read: int) -> int:
         """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `untold`
@@ -226,8 +234,7 @@ class Cost:
         layer = 2 * d * FLOAT32 + size * (2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate)
         ends = d * FLOAT32 + self._read(dtype)
         if not arm.loops:
-            reached = self.layers if arm.lora == "kept" else self.layers - self.split.prelude
-            return reached * layer + ends + (2 * d * FLOAT32 if arm.middle == "maps" else 0)
+            return self._reached() * layer + ends + (2 * d * FLOAT32 if arm.middle == "maps" else 0)
         step = layer + 2 * d * FLOAT32 * arm.step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * arm.gate
         if arm.modulated:
             step += 7 * self.rank * size

@@ -71,6 +71,8 @@ ARMS = {
     "lora_layer": Arm("two", lora="kept"),
     "linear_fit": Arm("maps", fit="least squares"),
     "linear": Arm("maps"),
+    "cut_coda_lora": Arm("one", lora="coda"),
+    "cut_coda_full": Arm("one", coda=True),
 }
 CORE = ("full", "cut", "controller", "static", "none")
 

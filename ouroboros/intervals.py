@@ -1,6 +1,7 @@
 """Intervals over seeds and over blocks, of means and of ratios; p-values of a family. Never imports torch."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -29,7 +30,7 @@ class Interval:
         if self.n == 0:
             return "no runs"
         if math.isnan(self.mean):
-            return f"undefined: the gap's interval touches 0 (n = {self.n})"
+            return f"undefined: the gap isn't told to be above 0 (n = {self.n})"
         if self.n == 1:
             return f"{self.mean:.4g} (n = 1, no interval)"
         if self.high - self.low < 1e-9:  # of an evaluation that no seed enters, an interval would feign certainty
@@ -68,13 +69,14 @@ class Ratio:
 
     numerator: BySeed
     denominator: BySeed
+    told: bool = True  # whether the denominator can be told from 0 at all
 
 
 def fieller(ratio: Ratio) -> Interval:
     """Fieller's (1954) interval of a ratio of paired means, in percent.
 
     A mean of each seed's own ratio would be biased, and its interval too short, where the denominator varies. Undefined
-    (NaN) where the denominator's own interval touches 0: then the ratio's is no interval. No p: judge the numerator.
+    (NaN) where the denominator isn't told to be above 0: then the ratio's is no interval. No p: judge the numerator.
     """
     seeds = [seed for seed in ratio.numerator if seed in ratio.denominator]
     x = np.array([ratio.numerator[seed] for seed in seeds], dtype=float)
@@ -82,6 +84,8 @@ def fieller(ratio: Ratio) -> Interval:
     n = len(seeds)
     if n == 0:
         return NOTHING
+    if not ratio.told or y.mean() <= 0:
+        return Interval(math.nan, math.nan, math.nan, n)
     if n == 1:
         return Interval(100 * x[0] / y[0], math.nan, math.nan, 1)
     (xx, xy), (_, yy) = np.cov(x, y) / n  # of the means
@@ -91,6 +95,15 @@ def fieller(ratio: Ratio) -> Interval:
         return Interval(math.nan, math.nan, math.nan, n)
     root = math.sqrt(max(b**2 - a * c, 0.0))
     return Interval(100 * top / bottom, 100 * (b - root) / a, 100 * (b + root) / a, n)
+
+
+def above_zero(larger: np.ndarray, smaller: np.ndarray, paired: bool) -> bool:
+    """Whether the mean of some blocks lies above that of others, by Student's (paired) or Welch's 95 % interval."""
+    with warnings.catch_warnings():  # blocks that all differ alike have no variance
+        warnings.simplefilter("ignore", RuntimeWarning)
+        test = stats.ttest_rel(larger, smaller) if paired else stats.ttest_ind(larger, smaller, equal_var=False)
+        low = test.confidence_interval(LEVEL).low
+    return bool(low > 0 if math.isfinite(low) else np.mean(larger) > np.mean(smaller))
 
 
 def interval(part: BySeed | Ratio) -> Interval:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from .errors import InputError
 from .experiment import ARMS, Profile, load_profile, switches
-from .intervals import BySeed, Ratio
+from .intervals import BySeed, Ratio, above_zero
 from .runlog import Run, read_run, read_runs
 
 CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
@@ -55,17 +55,18 @@ def last_value(run: Run, split: str, metric: str, default=None):
     return rows["value"].iloc[-1]
 
 
-def headline(run: Run, arm: str, protocol: str) -> float:
-    """The loss that a protocol reports for an arm (AUDIT `target`, `evaluation`, `reference`)."""
+def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
+    """The block losses, (blocks,), whose mean a protocol reports for an arm (AUDIT `target`, `evaluation`,
+    `reference`)."""
     setting = switches(protocol)
     if arm == "full" and setting["reference"] == "short":
-        return last_value(run, "reference", "loss_t+1")
+        return np.array(last_value(run, "reference", "block_losses_t+1"))
     if setting["evaluation"] == "splits":
-        return last_value(run, "heldout", f"loss_{setting['target']}")
+        return np.array(last_value(run, "heldout", f"block_losses_{setting['target']}"))
     losses = last_value(run, "stream", f"block_losses_{setting['target']}")
     if arm == "cut":
         losses = losses[:CUT_STREAM_BATCHES * run.manifest["config"]["training"]["micro_batch"]]
-    return float(np.mean(losses))
+    return np.array(losses)
 
 
 def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
@@ -85,7 +86,7 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
                "level": cell.level or "", "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1),
                "status": status, "loss": math.nan} | dict.fromkeys(SPLITS, math.nan)
         if status == "finished":
-            row["loss"] = headline(run, cell.arm, cell.protocol)
+            row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
             row |= {split: last_value(run, split, "loss_t+1") for split in ("heldout", "foreign")}
             # logs of before 2026-11-25 have no new text of the training split
@@ -123,11 +124,12 @@ def _minus(a: BySeed, b: BySeed) -> BySeed:
 class Statistics:
     """The quantities that claims are about, under one protocol; each returns {part: {seed: value}}.
 
-    `diverged` collects the runs that were asked for and have no loss because they diverged: no mean hides them.
+    `diverged` collects the runs that were asked for and have no loss because they diverged: no mean hides them. With
+    `endless` such a run's loss is infinite.
     """
 
-    def __init__(self, results: Results, protocol: str):
-        self.results, self.protocol = results, protocol
+    def __init__(self, results: Results, protocol: str, endless: bool = False):
+        self.results, self.protocol, self.endless = results, protocol, endless
         self.depths = results.profile.matrix.depths
         self.diverged: set[str] = set()
 
@@ -144,7 +146,9 @@ class Statistics:
                 level: str = "") -> BySeed:
         rows = self._rows(arm, depth, rank, level)
         self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
-        rows = rows[np.isfinite(rows[column])]
+        if self.endless:
+            rows = rows.assign(**{column: rows[column].mask(rows["status"] == "diverged", math.inf)})
+        rows = rows[rows[column].notna()]
         return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
 
     def runs_of(self, arm: str, depth: int | None = None) -> list[Run]:
@@ -165,9 +169,23 @@ class Statistics:
         """What cutting costs, cut - full: as the protocol reports it, or in next-token loss on a split."""
         return _minus(self._losses("cut", column=column), self._losses("full", column=column))
 
+    def share(self, values: BySeed, column: str = "loss") -> Ratio:
+        """A quantity in percent of the gap; undefined where the blocks that were read leave open whether there is one
+        (no seed enters full or cut, so seeds can't tell)."""
+        runs = [run for arm in ("full", "cut") for run in self.runs_of(arm)[:1]]
+        if len(runs) < 2:
+            return Ratio(values, self.gap(column))
+        if column == "loss":
+            full, cut = (read_blocks(run, arm, self.protocol) for run, arm in zip(runs, ("full", "cut"), strict=True))
+        else:
+            full, cut = (np.array(last_value(run, column, "block_losses_t+1")) for run in runs)
+        setting = switches(self.protocol)
+        same = column != "loss" or (setting["evaluation"], setting["reference"]) == ("splits", "same")
+        return Ratio(values, self.gap(column), above_zero(cut, full, same))
+
     def recovery(self, arm: str, depth: int | None = None) -> dict[str, Ratio]:
         """Gap recovery, (L17 - Lc) / (L17 - L36), in percent."""
-        return {"": Ratio(_minus(self._losses("cut"), self._losses(arm, depth)), self.gap())}
+        return {"": self.share(_minus(self._losses("cut"), self._losses(arm, depth)))}
 
     def against_cut(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
         return {"": _minus(self._losses(arm, depth), self._losses("cut"))}
@@ -266,8 +284,11 @@ class Statistics:
 
     def coda(self, depth: int) -> dict[str, BySeed]:
         """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole, at one depth."""
-        return {f"{arm}{suffix}": self.against_cut(f"{arm}{suffix}", depth)[""]
-                for arm in ("controller", "static", "none") for suffix in ("", "_coda_lora", "_coda_full")}
+        matrix = self.results.profile.matrix
+        names = [f"{arm}{suffix}" for arm in ("controller", "static", "none", "cut")
+                 for suffix in ("", "_coda_lora", "_coda_full")]
+        return {name: self.against_cut(name, depth)[""] for name in names
+                if name in (*matrix.parts, *matrix.instead, "controller", "static", "none")}
 
     def instead(self) -> dict[str, BySeed]:
         """Loss minus the cut model's of what one would do instead of looping."""

@@ -7,7 +7,7 @@ import pandas as pd
 
 from . import cost
 from .experiment import ARMS, PROJECTIONS, Profile
-from .intervals import Interval, Ratio, block_bootstrap, fieller, holm, interval, t_interval
+from .intervals import Interval, block_bootstrap, fieller, holm, interval, t_interval
 from .metrics import Results, Statistics, last_value
 from .runlog import Run
 
@@ -37,8 +37,8 @@ def arm_table(results: Results) -> pd.DataFrame:
             row |= columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
         if ARMS[arm].trained:
             slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
-            row["last_slope"] = float(np.mean(slopes)) if slopes else math.nan
-            row["converged"] = bool(slopes) and abs(row["last_slope"]) <= CONVERGED_SLOPE
+            row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
+            row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
@@ -57,7 +57,7 @@ def difference_table(results: Results, statistic: str, gap: str | None = "loss",
             row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
             row |= {"p (Holm)": adjusted[part], "diverged": len(statistics.diverged)}
             if gap:
-                share = fieller(Ratio(values, statistics.gap(gap)))
+                share = fieller(statistics.share(values, gap))
                 row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -121,7 +121,7 @@ def instead_table(results: Results) -> pd.DataFrame:
         row = {"arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
                "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
                "training (TFLOP a run)": _training_flops(profile, arm, depth) / 1e12}
-        share = fieller(Ratio({seed: -value for seed, value in by_seed.items()}, statistics.gap()))
+        share = fieller(statistics.share({seed: -value for seed, value in by_seed.items()}))
         rows.append(row | columns("arm - cut", t_interval(by_seed.values())) | {
             "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
     return pd.DataFrame(rows).astype({"depth": "Int64"})

@@ -20,7 +20,7 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
             "controller_nogate_nonorm": 7.0, "static_wide": 4.4, "controller_blind": 4.3, "controller_other": 4.3,
             "lora": 3.5,
             "lora_layer": 3.0, "linear_fit": 5.0, "linear": 4.5}
-    for arm_, coda in itertools.product(("controller", "static", "none"), ("lora", "full")):
+    for arm_, coda in itertools.product(("controller", "static", "none", "cut"), ("lora", "full")):
         base[f"{arm_}_coda_{coda}"] = base[arm_] and base[arm_] - (0.5 if coda == "lora" else 1.0)
     base = base[arm]
     return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)

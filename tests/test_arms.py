@@ -16,7 +16,8 @@ from ouroboros.surgery import cut_layers
 
 IDS = torch.arange(40).view(2, 20)
 ADAPTED = [name for name, arm in ARMS.items() if arm.lora == "kept" or arm.middle == "maps"]
-CODA = [name for name, arm in ARMS.items() if arm.coda or arm.lora == "coda"]
+CODA = [name for name, arm in ARMS.items() if arm.loops and (arm.coda or arm.lora == "coda")]
+CUT_CODA = ["cut_coda_lora", "cut_coda_full"]
 
 
 @pytest.fixture
@@ -47,7 +48,7 @@ def stir(model) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
-@pytest.mark.parametrize("arm", ADAPTED)
+@pytest.mark.parametrize("arm", [*ADAPTED, *CUT_CODA])
 def test_without_a_loop_an_arm_starts_as_its_kept_layers_and_leaves_the_base_alone(arm, profile, base):
     kept, whole = cut_layers(base, profile.split, ARMS[arm].middle == "two"), logits(base)
     model, weights = built(arm, profile, base), {name: p.clone() for name, p in base.named_parameters()}
@@ -90,9 +91,15 @@ def test_with_its_coda_trained_an_arm_starts_as_with_a_frozen_one_and_trains_not
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
+@pytest.mark.parametrize("arm", CUT_CODA)
+def test_of_the_cut_model_too_the_coda_alone_is_trained(arm, profile, base):
+    names = trained(built(arm, profile, base))
+    assert names and all(name.startswith("model.layers.2.") for name in names)
+
+
 def test_a_coda_that_is_trained_is_float32_on_a_base_in_half_precision(profile, base):
     base = base.to(torch.bfloat16)
-    for arm in ("controller_coda_full", "controller_coda_lora", "lora", "linear"):
+    for arm in ("controller_coda_full", "controller_coda_lora", "lora", "linear", *CUT_CODA):
         model = built(arm, profile, base)
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, arm
         model(IDS, use_cache=False).logits.float().mean().backward()
@@ -142,7 +149,7 @@ def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profil
         assert (ones.T @ error).abs().max() < 1e-3 * (ones.T @ wanted).abs().max()
 
 
-@pytest.mark.parametrize("arm", [*ADAPTED, "controller_coda_full", "static_coda_lora", "static_wide",
+@pytest.mark.parametrize("arm", [*ADAPTED, "cut_coda_full", "controller_coda_full", "static_coda_lora", "static_wide",
                                  "controller_blind"])
 def test_every_arm_makes_a_run(arm, profile, root):
     spec = next(spec for spec in profile.runs() if spec.arm == arm)

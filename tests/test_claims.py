@@ -158,6 +158,36 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
     assert "diverged" not in claims.found_gate(all_, "released")
 
 
+def test_a_diverged_run_can_only_confirm_a_verdict(tmp_path):
+    """As an endless loss: without the gate it says 'worse than cut' too, as the claim does; it can't say 'better'."""
+    lost = ["controller_nogate-d4-r8-corrected-s0"]
+    worse = results_of(tmp_path / "worse", diverged=lost)
+    assert judge(LEDGER["gate_essential"], worse, "corrected").verdict == "holds"
+
+    def better(arm, depth, protocol, seed):
+        return {"full": 2.0, "cut": 6.0}.get(arm, 5.0) + 0.01 * seed
+
+    judged = judge(LEDGER["gate_essential"], results_of(tmp_path / "better", better, diverged=lost), "corrected")
+    assert judged.verdict == "undecided" and "a diverged run, which has no loss, says otherwise" in judged.why
+    assert judge(LEDGER["gate_essential"], results_of(tmp_path / "none", better), "corrected").verdict == "fails"
+
+
+def test_small_is_a_share_of_what_is_gained_and_nothing_is_no_gain(tmp_path):
+    def worse(arm, depth, protocol, seed):
+        return {"full": 2.0, "cut": 6.0}.get(arm, 7.0) + 0.01 * seed
+
+    assert judge(LEDGER["flat"], results_of(tmp_path, worse), "corrected").verdict == "not applicable"
+
+
+def test_a_reported_value_is_meant_to_its_last_digit(results):
+    paper = metrics.Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
+    mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS  # 2.02, the same in no two seeds
+    steady = paper.cells.assign(loss=paper.cells["loss"].where(paper.cells["arm"] != "full", mean + 0.004))
+    paper = metrics.Results(paper.profile, paper.runs, steady)
+    assert judge(LEDGER["L36"] | {"reported": 2.02}, paper, "corrected").verdict == "holds"
+    assert judge(LEDGER["L36"] | {"reported": 2.0201}, paper, "corrected").verdict == "fails"
+
+
 # ------------------------------------------------------------------------------------------------------------ ledger
 
 def test_the_ledger_has_a_row_a_claim_and_protocol(results):
