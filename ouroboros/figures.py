@@ -30,7 +30,7 @@ COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static
            "linear": "#E69F00"}
 MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^", "controller_nogate": "v",
            "controller_nogate_nonorm": "D", "lora": "P", "linear": "X"}
-STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.spines.top": False,
+STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
 plt.rcParams.update(STYLE)
@@ -278,8 +278,9 @@ def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
                           linestyle="none", **_style(arm))
     axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
     axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
-    if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 60:  # characters that fit side by side
-        axis.tick_params(axis="x", rotation=60)
+    if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 40:  # characters that fit side by side
+        axis.set_xticks(range(len(shown)), [label.replace("\n", " ") for label, _, _ in shown], rotation=45, ha="right",
+                        rotation_mode="anchor", fontsize=7)
 
 
 def _intervals(parts: dict) -> dict[str, intervals.Interval]:
@@ -361,7 +362,8 @@ def instead(results: Results):
     table = tables.instead_table(results)
     figure, axes = plt.subplots(1, 2, sharey=True)
     figure.set_size_inches(7.0, 3.6)
-    for axis, column in zip(axes, ("trained parameters", "forward (MFLOP a token)"), strict=True):
+    for axis, column, what in zip(axes, ("trained parameters", "forward (MFLOP a token)"), ("parameters", "FLOPs"),
+                                  strict=True):
         axis.axhline(0, color=COLOURS["cut"], linestyle="--")
         for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
             bars = np.nan_to_num(np.array([rows["arm - cut"] - rows["arm - cut_low"],
@@ -369,7 +371,7 @@ def instead(results: Results):
             hollow = {"markerfacecolor": "none"} if arm not in COLOURS else {}
             axis.errorbar(rows[column], rows["arm - cut"], yerr=bars, label=arm, capsize=3, linestyle="none",
                           **_style(arm), **hollow)
-        axis.set(title="instead of the removed layers (corrected)", xlabel=column)
+        axis.set(title=f"against {what} (corrected)", xlabel=column)
     axes[0].set_ylabel("arm - cut (nats per token)")
     axes[1].legend(fontsize=7)
     return figure
