@@ -102,7 +102,8 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, out: Pat
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
-                                       progress_bar=False, log_output=False)
+                                       progress_bar=False, log_output=False,
+                                       extra_arguments=["--IPKernelApp.log_level=40"])  # errors alone
     except papermill.PapermillExecutionError as error:
         raise InputError(f"{notebook.name}: a cell failed with {error.ename}: {error.evalue}; open the notebook to see "
                          "where") from None
