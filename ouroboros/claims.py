@@ -17,6 +17,7 @@ from .intervals import Interval, t_interval
 from .metrics import Results, Statistics
 
 FILE = Path(__file__).parent / "claims.yaml"
+FEWEST = 3  # seeds: the interval of two rests on one difference
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
 REPORTED_SCALE = "paper"
 SMOKE = "**smoke: not a result.** "
@@ -103,6 +104,8 @@ def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) ->
         return "by construction", "this protocol draws the depth itself, so all depths are one run"
     if any(interval.n == 1 for interval in parts.values()):
         return "undecided", "one seed has no interval"
+    if any(interval.n < FEWEST for interval in parts.values()):
+        return "undecided", f"fewer than {FEWEST} seeds finished"
     if rule == "value":
         ends = claim["reported"] if isinstance(claim["reported"], list) else [claim["reported"]]
         low, high = min(ends) - _half_a_digit(ends), max(ends) + _half_a_digit(ends)
@@ -172,6 +175,7 @@ def markdown(results: Results) -> str:
     """The whole of claims.md."""
     made = results.cells["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
+    counts += f" (of {results.cells['run'].nunique()} runs; some are shown in several rows)"
     mark = SMOKE if results.profile.name == "smoke" else ""
     return (f"# Claims at profile `{results.profile.name}`\n\n"
             f"{mark}Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from "
@@ -179,7 +183,8 @@ def markdown(results: Results) -> str:
             "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
             "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. Under "
             f"`corrected` an arm trains at one rate, the best on `dev` at depth {results.profile.search.depth} with a "
-            "spare seed. The rules are in `ouroboros/claims.yaml`, written before the runs.\n\n"
+            "spare seed. The rules are in `ouroboros/claims.yaml`, written before the runs but for what is dated "
+            "there.\n\n"
             + ledger(results).to_markdown(index=False) + "\n")
 
 
@@ -197,11 +202,12 @@ def summary(results: Results) -> str:
 def headline(results: Results) -> str:
     """README's first screen: what was found, each line generated from the ledger."""
     table, profile = ledger(results), results.profile.name
-    lines = [f"What was found at profile `{profile}` (verdicts by 95 % intervals; everything in [claims.md](results/"
-             f"{profile}/claims.md)):", "", summary(results), "",
+    lines = [f"What it means for someone who wants to use the method (profile `{profile}`, `corrected`, depth "
+             f"{results.profile.depth}, nats per token, 95 % intervals over n seeds):", "",
+             *(f"- {line}" for line in meaning(results)), "",
              f"![every arm minus the cut model](figures/{profile}/overview.png)", "",
-             f"What it means for someone who wants to use the method (`corrected`, depth {results.profile.depth}, nats "
-             "per token):", "", *(f"- {line}" for line in meaning(results)), "", "In numbers:", ""]
+             f"The paper's claims at this scale (why, and the rest, in [claims.md](results/{profile}/claims.md)):",
+             "", summary(results), "", "In numbers:", ""]
     for protocol in results.profile.matrix.protocols:
         lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
     drawn = [f"`{p}`" for p in results.profile.matrix.protocols if switches(p)["depth"] == "drawn"]
@@ -234,14 +240,20 @@ def meaning(results: Results) -> list[str]:
                      + told(statistics.instead()[best], AGAINST_CUT) + " and "
                      + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
     lines.append("**Is it the input?** Shown another sequence's state, "
-                 + told(statistics.interventions(depth)["other_sequence"], NEEDED)
-                 + "; static " + told(statistics.blind_minus_controller(depth)["static"], AGAINST_CONTROLLER)
-                 + ", the Controller reading a constant "
-                 + told(statistics.blind_minus_controller(depth)["controller_blind"], AGAINST_CONTROLLER) + ".")
+                 + told(statistics.interventions(depth)["other_sequence"], NEEDED) + ". Of arms that see nothing, "
+                 + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
     gate, norms = statistics.ladder(depth)["gate alone"], statistics.bought(depth)["step norms, to the gate"]
     lines.append(f"**Which part?** A loop with the gate alone {told(gate, AGAINST_CUT)}; adding step norms to it "
                  f"{told(norms, BUYS)}.")
-    lines[-1] += _diverged(statistics)
+    lines.append("**Is the gate needed?** Without it, step norms kept, "
+                 + _each(statistics.gate_by_arm(depth), ("is worse than with it", "is better than with it",
+                                                         "can't be told from with it"), "`{}`".format)
+                 + f"{_diverged(statistics)}.")
+    full, cut = (t_interval(intervals_of) for intervals_of in statistics.after_next().values())
+    lines.append("**Why does `released` say otherwise?** It trains and scores on the token after the next one, where "
+                 f"the full model has {full.mean:.3f} and the cut one {cut.mean:.3f} on held-out text, and sets the "
+                 "arms against a full model read on the next token of other texts: what is recovered there is no part "
+                 "of one gap.")
     return lines
 
 
@@ -301,6 +313,8 @@ def found_splits(results: Results, protocol: str) -> str:
     return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
 
 
+BLIND = {"static": "the table", "static_wide": "the wide table, of the Controller's size,",
+         "controller_blind": "the Controller reading a constant"}
 INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
            "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained"}
 BUYS = ("lowers the loss", "raises the loss", "can't be told to do either")
@@ -308,9 +322,14 @@ AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", 
 
 
 def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
-    """Each part of a statistic with the phrase that its interval allows."""
+    """Each part of a statistic with the phrase that its interval allows, after Holm over the parts."""
     found = {part: intervals.interval(values) for part, values in parts.items()}
-    return "; ".join(f"{name(part)} {_told(interval, *words)} ({interval})" for part, interval in found.items())
+    adjusted = intervals.holm({part: interval.p for part, interval in found.items()})
+
+    def phrase(part: str) -> str:
+        return words[2] if adjusted[part] >= 1 - intervals.LEVEL else _told(found[part], *words)
+
+    return "; ".join(f"{name(part)} {phrase(part)} ({found[part]})" for part in found)
 
 
 def found_configurations(results: Results, protocol: str) -> str:
@@ -321,6 +340,7 @@ def found_configurations(results: Results, protocol: str) -> str:
     ahead = [name for name, interval in found.items() if interval.low > 0]
     behind = [name for name, interval in found.items() if interval.high < 0]
     spread = intervals.interval(statistics.spread("controller")[""])
+    spread = "not measured, since some weren't run" if spread.n == 0 else spread
     if switches(protocol)["depth"] == "drawn":
         spread = "0, since they are one run"
     return (f"`{protocol}`: of {len(found)} configurations with two seeds or more the Controller is ahead in "
@@ -355,6 +375,8 @@ def found_instead(results: Results) -> str:
 def found_coda(results: Results) -> str:
     """One sentence on the loops with their coda trained."""
     statistics = Statistics(results, "corrected")
+    if not any("_coda_" in name for name in statistics.coda(results.profile.depth)):
+        return "`corrected`: this profile has no arm whose coda is trained."
     return (f"`corrected`, depth {results.profile.depth}: "
             + _each(statistics.coda(results.profile.depth), AGAINST_CUT, "`{}`".format) + _diverged(statistics) + ".")
 

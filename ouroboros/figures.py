@@ -184,7 +184,7 @@ def other_depths(results: Results):
 
 def interventions(results: Results):
     """What the Controller's held-out loss rises by when it sees something else, against depth."""
-    figure, axes = _axes_by_protocol(results, "the Controller sees something else", "depth (recurrence steps)",
+    figure, axes = _axes_by_protocol(results, "Controller shown something else", "depth (recurrence steps)",
                                      "rise of the loss (nats per token)")
     styles = dict(zip(metrics.INTERVENTIONS, ("controller", "static", "none"), strict=True))
     for protocol, axis in axes.items():
@@ -274,8 +274,9 @@ def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
     for place, (label, arm, interval) in enumerate(shown):
         if interval.n:
             half = np.nan_to_num(interval.high - interval.mean)
+            hollow = {"markerfacecolor": "none"} if interval.n < 3 else {}  # too few seeds to judge
             axis.errorbar([place], [interval.mean], yerr=[half], label=label.replace("\n", ", "), capsize=3,
-                          linestyle="none", **_style(arm))
+                          linestyle="none", **_style(arm), **hollow)
     axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
     axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
     if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 40:  # characters that fit side by side

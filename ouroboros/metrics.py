@@ -277,6 +277,10 @@ class Statistics:
         return {arm: _minus(self._losses(f"{arm}_nogate", depth), self._losses(arm, depth))
                 for arm in ("controller", "static", "none")}
 
+    def after_next(self) -> dict[str, list[float]]:
+        """Loss of the full and the cut model on the token after the next one, held-out text, a value a seed."""
+        return {arm: [last_value(run, "heldout", "loss_t+2") for run in self.runs_of(arm)] for arm in ("full", "cut")}
+
     def blind_minus_controller(self, depth: int) -> dict[str, BySeed]:
         """What is lost without the input, at one depth: a table, and two arms with the Controller's parameter count."""
         return {arm: _minus(self._losses(arm, depth), self._losses("controller", depth))

@@ -53,10 +53,10 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     table = audit.switch_table(found)
     trained = table[~table["quantity"].isin(("full", "cut"))]
     assert set(trained["switch"]) == {"none", "all", "evaluation", "reference"}  # these two read what is there
-    write(tmp_path / "tiny", "tiny")
-    none = metrics.load("tiny", tmp_path / "tiny")  # a profile without an audit
+    write(tmp_path, "paper")
+    none = metrics.load("paper", tmp_path)  # a profile without an audit
     assert audit.switch_table(none).empty and audit.summary(none).empty
-    assert audit.found_switches(none, "static - Controller") == ["`tiny`: no run of the audit is there yet."]
+    assert audit.found_switches(none, "static - Controller") == ["`paper`: no run of the audit is there yet."]
 
 
 def test_reading_alone_retrains_nothing(results):

@@ -159,17 +159,23 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
 
 
 def test_a_diverged_run_can_only_confirm_a_verdict(tmp_path):
-    """As an endless loss: without the gate it says 'worse than cut' too, as the claim does; it can't say 'better'."""
-    lost = ["controller_nogate-d4-r8-corrected-s0"]
-    worse = results_of(tmp_path / "worse", diverged=lost)
-    assert judge(LEDGER["gate_essential"], worse, "corrected").verdict == "holds"
+    """As an endless loss, a static run says 'Controller ahead', as the claim does; it can't say 'static ahead'."""
+    lost = ["static-d4-r8-corrected-s0"]
+    ahead = results_of(tmp_path / "ahead", diverged=lost)
+    assert judge(LEDGER["ahead"], ahead, "corrected").verdict == "holds"
 
-    def better(arm, depth, protocol, seed):
-        return {"full": 2.0, "cut": 6.0}.get(arm, 5.0) + 0.01 * seed
+    def behind(arm, depth, protocol, seed):
+        return {"full": 2.0, "cut": 6.0, "static": 4.0}.get(arm, 5.0) + 0.01 * seed * (arm == "static")
 
-    judged = judge(LEDGER["gate_essential"], results_of(tmp_path / "better", better, diverged=lost), "corrected")
+    judged = judge(LEDGER["ahead"], results_of(tmp_path / "behind", behind, diverged=lost), "corrected")
     assert judged.verdict == "undecided" and "a diverged run, which has no loss, says otherwise" in judged.why
-    assert judge(LEDGER["gate_essential"], results_of(tmp_path / "none", better), "corrected").verdict == "fails"
+    assert judge(LEDGER["ahead"], results_of(tmp_path / "none", behind), "corrected").verdict == "fails"
+
+
+def test_two_seeds_decide_nothing(tmp_path):
+    results = results_of(tmp_path, keep=lambda spec: spec.seed < 2)
+    judged = judge(LEDGER["ahead"], results, "corrected")
+    assert judged.verdict == "undecided" and judged.why == "fewer than 3 seeds finished"
 
 
 def test_small_is_a_share_of_what_is_gained_and_nothing_is_no_gain(tmp_path):
