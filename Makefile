@@ -39,7 +39,7 @@ reproduce: $(if $(filter smoke,$(PROFILE)),smoke,$(STAMP)) ## raw logs -> every 
 	$(if $(filter smoke,$(PROFILE)),,$(OUROBOROS) reproduce --profile $(PROFILE))
 
 test: $(STAMP) ## the tests
-	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -q -n 2 --dist loadfile
 
 smoke: $(STAMP) ## everything from nothing at the smallest scale: pretrain, cut, train every arm, derive
 	$(OUROBOROS) base --profile smoke

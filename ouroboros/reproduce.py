@@ -103,7 +103,7 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, out: Pat
             warnings.simplefilter("ignore")
             papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
                                        progress_bar=False, log_output=False,
-                                       extra_arguments=["--IPKernelApp.log_level=40"])  # errors alone
+                                       extra_arguments=["--IPKernelApp.log_level=50"])  # its ends aren't errors
     except papermill.PapermillExecutionError as error:
         raise InputError(f"{notebook.name}: a cell failed with {error.ename}: {error.evalue}; open the notebook to see "
                          "where") from None

@@ -100,7 +100,7 @@ def test_an_audit_flips_one_switch_at_a_time_and_trains_nothing_for_what_only_re
 
 
 def test_cells_that_a_protocol_makes_identical_share_a_run():
-    cells = [c for c in load_profile("tiny").plan() if c.seed == 0]
+    cells = [c for c in load_profile("tiny").plan() if c.seed == 0 and "+" not in c.protocol]
     runs = {}
     for cell in cells:
         runs.setdefault(cell.run.id, []).append(cell)

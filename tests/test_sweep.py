@@ -24,7 +24,7 @@ COMMAND = Path(__file__).parent / "command.py"
 def small(text):
     """A profile of five runs: its search has none."""
     data = profile_data(text)
-    data["matrix"] |= {"seeds": [0], "depths": [1], "parts": {}, "protocols": ["corrected"]}
+    data["matrix"] |= {"seeds": [0], "depths": [1], "parts": {}, "rates": {}, "instead": [], "protocols": ["corrected"]}
     data["search"]["grid"] = []
     return data
 
