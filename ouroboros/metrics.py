@@ -88,9 +88,7 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         if status == "finished":
             row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
-            row |= {split: last_value(run, split, "loss_t+1") for split in ("heldout", "foreign")}
-            # logs of before 2026-11-25 have no new text of the training split
-            row["train"] = last_value(run, "train", "loss_t+1", math.nan)
+            row |= {split: last_value(run, split, "loss_t+1") for split in SPLITS}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
@@ -307,7 +305,7 @@ class Statistics:
 
     def logged(self, arm: str, depth: int | None, metric: str) -> dict[int, float | list[float]]:
         """The last value that each seed's run logged of a metric on held-out text: {seed: a number or a list}; a run
-        that logged none (before 2026-11-25) isn't in it."""
+        whose log's format is of before that metric isn't in it."""
         found = self._losses(arm, depth)  # only finished runs have a loss
         rows = self._rows(arm, depth, None)
         runs = {int(seed): run for seed, run in zip(rows["seed"], rows["run"], strict=True)}
