@@ -4,6 +4,8 @@ Sources of the facts are in notebook 11; nothing here runs the released code.
 """
 
 import os
+import pickletools
+import zipfile
 
 import pytest
 import torch
@@ -55,11 +57,13 @@ class Harm:
         return os.system, ("touch harmed",)
 
 
-def test_a_checkpoint_can_run_code_unless_it_is_read_as_tensors_alone(tmp_path, monkeypatch):
+def test_a_checkpoint_can_name_code_to_run_and_is_refused_where_tensors_alone_are_read(tmp_path, monkeypatch):
+    """What stands in the file is listed, never run: a loader that allows more than tensors would call it."""
     monkeypatch.chdir(tmp_path)
     torch.save({"step": Harm()}, "step.pt")
+    with zipfile.ZipFile("step.pt") as file:
+        codes = [(code.name, argument) for code, argument, _ in pickletools.genops(file.read("step/data.pkl"))]
+    assert ("GLOBAL", "posix system") in codes and "REDUCE" in [name for name, _ in codes]
     with pytest.raises(Exception, match="Weights only load failed"):
         torch.load("step.pt", weights_only=True)
     assert not (tmp_path / "harmed").exists()
-    torch.load("step.pt", weights_only=False)
-    assert (tmp_path / "harmed").exists()
