@@ -96,7 +96,7 @@ def leak_table(results: Results) -> pd.DataFrame:
     for column, switch, protocol in flipped(results):
         if switch in ("", "pooling"):
             statistics = Statistics(results, protocol)
-            for depth in results.profile.matrix.audit.depths if results.profile.matrix.audit else ():
+            for depth in _depths(results):
                 own, other = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
                               for suffix in ("", "/other_future"))
                 leak = t_interval(other[seed] - own[seed] for seed in own if seed in other)
@@ -127,12 +127,12 @@ def moved_table(results: Results) -> pd.DataFrame:
 
 def reach_table(results: Results) -> pd.DataFrame:
     """The largest |m| met on held-out text, mean over seeds, beside the m that would add the whole mean residual."""
-    rows, profile = [], results.profile
+    rows = []
     for _, switch, protocol in flipped(results):
         if switch in ("", "rate", "precision"):
             setting = switches(protocol)
             for arm in LOOPS[:2]:
-                for depth in profile.matrix.audit.depths if profile.matrix.audit else ():
+                for depth in _depths(results):
                     runs = Statistics(results, protocol).runs_of(arm, depth)
                     largest = [last_value(run, "model", "max_modulation", math.nan) for run in runs]
                     rates = sorted({run.manifest["rate"] for run in runs})
@@ -171,9 +171,13 @@ def alpha_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _deepest(results: Results) -> int:
+def _depths(results: Results) -> tuple[int, ...]:
     audit = results.profile.matrix.audit
-    return audit.depths[-1] if audit else results.profile.depth
+    return audit.depths if audit else ()
+
+
+def _deepest(results: Results) -> int:
+    return max(_depths(results), default=results.profile.depth)
 
 
 # -------------------------------------------------------------------------------------------------- found, in words

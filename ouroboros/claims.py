@@ -245,10 +245,11 @@ def meaning(results: Results) -> list[str]:
     gate, norms = statistics.ladder(depth)["gate alone"], statistics.bought(depth)["step norms, to the gate"]
     lines.append(f"**Which part?** A loop with the gate alone {told(gate, AGAINST_CUT)}; adding step norms to it "
                  f"{told(norms, BUYS)}.")
-    lines.append("**Is the gate needed?** Without it, step norms kept, "
-                 + _each(statistics.gate_by_arm(depth), ("is worse than with it", "is better than with it",
-                                                         "can't be told from with it"), "`{}`".format)
-                 + f"{_diverged(statistics)}.")
+    words = ("is worse than with it", "is better than with it", "can't be told from with it")
+    gates = [f"at depth {at} " + _each(statistics.gate_by_arm(at), words, "`{}`".format)
+             for at in dict.fromkeys((depth, results.profile.search.depth))]
+    lines.append(f"**Is the gate needed?** Without it, step norms kept, {'; '.join(gates)}{_diverged(statistics)}. "
+                 f"Rates were found at depth {results.profile.search.depth}.")
     full, cut = (t_interval(intervals_of) for intervals_of in statistics.after_next().values())
     lines.append("**Why does `released` say otherwise?** It trains and scores on the token after the next one, where "
                  f"the full model has {full.mean:.3f} and the cut one {cut.mean:.3f} on held-out text, and sets the "
