@@ -57,6 +57,8 @@ ARMS = {
     "static_nogate": _loop("static", gate=False),
     "none_nogate": _loop("none", gate=False),  # step norms alone
     "none_nonorm": _loop("none", step_norm=False),  # the gate alone
+    "controller_nonorm": _loop("controller", step_norm=False),
+    "static_nonorm": _loop("static", step_norm=False),
     "controller_nogate_nonorm": _loop("controller", gate=False, step_norm=False),
     # blind to the input, with as many parameters as the Controller
     "static_wide": _loop("static_wide"),

@@ -17,9 +17,9 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
     depth = 8 if depth == "mixed" else depth
     base = {"full": 2.0, "cut": 6.0, "controller": 4.0, "static": depth and 4.0 + 1.0 / depth, "none": 5.5,
             "controller_nogate": 6.5, "static_nogate": 6.6, "none_nogate": 6.7, "none_nonorm": 5.8,
-            "controller_nogate_nonorm": 7.0, "static_wide": 4.4, "controller_blind": 4.3, "controller_other": 4.3,
-            "lora": 3.5,
-            "lora_layer": 3.0, "linear_fit": 5.0, "linear": 4.5}
+            "controller_nonorm": 5.6, "static_nonorm": 5.7, "controller_nogate_nonorm": 7.0, "static_wide": 4.4,
+            "controller_blind": 4.3, "controller_other": 4.3, "lora": 3.5, "lora_layer": 3.0,
+            "linear_fit": 5.0, "linear": 4.5}
     for arm_, coda in itertools.product(("controller", "static", "none", "cut"), ("lora", "full")):
         base[f"{arm_}_coda_{coda}"] = base[arm_] and base[arm_] - (0.5 if coda == "lora" else 1.0)
     base = base[arm]

@@ -82,6 +82,7 @@ def test_the_core_comes_first_and_then_whole_rows():
 
 def test_an_audit_flips_one_switch_at_a_time_and_trains_nothing_for_what_only_reads():
     profile = load_profile("tiny")
+    profile = profile.model_copy(update={"matrix": profile.matrix.model_copy(update={"audit": None})})
     audit = Audit(depths=(1, 8), switches={"target": 3, "alpha": 1, "evaluation": 2, "pooling": 1},
                   others=("controller_other",))
     plain = set(profile.runs())
@@ -161,11 +162,11 @@ def test_an_unknown_profile_or_run_is_refused():
 
 
 @pytest.mark.parametrize("name, count, some", [
-    ("tiny", 190, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
+    ("tiny", 419, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
                   "static-d1-r8-released-s2", "none-d8-released-s0", "controller_nogate-d4-r8-corrected-s0",
                   "controller_nogate_nonorm-dmixed-r8-released-s1", "static-d8-r16-corrected-s2", "lora-corrected-s0",
                   "controller-d8-r8-corrected-s0-low"}),
-    ("paper", 186, {"controller-dmixed-r32-released-s42", "static-d16-r32-corrected-s44",
+    ("paper", 198, {"controller-dmixed-r32-released-s42", "static-d16-r32-corrected-s44",
                   "controller_nogate-d1-r32-corrected-s43", "controller_coda_full-d8-r32-corrected-s44"}),
 ])
 def test_the_runs_of_a_profile_are_the_declared_ones(name, count, some):
