@@ -203,7 +203,7 @@ def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(resul
     behind = Statistics(results, "corrected").instead_minus_controller()
     assert {arm: intervals.interval(values).mean for arm, values in behind.items()} == {
         "lora": pytest.approx(-0.5), "lora_layer": pytest.approx(-1), "linear_fit": pytest.approx(1),
-        "linear": pytest.approx(0.5)}
+        "linear": pytest.approx(0.5), "cut_coda_lora": pytest.approx(1.5), "cut_coda_full": pytest.approx(1)}
 
 
 def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its_own_kind(tmp_path):

@@ -13,7 +13,7 @@ from synthetic import loss, write, write_run
 
 from ouroboros import claims, metrics, rates, reproduce
 from ouroboros.errors import InputError
-from ouroboros.experiment import load_profile
+from ouroboros.experiment import load_profile, switches
 
 ROOT = Path(__file__).resolve().parents[1]
 README = f"# Title\n\n{reproduce.BEGIN}\n{reproduce.END}\n\nMore.\n"
@@ -289,7 +289,7 @@ def test_rates_must_be_those_that_the_search_chose(tmp_path):
         write_run(tmp_path, profile, spec, 4 + abs(spec.rate - 3e-3))
     for spec in profile.runs():
         if spec.arm == "static" and spec.seed == 0 and not spec.level:
-            rate = 1e-3 if spec.protocol == "released" else 3e-3
+            rate = 1e-3 if switches(spec.protocol)["rate"] == "shared" else 3e-3
             write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, 0), rate=rate)
     rates.write(profile, tmp_path)
     assert list(reproduce._provenance_faults("tiny", tmp_path)) == []
