@@ -242,9 +242,9 @@ def meaning(results: Results) -> list[str]:
     lines.append("**Is it the input?** Shown another sequence's state, "
                  + told(statistics.interventions(depth)["other_sequence"], NEEDED) + ". Of arms that see nothing, "
                  + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
-    gate, norms = statistics.ladder(depth)["gate alone"], statistics.bought(depth)["step norms, to the gate"]
-    lines.append(f"**Which part?** A loop with the gate alone {told(gate, AGAINST_CUT)}; adding step norms to it "
-                 f"{told(norms, BUYS)}.")
+    lines.append("**Which part?** A loop with the gate alone "
+                 + told(statistics.against_cut("none_nonorm", depth)[""], AGAINST_CUT) + "; of what is added, "
+                 + _each(statistics.bought(depth), BUYS) + ".")
     words = ("is worse than with it", "is better than with it", "can't be told from with it")
     gates = [f"at depth {at} " + _each(statistics.gate_by_arm(at), words, "`{}`".format)
              for at in dict.fromkeys((depth, results.profile.search.depth))]

@@ -13,15 +13,16 @@ import numpy as np
 import pandas as pd
 
 from .errors import InputError
-from .experiment import ARMS, Profile, load_profile, switches
+from .experiment import ARMS, CORE, Profile, load_profile, switches
 from .intervals import BySeed, Ratio, above_zero
 from .runlog import Run, read_run, read_runs
 
 CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
 SPLITS = ("train", "heldout", "foreign")  # new text of the training split, held-out text, text of other sources
 INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
-LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and step norms": "none",
-          "both and static": "static", "both and Controller": "controller"}
+LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and static": "static_nonorm",
+          "gate and Controller": "controller_nonorm", "gate and step norms": "none", "both and static": "static",
+          "both and Controller": "controller"}
 
 
 # --------------------------------------------------------------------------------------------------------- reading
@@ -260,15 +261,22 @@ class Statistics:
         return {name: _minus(static[name], controller[name]) for name in static}
 
     def ladder(self, depth: int) -> dict[str, BySeed]:
-        """Loss minus the cut model's of a loop with more and more parts, at one depth."""
-        return {name: self.against_cut(arm, depth)[""] for name, arm in LADDER.items()}
+        """Loss minus the cut model's of a loop with more and more parts, at one depth; of those declared there."""
+        return {name: self.against_cut(arm, depth)[""] for name, arm in LADDER.items() if self._declared(arm, depth)}
 
     def bought(self, depth: int) -> dict[str, BySeed]:
         """What each part takes off the loss, at one depth: the arm without it minus the arm with it."""
         steps = {"step norms, to the gate": ("none_nonorm", "none"), "gate, to the step norms": ("none_nogate", "none"),
+                 "static, to the gate": ("none_nonorm", "static_nonorm"),
+                 "Controller, to the gate": ("none_nonorm", "controller_nonorm"),
                  "static, to both": ("none", "static"), "Controller, to both": ("none", "controller")}
         return {name: _minus(self._losses(without, depth), self._losses(with_, depth))
-                for name, (without, with_) in steps.items()}
+                for name, (without, with_) in steps.items()
+                if self._declared(without, depth) and self._declared(with_, depth)}
+
+    def _declared(self, arm: str, depth: int) -> bool:
+        matrix = self.results.profile.matrix
+        return depth in matrix.parts.get(arm, matrix.depths if arm in CORE else ())
 
     def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
         """Without the gate minus with it, step norms kept, at one depth."""
