@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from . import intervals, tables
+from . import arithmetic, intervals, tables
 from .experiment import ARMS, COLUMNS, SWITCHES, switches
 from .intervals import BySeed, Ratio, interval, t_interval
 from .metrics import Results, Statistics, last_value
@@ -71,6 +71,11 @@ def switch_table(results: Results) -> pd.DataFrame:
     return table[table["value_n"] > 0].reset_index(drop=True)
 
 
+def scored(statistics: Statistics, arm: str, depth: int, target: str) -> BySeed:
+    """An arm's loss on held-out text on one target, whatever the protocol reports."""
+    return statistics.logged(arm, depth, f"loss_{target}")
+
+
 def target_table(results: Results) -> pd.DataFrame:
     """Held-out text scored on the next token and on the one after it, by what a model was trained to predict."""
     rows, depth = [], _deepest(results)
@@ -83,8 +88,9 @@ def target_table(results: Results) -> pd.DataFrame:
                 trained = switches(protocol)["target"] if ARMS[arm].trained else "not trained here"
                 row = {"arm": arm, "protocol": protocol, "trained on": trained}
                 for target in ("t+1", "t+2"):
-                    row |= tables.columns(f"scored on {target}", t_interval(
-                        last_value(run, "heldout", f"loss_{target}") for run in runs))
+                    own, cut = (scored(statistics, name, depth, target) for name in (arm, "cut"))
+                    row |= tables.columns(f"scored on {target}", t_interval(own.values()))
+                    row |= tables.columns(f"{target}, arm - cut", t_interval(own[s] - cut[s] for s in own if s in cut))
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -97,15 +103,17 @@ def leak_table(results: Results) -> pd.DataFrame:
         if switch in ("", "pooling"):
             statistics = Statistics(results, protocol)
             for depth in _depths(results):
-                own, other = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
+                own, replaced = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
                               for suffix in ("", "/other_future"))
-                leak = t_interval(other[seed] - own[seed] for seed in own if seed in other)
-                blind = intervals.interval(statistics.behind("controller_other", "static", depth))
+                leak = t_interval(replaced[seed] - own[seed] for seed in own if seed in replaced)
+                other = statistics.behind("controller_other", "static", depth)
+                informed = statistics.behind("controller", "controller_other", depth)
                 rows.append({"column": column, "protocol": protocol, "pooling": switches(protocol)["pooling"],
                              "depth": depth, **tables.columns("lost without its own future", leak),
                              **tables.columns("static - Controller", t_interval(
                                  statistics.advantage(depth)[""].values())),
-                             **tables.columns("static - Controller reading another sequence", blind)})
+                             **tables.columns("static - Controller reading another sequence", interval(other)),
+                             **tables.columns("Controller reading another sequence - Controller", interval(informed))})
     return pd.DataFrame(rows)
 
 
@@ -126,7 +134,8 @@ def moved_table(results: Results) -> pd.DataFrame:
 
 
 def reach_table(results: Results) -> pd.DataFrame:
-    """The largest |m| met on held-out text, mean over seeds, beside the m that would add the whole mean residual."""
+    """The largest |m| met on held-out text, mean over seeds, beside what an entry of a table reaches that moves by the
+    whole rate at every update, and the m that would add the whole mean residual."""
     rows = []
     for _, switch, protocol in flipped(results):
         if switch in ("", "rate", "precision"):
@@ -136,9 +145,12 @@ def reach_table(results: Results) -> pd.DataFrame:
                     runs = Statistics(results, protocol).runs_of(arm, depth)
                     largest = [last_value(run, "model", "max_modulation", math.nan) for run in runs]
                     rates = sorted({run.manifest["rate"] for run in runs})
+                    most = [arithmetic.reach(rate, results.profile.training.updates, setting["precision"] == "bfloat16")
+                            for rate in rates[-1:] if arm == "static"]
                     rows.append({"protocol": protocol, "precision": setting["precision"], "arm": arm, "depth": depth,
                                  "rate": " ".join(f"{rate:g}" for rate in rates),
                                  **tables.columns("largest m", t_interval(largest)),
+                                 "a table can reach": float(most[0][-1]) if most else math.nan,
                                  "adds the residual": 2.0})  # r / alpha, alpha half of r (AUDIT `alpha`)
     return pd.DataFrame(rows)
 
@@ -154,6 +166,37 @@ def depth_table(results: Results) -> pd.DataFrame:
                 by_seed = statistics.change_over_depths(arm, first, last)
                 rows.append({"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"],
                              "arm": arm, **tables.columns(f"depth {first} - depth {last}", interval(by_seed))})
+    return pd.DataFrame(rows)
+
+
+def rate_table(results: Results) -> pd.DataFrame:
+    """Controller against static at one shared rate and at each arm's own best: one row a column, rate and depth."""
+    audit, rows = results.profile.matrix.audit, []
+    for column, switch, protocol in flipped(results):
+        if audit and switch in ("", "rate"):
+            statistics = Statistics(results, protocol)
+            for depth in sorted({*audit.depths, *audit.rate_depths}):
+                rates = {arm: {run.manifest["rate"] for run in statistics.runs_of(arm, depth)} for arm in LOOPS[:2]}
+                told = {f"rate of {arm}": " ".join(f"{rate:g}" for rate in sorted(found))
+                        for arm, found in rates.items()}
+                rows.append({"column": column, "protocol": protocol, "rates": switches(protocol)["rate"],
+                             "depth": depth, **told,
+                             **tables.columns("static - Controller", interval(statistics.advantage(depth)[""]))})
+    return pd.DataFrame(rows)
+
+
+def reference_table(results: Results) -> pd.DataFrame:
+    """The full model on the release's 12 short texts and on the blocks and target of the other arms, and the gap
+    recovery that each gives, at the audit's deepest depth."""
+    rows, depth = [], _deepest(results)
+    for column, switch, protocol in flipped(results):
+        if switch in ("", "reference"):
+            statistics = Statistics(results, protocol)
+            row = {"column": column, "protocol": protocol, "reference": switches(protocol)["reference"]}
+            for arm in ("full", "cut", "controller"):
+                row |= tables.columns(arm, interval(statistics.loss(arm, depth)[""]))
+            recovered = interval(statistics.recovery("controller", depth)[""])
+            rows.append(row | tables.columns("gap recovery (%)", recovered))
     return pd.DataFrame(rows)
 
 
@@ -178,53 +221,3 @@ def _depths(results: Results) -> tuple[int, ...]:
 
 def _deepest(results: Results) -> int:
     return max(_depths(results), default=results.profile.depth)
-
-
-# -------------------------------------------------------------------------------------------------- found, in words
-
-def _words(table: pd.DataFrame, column: str, quantity: str, depth: int) -> list[str]:
-    rows = table[(table["column"] == column) & (table["quantity"] == quantity) & (table["depth"] == depth)]
-    told = []
-    for row in rows[rows["switch"] != "none"].itertuples():
-        if math.isnan(row.effect):
-            told.append(f"`{row.switch}` (undefined)")
-            continue
-        bounds = "one seed, no interval" if math.isnan(row.effect_low) else \
-            f"{row.effect_low:+.3g} to {row.effect_high:+.3g}"
-        told.append(f"`{row.switch}` {row.effect:+.3g} ({bounds})")
-    return told
-
-
-def found_switches(results: Results, quantity: str) -> list[str]:
-    """One sentence a column and depth: what flipping each switch alone does to a headline number."""
-    table, audit, lines = switch_table(results), results.profile.matrix.audit, []
-    for column in COLUMNS:
-        for depth in audit.depths if audit else ():
-            rows = table[(table["column"] == column) & (table["quantity"] == quantity) & (table["depth"] == depth)]
-            start = rows[rows["switch"] == "none"]["value"]
-            words = _words(table, column, quantity, depth)
-            if len(start) and words:
-                value = "undefined" if math.isnan(start.iloc[0]) else f"{start.iloc[0]:.4g}"
-                lines.append(f"`{column}`, depth {depth}: {quantity} is {value}; flipped alone, "
-                             + ", ".join(words) + ".")
-    return lines or [f"`{results.profile.name}`: no run of the audit is there yet."]
-
-
-def found_target(results: Results) -> str:
-    """One sentence on what the target explains: the same models on both targets."""
-    words = [f"`{row['arm']}` ({row['protocol']}, {row['trained on']}) {row['scored on t+1']:.3f} on t+1, "
-             f"{row['scored on t+2']:.3f} on t+2" for row in target_table(results).to_dict("records")]
-    return "Held-out text, nats per token: " + "; ".join(words) + "."
-
-
-def summary(results: Results) -> pd.DataFrame:
-    """One row a switch: what it does to each headline number, in both columns, at each depth; nothing is left out."""
-    table = switch_table(results)
-    table = table[table["quantity"].isin(HEADLINES) & (table["switch"] != "none")]
-    table = table[table["effect"].notna()]
-    told = [f"{row.effect:+.3g}" + ("" if math.isnan(row.effect_low) else
-                                    f" [{row.effect_low:+.3g}, {row.effect_high:+.3g}]") for row in table.itertuples()]
-    table = table.assign(told=told, where=[f"{row.quantity}, {row.column}, depth {row.depth}"
-                                           for row in table.itertuples()])
-    order = [name for name in (*SWITCHES, "all") if name in set(table["switch"])]
-    return table.pivot(index="switch", columns="where", values="told").reindex(order).fillna("").reset_index()

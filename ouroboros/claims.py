@@ -229,7 +229,7 @@ def meaning(results: Results) -> list[str]:
 
     def told(part, words) -> str:
         found = intervals.interval(part)
-        return f"{_told(found, *words)} ({found})"
+        return f"{found.told(*words)} ({found})"
 
     alternatives = {arm: intervals.interval(values).mean for arm, values in statistics.instead().items() if values}
     lines = ["**Loop, or cut and leave it?** The Controller's loop "
@@ -244,7 +244,7 @@ def meaning(results: Results) -> list[str]:
                  + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
     lines.append("**Which part?** A loop with the gate alone "
                  + told(statistics.against_cut("none_nonorm", depth)[""], AGAINST_CUT) + "; of what is added, "
-                 + _each(statistics.bought(depth), BUYS) + ".")
+                 + _each(statistics.bought(depth), BUYS, "`{}`".format) + ".")
     words = ("is worse than with it", "is better than with it", "can't be told from with it")
     gates = [f"at depth {at} " + _each(statistics.gate_by_arm(at), words, "`{}`".format)
              for at in dict.fromkeys((depth, results.profile.search.depth))]
@@ -260,17 +260,6 @@ def meaning(results: Results) -> list[str]:
 
 # -------------------------------------------------------------------------------------------------- found, in words
 
-def _told(interval: Interval, above: str, below: str, open_: str) -> str:
-    """The phrase that the interval allows; one seed allows none."""
-    if interval.n == 0:
-        return "has no finished run"
-    if interval.n == 1:
-        return "can't be judged from one seed"
-    if interval.low > 0:
-        return above
-    return below if interval.high < 0 else open_
-
-
 AGAINST_CUT = ("is worse than the cut model", "is better than the cut model", "can't be told apart from the cut model")
 AGAINST_STATIC = ("the Controller is ahead", "static is ahead", "the two can't be told apart")
 
@@ -282,14 +271,14 @@ def found_gap(results: Results, protocol: str) -> str:
     gained = t_interval(statistics.against_cut("controller", depth)[""].values())
     back = intervals.interval(statistics.recovery("controller", depth)[""])
     return (f"`{protocol}`: full - cut is {cost} nats per token; the Controller at depth {depth} "
-            f"{_told(gained, *AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}{_diverged(statistics)}.")
+            f"{gained.told(*AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}{_diverged(statistics)}.")
 
 
 def found_advantage(results: Results, protocol: str) -> str:
     """One sentence on Controller against static at each depth."""
     statistics = Statistics(results, protocol)
     parts = {name: t_interval(values.values()) for name, values in statistics.advantage_by_depth().items()}
-    words = [f"at {name} {_told(interval, *AGAINST_STATIC)} ({interval})" for name, interval in parts.items()]
+    words = [f"at {name} {interval.told(*AGAINST_STATIC)} ({interval})" for name, interval in parts.items()]
     return f"`{protocol}` (static - Controller): " + "; ".join(words) + _diverged(statistics) + "."
 
 
@@ -301,7 +290,7 @@ def found_gate(results: Results, protocol: str) -> str:
             if depth not in matrix.parts.get(arm, matrix.depths):
                 continue
             interval = t_interval(statistics.against_cut(arm, depth)[""].values())
-            words.append(f"`{arm}` at depth {depth} {_told(interval, *AGAINST_CUT)} ({interval})")
+            words.append(f"`{arm}` at depth {depth} {interval.told(*AGAINST_CUT)} ({interval})")
     return f"`{protocol}` (arm - cut): " + "; ".join(words) + _diverged(statistics) + "."
 
 
@@ -310,7 +299,7 @@ def found_splits(results: Results, protocol: str) -> str:
     statistics, depth = Statistics(results, protocol), results.profile.depth
     parts = {name: t_interval(values.values()) for name, values in statistics.split_against_cut("controller",
                                                                                                 depth).items()}
-    words = [f"on `{name}` text it {_told(interval, *AGAINST_CUT)} ({interval})" for name, interval in parts.items()]
+    words = [f"on `{name}` text it {interval.told(*AGAINST_CUT)} ({interval})" for name, interval in parts.items()]
     return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
 
 
@@ -328,7 +317,7 @@ def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
     adjusted = intervals.holm({part: interval.p for part, interval in found.items()})
 
     def phrase(part: str) -> str:
-        return words[2] if adjusted[part] >= 1 - intervals.LEVEL else _told(found[part], *words)
+        return words[2] if adjusted[part] >= 1 - intervals.LEVEL else found[part].told(*words)
 
     return "; ".join(f"{name(part)} {phrase(part)} ({found[part]})" for part in found)
 
@@ -352,8 +341,8 @@ def found_configurations(results: Results, protocol: str) -> str:
 def found_parts(results: Results, depth: int) -> str:
     """One sentence on what each part of the loop buys at one depth."""
     statistics = Statistics(results, "corrected")
-    return (f"`corrected`, depth {depth}, added " + _each(statistics.bought(depth), BUYS) + "; against the cut model, "
-            + _each(statistics.ladder(depth), AGAINST_CUT) + _diverged(statistics) + ".")
+    return (f"`corrected`, depth {depth}, added " + _each(statistics.bought(depth), BUYS, "`{}`".format)
+            + "; against the cut model, " + _each(statistics.ladder(depth), AGAINST_CUT) + _diverged(statistics) + ".")
 
 
 def found_blind(results: Results, depth: int) -> str:
@@ -394,7 +383,7 @@ def found_interventions(results: Results, protocol: str) -> str:
     words = []
     for kind, values in statistics.interventions(depth).items():
         interval = t_interval(values.values())
-        words.append(f"{kinds[kind]}, {_told(interval, *NEEDED)} ({interval})")
+        words.append(f"{kinds[kind]}, {interval.told(*NEEDED)} ({interval})")
     lead = t_interval(statistics.advantage(depth)[""].values())
     return (f"`{protocol}`, depth {depth}: " + "; ".join(words) + f"; beside it, static - Controller is {lead}"
             + _diverged(statistics) + ".")

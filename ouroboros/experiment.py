@@ -230,6 +230,7 @@ class Audit(Strict):
     depths: tuple[Positive, ...]
     switches: dict[str, Positive]
     others: tuple[str, ...] = ()  # loops beside the core's, where `pooling` is flipped
+    rate_depths: tuple[Positive, ...] = ()  # more depths, of Controller and static, where `rate` is flipped
 
 
 class Matrix(Strict):
@@ -380,13 +381,15 @@ class Profile(Strict):
         return found + (self._audit(cells) if matrix.audit else [])
 
     def _audit(self, cells) -> list[Cell]:
-        matrix, found = self.matrix, []
+        matrix, compared, found = self.matrix, ("controller", "static"), []
         for switch, count in matrix.audit.switches.items():
             seeds, flipped = matrix.seeds[:count], [f"{column}+{switch}" for column in matrix.protocols]
             if switch == "alpha":  # at the base rank both settings are one; other ranks are run under one column
-                found += cells(seeds, ["corrected+alpha"], ("controller", "static"), (self.depth,), matrix.ranks)
+                found += cells(seeds, ["corrected+alpha"], compared, (self.depth,), matrix.ranks)
                 continue
             found += cells(seeds, flipped, CORE, matrix.audit.depths)
+            if switch == "rate":
+                found += cells(seeds, flipped, compared, matrix.audit.rate_depths)
             if switch == "pooling":
                 found += cells(seeds, [*matrix.protocols, *flipped], matrix.audit.others, matrix.audit.depths)
         return found

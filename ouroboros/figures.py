@@ -250,6 +250,101 @@ def audit(results: Results, quantity: str):
     return figure
 
 
+def _rows(axis, table: pd.DataFrame, column: str, label, arm) -> None:
+    """An interval in a table's column, side by side over its rows; `label` and `arm` are functions of a row."""
+    _categories(axis, [(label(row), arm(row), intervals.Interval(row[column], row[f"{column}_low"],
+                                                                 row[f"{column}_high"], int(row[f"{column}_n"])))
+                       for row in table.to_dict("records")])
+
+
+def audit_target(results: Results):
+    """Each arm minus the cut model on held-out text, a panel the target that is scored."""
+    table = audited.target_table(results)
+    table = table[table["trained on"] != "not trained here"] if len(table) else table
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    figure.set_size_inches(7.0, 3.8)
+    for axis, target in zip(axes, ("t+1", "t+2"), strict=True):
+        _rows(axis, table, f"{target}, arm - cut", lambda row: f"{row['arm']}\n{row['protocol']}",
+              lambda row: row["arm"])
+        axis.set(title=f"scored on {target}", xlabel="arm, protocol")
+    axes[0].set_ylabel("arm - cut (nats per token)")
+    return figure
+
+
+def audit_pooling(results: Results):
+    """The leak, and Controller against static, by what the Controller pools."""
+    table = audited.leak_table(results)
+    figure, axes = plt.subplots(1, 2)
+    figure.set_size_inches(7.0, 3.8)
+    for axis, column, words in zip(axes, ("lost without its own future", "static - Controller"),
+                                   ("the leak: second half replaced", "who is ahead"), strict=True):
+        _rows(axis, table, column, lambda row: f"{row['protocol']}\nd{row['depth']}",
+              lambda row: "static" if row["pooling"] == "sequence" else "controller")
+        axis.set(title=words, xlabel="protocol, depth", ylabel=f"{column} (nats per token)")
+    return figure
+
+
+def audit_depth(results: Results):
+    """What more steps take off the loss, by the rule for the depth."""
+    table, audit = audited.depth_table(results), results.profile.matrix.audit
+    figure, axis = plt.subplots()
+    if audit:
+        column = f"depth {audit.depths[0]} - depth {audit.depths[-1]}"
+        _rows(axis, table, column, lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
+        axis.set(title="above 0 deeper is better", xlabel="arm, protocol", ylabel=f"{column} (nats per token)")
+    return figure
+
+
+def audit_reference(results: Results):
+    """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
+    table = audited.reference_table(results)
+    table = table[table["gap recovery (%)"].notna()] if len(table) else table
+    figure, axis = plt.subplots()
+    _rows(axis, table, "gap recovery (%)", lambda row: f"{row['protocol']}\n{row['reference']}",
+          lambda row: "static" if row["reference"] == "short" else "controller")
+    axis.set(title="gap recovery of the Controller", xlabel="protocol, texts of the full model",
+             ylabel="gap recovery (%)")
+    return figure
+
+
+def audit_precision(results: Results):
+    """The share of each trained tensor's elements that moved, a panel an arm, a line a protocol."""
+    table = audited.moved_table(results)
+    protocols = [name for name in table if name not in ("arm", "tensor")]
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    figure.set_size_inches(7.0, 3.8)
+    styles = ("controller", "static", "none", "lora")
+    for axis, arm in zip(axes, audited.LOOPS[:2], strict=True):
+        rows = table[table["arm"] == arm] if len(table) else table
+        for protocol, style in zip(protocols, styles, strict=False):
+            axis.plot(range(len(rows)), rows[protocol], label=protocol, linestyle="none", **_style(style))
+        axis.set_xticks(range(len(rows)), rows["tensor"] if len(rows) else [], rotation=45, ha="right", fontsize=7)
+        axis.set(title=arm, xlabel="trained tensor")
+        if axis.lines:
+            axis.legend(fontsize=7)
+    axes[0].set_ylabel("share of elements that moved")
+    return figure
+
+
+def audit_rate(results: Results):
+    """Controller against static at shared and own rates, and the largest entry of m beside what adds the residual."""
+    figure, axes = plt.subplots(1, 2)
+    figure.set_size_inches(7.0, 3.8)
+    _rows(axes[0], audited.rate_table(results), "static - Controller",
+          lambda row: f"{row['protocol']}\nd{row['depth']}",
+          lambda row: "static" if row["rates"] == "shared" else "controller")
+    axes[0].set(title="who is ahead", xlabel="protocol, depth", ylabel="static - Controller (nats per token)")
+    table = audited.reach_table(results)
+    table = table[table["largest m_n"] > 0] if len(table) else table
+    _rows(axes[1], table, "largest m", lambda row: f"{row['arm']} {row['protocol']}\nd{row['depth']}",
+          lambda row: row["arm"])
+    if len(table):
+        axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")
+    axes[1].set(title="largest entry of m; dashed: adds the residual", xlabel="arm, protocol, depth",
+                ylabel="m (no unit)")
+    return figure
+
+
 def cost(profiles: list[Profile]):
     """What the Controller's loop costs against depth, in percent of the full model, a panel a profile."""
     figure, axes = plt.subplots(1, len(profiles), squeeze=False)

@@ -37,6 +37,16 @@ class Interval:
             return f"{self.mean:.4g} (the same in all {self.n} seeds)"
         return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {self.n})"
 
+    def told(self, above: str, below: str, open_: str) -> str:
+        """The phrase that the interval allows: it lies above 0, below 0, or leaves that open; one seed allows none."""
+        if self.n == 0:
+            return "has no finished run"
+        if self.n == 1:
+            return "can't be judged from one seed"
+        if self.low > 0:
+            return above
+        return below if self.high < 0 else open_
+
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
 

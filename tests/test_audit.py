@@ -3,7 +3,7 @@
 import pytest
 from synthetic import write
 
-from ouroboros import audit, metrics
+from ouroboros import audit, findings, metrics
 
 SHIFTS = {"target": 0.5, "pooling": -0.25}  # of static, where the switch is flipped
 
@@ -55,8 +55,8 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     assert set(trained["switch"]) == {"none", "all", "evaluation", "reference"}  # these two read what is there
     write(tmp_path, "paper")
     none = metrics.load("paper", tmp_path)  # a profile without an audit
-    assert audit.switch_table(none).empty and audit.summary(none).empty
-    assert audit.found_switches(none, "static - Controller") == ["`paper`: no run of the audit is there yet."]
+    assert audit.switch_table(none).empty and findings.last_table(none).empty
+    assert "has no finished run (no runs)" in findings.target(none)[1]  # what wasn't flipped is told as missing
 
 
 def test_reading_alone_retrains_nothing(results):
@@ -64,13 +64,31 @@ def test_reading_alone_retrains_nothing(results):
     assert "static-d4-r4-released-s0" in runs and not [name for name in runs if "+" in name]
 
 
-def test_the_summary_has_a_row_a_switch_and_a_column_a_headline(results):
-    table = audit.summary(results)
-    assert list(table["switch"]) == ["target", "depth", "pooling", "precision", "evaluation", "rate", "reference",
-                                     "all"]
-    assert len(table.columns) == 1 + 3 * 2 * 2
-    assert table.set_index("switch").loc["target", "static - Controller, corrected, depth 4"] == "+0.5 [+0.5, +0.5]"
-    assert table.set_index("switch").loc["pooling", "static - Controller, corrected, depth 4"] == "-0.25"
+def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_intervals_tell(results):
+    table = findings.last_table(results).set_index("switch")
+    assert list(table.index) == ["target", "depth", "pooling", "precision", "evaluation", "rate", "reference", "all"]
+    assert "corrected, depth 4: +0.5 [+0.5, +0.5]" in table.loc["target", "effect on static - Controller"]
+    assert "static - Controller (corrected, depth 4)" in table.loc["target", "finding"]
+    assert "loss reduction" not in table.loc["target", "finding"]  # that of the Controller, which doesn't move
+    assert table.loc["pooling", "finding"] == "one seed: nothing can be told"
+    assert "corrected, depth 4: -0.25;" in table.loc["pooling", "effect on static - Controller"] + ";"
+    assert table["what we don't know"].str.len().gt(0).all() and set(findings.UNKNOWN) >= set(table.index)
+
+
+@pytest.mark.parametrize("name", findings.FINDINGS)
+def test_a_finding_is_three_sentences_at_most_and_judges_no_one_seed(name, results):
+    lines = findings.FINDINGS[name](results)
+    assert 1 <= len(lines) <= 3 and all(line.endswith(".") and "nan" not in line for line in lines)
+    if name == "pooling":
+        assert all("can't be judged from one seed" in line for line in lines[:2])
+
+
+def test_the_target_decides_only_where_both_intervals_say_so(tmp_path):
+    def improving(arm, depth, protocol, seed):
+        return loss(arm, depth, protocol, seed) + (3.0 if arm == "controller" and protocol == "released" else 0)
+
+    write(tmp_path, "smoke", improving)  # trained on t+2 it is above the cut model (6), on t+1 below
+    assert findings.target(metrics.load("smoke", tmp_path))[-1].endswith("decides whether held-out text improves.")
 
 
 def test_models_are_told_by_what_they_were_trained_on(results):

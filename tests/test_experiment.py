@@ -162,7 +162,7 @@ def test_an_unknown_profile_or_run_is_refused():
 
 
 @pytest.mark.parametrize("name, count, some", [
-    ("tiny", 419, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
+    ("tiny", 428, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
                   "static-d1-r8-released-s2", "none-d8-released-s0", "controller_nogate-d4-r8-corrected-s0",
                   "controller_nogate_nonorm-dmixed-r8-released-s1", "static-d8-r16-corrected-s2", "lora-corrected-s0",
                   "controller-d8-r8-corrected-s0-low"}),

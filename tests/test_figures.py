@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import write
 
-from ouroboros import figures, metrics, tables
+from ouroboros import figures, findings, metrics, tables
 
 ARMS = ("controller", "static", "none")
 FIGURES = {
@@ -24,6 +24,7 @@ FIGURES = {
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.matrix.depths[-1]),
     "audit": lambda r: figures.audit(r, "static - Controller"),
+    **{f"audit {name}": getattr(figures, f"audit_{name}") for name in findings.FINDINGS},
     "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
 }
 
@@ -68,9 +69,11 @@ def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_pat
     figure, protocols = FIGURES[name](results), results.profile.matrix.protocols
     if name in ("ladder", "coda", "instead"):
         protocols = ("corrected",) * len(figure.axes)
-    assert "nats per token" in figure.axes[0].get_ylabel() or name in ("steps", "gate opening")  # a ratio has no unit
-    for axis, protocol in zip(figure.axes, protocols, strict=True):
-        assert f"({protocol})" in axis.get_title()
+    several = name.startswith("audit ")  # these show all their protocols on one axis
+    unitless = ("steps", "gate opening", "audit precision", "audit reference")
+    assert "nats per token" in figure.axes[0].get_ylabel() or name in unitless
+    for axis, protocol in zip(figure.axes, [""] * len(figure.axes) if several else protocols, strict=True):
+        assert several or f"({protocol})" in axis.get_title()
         assert axis.get_ylabel() or axis in figure.axes[0].get_shared_y_axes().get_siblings(figure.axes[0])
         assert axis.get_xlabel() or [label.get_text() for label in axis.get_xticklabels()]
     figures.save(figure, name, results, tmp_path)

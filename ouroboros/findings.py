@@ -1,0 +1,197 @@
+"""The audit in words: at most three sentences a switch, and the last table. Never imports torch.
+
+Every sentence is generated from a table of `audit` and says no more than its intervals do; the words are of the
+released code and of this scale, not of the paper.
+"""
+
+import math
+
+import pandas as pd
+
+from .audit import (
+    HEADLINES,
+    LOOPS,
+    depth_table,
+    leak_table,
+    moved_table,
+    rate_table,
+    reach_table,
+    reference_table,
+    switch_table,
+    target_table,
+)
+from .claims import AGAINST_CONTROLLER, AGAINST_CUT, AGAINST_STATIC
+from .experiment import COLUMNS, SWITCHES
+from .intervals import NOTHING, Interval
+from .metrics import Results
+
+STEPS_HELP = ("is lower at the deeper one", "is higher at the deeper one", "can't be told to differ")
+LEAKS = ("rises, so it looks ahead", "falls", "doesn't move")
+BARELY = 0.5  # of a tensor's elements: fewer than these moved
+
+
+def _of(row: dict, column: str) -> Interval:
+    """The interval in a table's row."""
+    return Interval(row[column], row[f"{column}_low"], row[f"{column}_high"], int(row[f"{column}_n"]))
+
+
+def _row(table: pd.DataFrame, **fields) -> dict | None:
+    """The last row (the deepest) with these fields; None where nothing was run."""
+    for name, value in fields.items():
+        table = table[table[name] == value] if len(table) else table
+    return table.iloc[-1].to_dict() if len(table) else None
+
+
+def _told(row: dict | None, column: str, words: tuple[str, str, str]) -> str:
+    found = NOTHING if row is None else _of(row, column)
+    return f"{found.told(*words)} ({found})"
+
+
+def target(results: Results) -> list[str]:
+    """What the target explains: the size of the losses, and that held-out text did not improve."""
+    table = target_table(results)
+    full, cut = (_row(table, arm=arm) for arm in ("full", "cut"))
+    lines = []
+    if full and cut:
+        lines.append(f"The same weights, not trained here: on the next token the full model has "
+                     f"{full['scored on t+1']:.3f} and the cut one {cut['scored on t+1']:.3f}, on the token after it "
+                     f"{full['scored on t+2']:.3f} and {cut['scored on t+2']:.3f}.")
+    two, one = (_row(table, arm="controller", protocol=protocol) for protocol in ("released", "released+target"))
+    lines.append(f"Trained on t+2 (`released`), the Controller on held-out text "
+                 f"{_told(two, 't+2, arm - cut', AGAINST_CUT)} on t+2 and {_told(two, 't+1, arm - cut', AGAINST_CUT)} "
+                 f"on the next token; trained on the next token, all else as released, it "
+                 f"{_told(one, 't+1, arm - cut', AGAINST_CUT)} there.")
+    if two and one:
+        trained, other = _of(one, "t+1, arm - cut"), _of(two, "t+1, arm - cut")
+        lines.append("So the target " + (
+            "alone decides whether held-out text improves." if trained.high < 0 < other.low else
+            "alone doesn't explain that held-out text is no better: with the next token as the target it isn't either."
+            if trained.low > 0 and other.low > 0 else "isn't told to decide whether held-out text improves."))
+    return lines
+
+
+def pooling(results: Results) -> list[str]:
+    """How much of the lead over static is a look ahead."""
+    table = leak_table(results)
+    sequence, causal = (_row(table, protocol=protocol) for protocol in ("corrected+pooling", "corrected"))
+    released, flipped = (_row(table, protocol=protocol) for protocol in ("released", "released+pooling"))
+    leak, lead = "lost without its own future", "static - Controller"
+    return [
+        f"Its second half replaced, the loss on a block's first half with the sequence pool "
+        f"{_told(released, leak, LEAKS)} under `released` and {_told(sequence, leak, LEAKS)} with all else "
+        f"`corrected`; with the causal pool it {_told(causal, leak, LEAKS)}.",
+        f"static - Controller, `corrected`: with the causal pool {_told(causal, lead, AGAINST_STATIC)}, with the "
+        f"sequence pool {_told(sequence, lead, AGAINST_STATIC)}; `released`: with the sequence pool "
+        f"{_told(released, lead, AGAINST_STATIC)}, with the causal one {_told(flipped, lead, AGAINST_STATIC)}.",
+        f"With the sequence pool over another text, the Controller "
+        f"{_told(sequence, 'Controller reading another sequence - Controller', AGAINST_CONTROLLER)}."]
+
+
+def depth(results: Results) -> list[str]:
+    """Whether the released rule for the depth makes the reported pattern."""
+    table = depth_table(results)
+    change = next((name for name in table if name.startswith("depth ") and name.count("depth") == 2
+                   and not name.endswith(("_low", "_high", "_n"))), None)
+    if change is None:
+        return []
+
+    def arms(protocol: str) -> str:
+        return " and ".join(f"`{arm}` {_told(_row(table, protocol=protocol, arm=arm), change, STEPS_HELP)}"
+                            for arm in LOOPS[:2])
+
+    return [f"`released` ({change}): the Controller's depths are one run, so that its loss doesn't depend on depth is "
+            f"by construction; `static` "
+            f"{_told(_row(table, protocol='released', arm='static'), change, STEPS_HELP)}.",
+            f"One rule for both, all else as released: {arms('released+depth')}.",
+            f"`corrected`: {arms('corrected')}."]
+
+
+def reference(results: Results) -> list[str]:
+    """What the full model is read on, and what becomes of gap recovery."""
+    table = reference_table(results)
+    short, same = (_row(table, protocol=protocol) for protocol in ("released", "released+reference"))
+    if not short or not same:
+        return []
+    lines = [f"`released`: the full model has {_of(short, 'full')} on short texts and the next token, "
+             f"{_of(same, 'full')} on the blocks and the target of the other arms, where the cut one has "
+             f"{_of(same, 'cut')}."]
+    for column in COLUMNS:
+        own, flipped = (_row(table, column=column, reference=setting) for setting in ("short", "same"))
+        if own and flipped:
+            lines.append(f"Gap recovery, all else `{column}`: with the short texts {_of(own, 'gap recovery (%)')} %, "
+                         f"on the same blocks {_of(flipped, 'gap recovery (%)')} %.")
+    return lines
+
+
+def precision(results: Results) -> list[str]:
+    """Which trained tensors move at all."""
+    table, lines = moved_table(results), []
+    for protocol in ("released", "corrected+precision", "corrected"):
+        if protocol in table:
+            still = table[table[protocol] < BARELY]
+            names = [f"`{row['tensor']}` of `{row['arm']}` ({row[protocol]:.0%})" for row in still.to_dict("records")]
+            lines.append(f"`{protocol}`: " + (f"fewer than half of the elements moved of {', '.join(names)}."
+                                              if names else "of every trained tensor at least half of the elements "
+                                              "moved."))
+    return lines
+
+
+def rate(results: Results) -> list[str]:
+    """One shared rate against each arm's own, and how far a table of vectors gets."""
+    table, reach, lines = rate_table(results), reach_table(results), []
+    for column in COLUMNS:
+        parts = [f"{row['rates']} rates, depth {row['depth']}: {_told(row, 'static - Controller', AGAINST_STATIC)}"
+                 for row in table[table["column"] == column].to_dict("records")] if len(table) else []
+        if parts:
+            lines.append(f"All else `{column}` (static - Controller): " + "; ".join(parts) + ".")
+    rows = [_row(reach, protocol=protocol, arm="static") for protocol in COLUMNS]
+    told = [f"`{row['protocol']}` {row['largest m']:.3g} of at most {row['a table can reach']:.3g}"
+            for row in rows if row and row["largest m_n"]]
+    if told:
+        lines.append("The table's largest entry: " + ", ".join(told) + "; the whole mean residual is added at "
+                     f"{rows[0]['adds the residual']:.3g}.")
+    return lines
+
+
+FINDINGS = {"target": target, "depth": depth, "pooling": pooling, "precision": precision, "rate": rate,
+            "reference": reference}
+
+UNKNOWN = {  # what no run here can settle
+    "target": "whether the reported losses were on t+2: another model, other text",
+    "depth": "the Controller of the paper's table at fixed depths",
+    "pooling": "the leak at 2,048 tokens a block, where a mean over all positions tells less of the next one",
+    "schedule": "what a decaying rate is worth over 18,750 updates",
+    "precision": "bfloat16 arithmetic, and 18,750 updates: here only what is kept is rounded",
+    "packing": "packing at evaluation: the stream's text is joined in both settings here",
+    "evaluation": "how much of 300,000 micro-steps' first tokens is remembered",
+    "rate": "each arm's best rate at the paper's scale",
+    "reference": "L36 on FineWeb-edu",
+    "all": "interactions of two or more switches",
+}
+
+
+def last_table(results: Results) -> pd.DataFrame:
+    """One row a switch: what it is told to move, the runs behind that, its effect on each headline number at each
+    depth of the audit in both columns, and what isn't known. Nothing is in it that wasn't run."""
+    table, rows = switch_table(results), []
+    table = table[table["quantity"].isin(HEADLINES)]
+    for switch in (*SWITCHES, "all"):
+        part = table[(table["switch"] == switch) & table["effect"].notna()]
+        if part.empty:
+            continue
+        moved = part[(part["effect_low"] > 0) | (part["effect_high"] < 0)]
+        names = [f"{row.quantity} ({row.column}, depth {row.depth})" for row in moved.itertuples()]
+        seeds = int(part["value_n"].max())
+        finding = "one seed: nothing can be told" if seeds < 2 else \
+            f"moves {', '.join(names) or 'nothing that the intervals tell'}"
+        evidence = f"{seeds} seed{'s' * (seeds > 1)}; table `switches`" + (
+            f", figure `audit_{switch}`" if switch in FINDINGS else "")
+        row = {"switch": switch, "finding": finding, "evidence": evidence}
+        for quantity in HEADLINES:
+            row[f"effect on {quantity}"] = "; ".join(
+                f"{r.column}, depth {r.depth}: {r.effect:+.3g}"
+                + ("" if math.isnan(r.effect_low) else f" [{r.effect_low:+.3g}, {r.effect_high:+.3g}]")
+                for r in part[part["quantity"] == quantity].itertuples())
+        rows.append(row | {"what we don't know": UNKNOWN[switch]})
+    return pd.DataFrame(rows, columns=["switch", "finding", "evidence", *(f"effect on {q}" for q in HEADLINES),
+                                       "what we don't know"])
