@@ -13,6 +13,7 @@ from . import arithmetic, intervals, tables
 from .experiment import ARMS, COLUMNS, SWITCHES, switches
 from .intervals import BySeed, Ratio, interval, t_interval
 from .metrics import Results, Statistics, last_value
+from .runlog import STEP_TABLES, USED_STEPS_ALONE
 
 HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
 LOOPS = ("controller", "static", "none")
@@ -118,17 +119,23 @@ def leak_table(results: Results) -> pd.DataFrame:
 
 
 def moved_table(results: Results) -> pd.DataFrame:
-    """The share of each trained tensor's elements that training changed at all, by the precision they are kept in."""
+    """The share of each trained tensor's elements that training changed at all, by the precision they are kept in.
+
+    Of one run, the first of the newest format. Older formats count the rows of unused steps too: of their tensors with
+    a row a step only those are told that moved whole or not at all.
+    """
     rows, depth = [], _deepest(results)
     for _, switch, protocol in flipped(results):
         if switch in ("", "precision"):
             for arm in LOOPS[:2]:
                 runs = Statistics(results, protocol).runs_of(arm, depth)
-                for run in runs[:1]:
+                for run in sorted(runs, key=lambda run: -run.manifest["format"])[:1]:
                     log = run.log[run.log["metric"].str.startswith("moved/")]
-                    rows += [{"protocol": protocol, "precision": switches(protocol)["precision"], "arm": arm,
+                    found = [{"protocol": protocol, "precision": switches(protocol)["precision"], "arm": arm,
                               "tensor": row.metric.removeprefix("moved/recurrence."), "moved": float(row.value)}
                              for row in log.itertuples()]
+                    rows += [row for row in found if run.manifest["format"] >= USED_STEPS_ALONE
+                             or row["tensor"] not in STEP_TABLES or row["moved"] in (0, 1)]
     table = pd.DataFrame(rows, columns=["protocol", "precision", "arm", "tensor", "moved"])
     return table.pivot_table(index=["arm", "tensor"], columns="protocol", values="moved", sort=False).reset_index()
 

@@ -36,6 +36,8 @@ FORMAT = 4
 # depths went on from one token set to the next.
 # Format 2: a run with a Controller has no `first_half` rows. Format 3: `moved/` counts rows of unused steps.
 READABLE = (1, 2, 3, 4)
+USED_STEPS_ALONE = 4  # the first format whose `moved/` is that of the steps that ran
+STEP_TABLES = ("step_norm.weight", "modulation.step.weight", "modulation.table")  # a row a recurrence step
 ROW_FIELDS = {"update": int, "tokens": int, "split": str, "metric": str, "value": (int, float, list)}
 MANIFEST_FIELDS = {
     "format": int, "run": str, "profile": str, "purpose": str, "seed": int, "config": dict, "commit": (str, type(None)),

@@ -26,13 +26,12 @@ from .experiment import ARMS, Profile, RunSpec, switches
 from .modeling import OuroborosForCausalLM
 from .provenance import code_sha256, provenance
 from .resume import Checkpoints, asked_to_stop
-from .runlog import FORMAT, NoLog, RunLog, read_run, write_atomic
+from .runlog import FORMAT, STEP_TABLES, NoLog, RunLog, read_run, write_atomic
 from .status import claim
 
 FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
 STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
-STEP_TABLES = ("step_norm.weight", "modulation.step.weight", "modulation.table")  # a row a recurrence step
 DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run

@@ -85,6 +85,8 @@ def write_inside(log: RunLog, profile, spec: RunSpec, value: float) -> None:
             inputs = [0.5 if modulation == "controller" else 0.0] * depth
             rows |= {f"modulation/size/{name}": [1.0] * depth, f"modulation/over_inputs/{name}": inputs,
                      f"modulation/over_steps/{name}": [0.25], f"modulation/update/{name}": [0.125] * depth}
+        log.row(update, update * profile.training.tokens_per_update, "model", "moved/recurrence.step_norm.weight", 0.0)
+        log.row(update, update * profile.training.tokens_per_update, "model", "moved/recurrence.modulation.table", 0.25)
     for metric, found in rows.items():
         log.row(update, update * profile.training.tokens_per_update, "heldout", metric, found)
 
