@@ -180,7 +180,7 @@ def last_table(results: Results) -> pd.DataFrame:
         if part.empty:
             continue
         moved = part[(part["effect_low"] > 0) | (part["effect_high"] < 0)]
-        names = [f"{row.quantity} ({row.column}, depth {row.depth})" for row in moved.itertuples()]
+        names = [f"{row.quantity} (`{row.column}`, depth {row.depth})" for row in moved.itertuples()]
         seeds = int(part["value_n"].max())
         finding = "one seed: nothing can be told" if seeds < 2 else \
             f"moves {', '.join(names) or 'nothing that the intervals tell'}"

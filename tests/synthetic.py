@@ -107,7 +107,12 @@ def write_base(root: Path, profile) -> None:
     log.finish({**made, "run": "base", "purpose": "base"})
 
 
-def write(root: Path, profile: str = "tiny", loss=loss, keep=lambda spec: True, diverged=(), base: bool = True):
+def plain(spec: RunSpec) -> bool:
+    """Not one of the audit's, of which there are more than of all others."""
+    return "+" not in spec.protocol
+
+
+def write(root: Path, profile: str = "tiny", loss=loss, keep=plain, diverged=(), base: bool = True):
     """A profile's matrix under `root`; `keep` chooses the runs that exist, `diverged` names those without a loss."""
     declared = load_profile(profile)
     for spec in filter(keep, declared.runs()):

@@ -1,7 +1,7 @@
 """Each switch alone: known numbers in, the effect of each switch out."""
 
 import pytest
-from synthetic import write, write_run
+from synthetic import plain, write, write_run
 
 from ouroboros import audit, findings, metrics
 from ouroboros.experiment import RunSpec
@@ -19,7 +19,7 @@ def loss(arm, depth, protocol, seed):
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("audit")
-    write(root, "smoke", loss)
+    write(root, "smoke", loss, keep=lambda spec: True)
     return metrics.load("smoke", root)
 
 
@@ -49,7 +49,7 @@ def test_all_ten_are_the_other_column(results):
 
 
 def test_what_was_not_run_is_in_no_table(tmp_path):
-    write(tmp_path, "smoke", loss, keep=lambda spec: "+" not in spec.protocol)
+    write(tmp_path, "smoke", loss, keep=plain)
     found = metrics.load("smoke", tmp_path)
     table = audit.switch_table(found)
     trained = table[~table["quantity"].isin(("full", "cut"))]
@@ -69,7 +69,7 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     table = findings.last_table(results).set_index("switch")
     assert list(table.index) == ["target", "depth", "pooling", "precision", "evaluation", "rate", "reference", "all"]
     assert "corrected, depth 4: +0.5 [+0.5, +0.5]" in table.loc["target", "effect on static - Controller"]
-    assert "static - Controller (corrected, depth 4)" in table.loc["target", "finding"]
+    assert "static - Controller (`corrected`, depth 4)" in table.loc["target", "finding"]
     assert "loss reduction" not in table.loc["target", "finding"]  # that of the Controller, which doesn't move
     assert table.loc["pooling", "finding"] == "one seed: nothing can be told"
     assert "corrected, depth 4: -0.25;" in table.loc["pooling", "effect on static - Controller"] + ";"
@@ -88,7 +88,7 @@ def test_the_target_decides_only_where_both_intervals_say_so(tmp_path):
     def improving(arm, depth, protocol, seed):
         return loss(arm, depth, protocol, seed) + (3.0 if arm == "controller" and protocol == "released" else 0)
 
-    write(tmp_path, "smoke", improving)  # trained on t+2 it is above the cut model (6), on t+1 below
+    write(tmp_path, "smoke", improving, keep=lambda spec: True)  # above the cut model (6) where trained on t+2 alone
     assert findings.target(metrics.load("smoke", tmp_path))[-1].endswith("decides whether held-out text improves.")
 
 
