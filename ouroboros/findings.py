@@ -26,7 +26,7 @@ from .intervals import NOTHING, Interval
 from .metrics import Results
 
 STEPS_HELP = ("is lower at the deeper one", "is higher at the deeper one", "can't be told to differ")
-LEAKS = ("rises, so it looks ahead", "falls", "doesn't move")
+LEAKS = ("rises, so it looks ahead", "falls", "can't be told to move")
 BARELY = 0.5  # of a tensor's elements: fewer than these moved
 
 
