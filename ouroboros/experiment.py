@@ -98,6 +98,8 @@ SWITCHES: dict[str, tuple[str, str]] = {
 }
 COLUMNS = ("released", "corrected")
 READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
+CONTROLLERS = ("depth", "pooling")  # switches that enter nothing but a Controller
+STATELESS = ("none", "static", "static_wide")  # modulations that read no state: those two don't enter them
 DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
 SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
 
@@ -113,10 +115,12 @@ def switches(protocol: str) -> dict[str, str]:
     return {name: values[side ^ (name in flipped)] for name, values in SWITCHES.items()}
 
 
-def trained_under(protocol: str) -> str:
-    """The protocol whose runs a protocol reads: itself without the switches that change only what is read."""
+def trained_under(protocol: str, arm: str) -> str:
+    """The protocol whose runs of an arm a protocol reads: itself without the switches that change only what is read,
+    and those that don't enter the arm."""
     column, *flipped = protocol.split("+")
-    return "+".join([column, *(name for name in flipped if name not in READING)])
+    idle = READING + (CONTROLLERS if ARMS[arm].modulation in STATELESS else ())
+    return "+".join([column, *(name for name in flipped if name not in idle)])
 
 
 class Strict(BaseModel):
@@ -294,7 +298,7 @@ class Cell:
         depth = self.depth
         if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm].modulation == "controller":
             depth = "mixed"  # the released Controller draws its depths, whatever depth is given
-        return RunSpec(self.arm, depth, self.rank, trained_under(self.protocol), self.seed, level=self.level)
+        return RunSpec(self.arm, depth, self.rank, trained_under(self.protocol, self.arm), self.seed, level=self.level)
 
 
 class Resources(Strict):
@@ -384,8 +388,9 @@ class Profile(Strict):
         matrix, compared, found = self.matrix, ("controller", "static"), []
         for switch, count in matrix.audit.switches.items():
             seeds, flipped = matrix.seeds[:count], [f"{column}+{switch}" for column in matrix.protocols]
-            if switch == "alpha":  # at the base rank both settings are one; other ranks are run under one column
-                found += cells(seeds, ["corrected+alpha"], compared, (self.depth,), matrix.ranks)
+            if switch == "alpha":  # at the base rank both settings are one; the others are run of `corrected` anyway
+                plain = [column for column in matrix.protocols if column != "corrected"]
+                found += cells(seeds, [*plain, *flipped], compared, (self.depth,), matrix.ranks)
                 continue
             found += cells(seeds, flipped, CORE, matrix.audit.depths)
             if switch == "rate":

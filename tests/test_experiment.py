@@ -89,15 +89,18 @@ def test_an_audit_flips_one_switch_at_a_time_and_trains_nothing_for_what_only_re
     more = profile.model_copy(update={"matrix": profile.matrix.model_copy(update={"audit": audit})})
     found = set(more.runs()) - plain
     assert {(s.protocol, s.seed) for s in found if s.arm == "static"} == {
-        (f"{column}+{switch}", seed) for column in ("released", "corrected")
-        for switch, seeds in (("target", 3), ("pooling", 1)) for seed in range(seeds)} | {("corrected+alpha", 0)}
-    assert {s.rank for s in found if s.protocol == "corrected+alpha"} == set(profile.matrix.ranks)
+        (f"{column}+target", seed) for column in ("released", "corrected") for seed in range(3)} | {
+        ("corrected+alpha", 0), ("released+alpha", 0), ("released", 0)}  # the pool doesn't enter static
+    for protocol in ("corrected+alpha", "released+alpha", "released"):
+        assert {s.rank for s in found if s.protocol == protocol and s.arm == "static"} == set(profile.matrix.ranks)
     assert {s.depth for s in found if s.arm == "none"} == {1, 8} and plain <= set(more.runs())
     assert {s.protocol for s in found if s.arm == "controller_other"} == {
         "released", "corrected", "released+pooling", "corrected+pooling"}
     read = [c for c in more.plan() if c.protocol == "released+evaluation" and c.arm == "static"]
     assert {c.run.id for c in read} == {f"static-d{d}-r8-released-s{s}" for d in (1, 8) for s in (0, 1)}
-    assert trained_under("corrected+target+reference") == "corrected+target"
+    assert trained_under("corrected+target+reference", "controller") == "corrected+target"
+    assert trained_under("released+pooling+rate+depth", "static") == "released+rate"
+    assert trained_under("released+pooling+depth", "controller") == "released+pooling+depth"
 
 
 def test_cells_that_a_protocol_makes_identical_share_a_run():
@@ -162,7 +165,7 @@ def test_an_unknown_profile_or_run_is_refused():
 
 
 @pytest.mark.parametrize("name, count, some", [
-    ("tiny", 428, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
+    ("tiny", 388, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
                   "static-d1-r8-released-s2", "none-d8-released-s0", "controller_nogate-d4-r8-corrected-s0",
                   "controller_nogate_nonorm-dmixed-r8-released-s1", "static-d8-r16-corrected-s2", "lora-corrected-s0",
                   "controller-d8-r8-corrected-s0-low"}),
