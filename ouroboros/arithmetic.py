@@ -45,16 +45,12 @@ def released_rate(update: int, updates: int = UPDATES) -> float:
     return PEAK * 0.5 * (1 + math.cos(math.pi * share))
 
 
-def _reported() -> dict:
-    return {claim["id"]: claim.get("reported") for claim in claims.load()}
-
-
 def table() -> pd.DataFrame:
     """One row a check: quantity, reported, computed, how it was computed, and whether they agree to the digits given.
 
     `agrees` is empty where nothing was reported to compare with.
     """
-    told, paper = _reported(), load_profile("paper")
+    told, paper = claims.reported(), load_profile("paper")
     shape, loop, static = Shape.of(paper), Cost.of(paper, "controller"), Cost.of(paper, "static")
     trained = sum(loop.trainable().values())
     low, high = told["Lc"]

@@ -12,7 +12,7 @@ import pandas as pd
 from . import arithmetic, intervals, tables
 from .experiment import ARMS, COLUMNS, SWITCHES, switches
 from .intervals import BySeed, Ratio, interval, t_interval
-from .metrics import Results, Statistics, last_value
+from .metrics import Results, Statistics, last_value, minus
 from .runlog import STEP_TABLES, USED_STEPS_ALONE
 
 HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
@@ -25,17 +25,29 @@ def flipped(results: Results) -> Iterator[tuple[str, str, str]]:
     for column in COLUMNS:
         yield column, "", column
         for switch in SWITCHES:
-            if audit and switch in audit.switches and switch != "alpha":  # that one says nothing at the base rank
+            if audit and switch in audit.switches:
                 yield column, switch, f"{column}+{switch}"
         yield column, "all", next(other for other in COLUMNS if other != column)
 
 
-def quantities(statistics: Statistics, depth: int) -> dict[str, BySeed | Ratio]:
-    """The headline numbers that a protocol reports at one depth, and the losses behind them."""
-    losses = {arm: statistics.loss(arm, depth)[""] for arm in ("full", "cut", *LOOPS)}
-    return losses | {"static - Controller": statistics.advantage(depth)[""],
-                     "loss reduction (%)": statistics.reduction("controller", depth)[""],
-                     "gap recovery (%)": statistics.recovery("controller", depth)[""]}
+def places(results: Results, switch: str) -> list[tuple[int, int]]:
+    """(depth, rank) where a switch is told: the audit's depths; `alpha`, whose settings are one at the base rank, at
+    the other ranks."""
+    profile = results.profile
+    if switch == "alpha":
+        return [(profile.depth, rank) for rank in profile.matrix.ranks]
+    return [(depth, profile.rank) for depth in _depths(results)]
+
+
+def quantities(statistics: Statistics, depth: int, rank: int) -> dict[str, BySeed | Ratio]:
+    """The headline numbers that a protocol reports at one depth and rank, the losses behind them and what these differ
+    by."""
+    ranks = {arm: rank for arm in LOOPS if ARMS[arm].modulated}
+    losses = {arm: statistics.loss(arm, depth, ranks.get(arm))[""] for arm in ("full", "cut", *LOOPS)}
+    pairs = (("static", "Controller"), ("none", "Controller"), ("Controller", "cut"), ("cut", "full"))
+    differences = {f"{a} - {b}": minus(losses[a.lower()], losses[b.lower()]) for a, b in pairs}
+    return losses | differences | {"loss reduction (%)": statistics.reduction("controller", depth, rank)[""],
+                                   "gap recovery (%)": statistics.recovery("controller", depth, rank)[""]}
 
 
 def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> intervals.Interval:
@@ -55,21 +67,32 @@ def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> intervals.Interva
 
 def switch_table(results: Results) -> pd.DataFrame:
     """Every quantity under every protocol of the audit, and what flipping the switch did to it: one row a column,
-    switch, depth and quantity. Nothing is in it that wasn't run."""
-    audit, rows = results.profile.matrix.audit, []
-    for depth in audit.depths if audit else ():
-        plain = {column: quantities(Statistics(results, column), depth) for column in COLUMNS}
-        for column, switch, protocol in flipped(results):
-            for name, part in quantities(Statistics(results, protocol), depth).items():
-                found = interval(part)
-                row = {"column": column, "switch": switch or "none", "protocol": protocol, "depth": depth,
-                       "quantity": name, **tables.columns("value", found)}
-                effect = _effect(part, plain[column][name]) if switch else intervals.NOTHING
-                rows.append(row | {"effect": effect.mean, "effect_low": effect.low, "effect_high": effect.high})
-    columns = ["column", "switch", "protocol", "depth", "quantity", "value", "value_low", "value_high", "value_n",
-               "effect", "effect_low", "effect_high"]
-    table = pd.DataFrame(rows, columns=columns)
+    switch, depth, rank and quantity. Nothing is in it that wasn't run."""
+    rows, found = [], {}
+
+    def told(protocol: str, depth: int, rank: int) -> dict[str, BySeed | Ratio]:
+        """Read once: every switch is set against its column."""
+        if (protocol, depth, rank) not in found:
+            found[protocol, depth, rank] = quantities(Statistics(results, protocol), depth, rank)
+        return found[protocol, depth, rank]
+
+    for column, switch, protocol in flipped(results):
+        for depth, rank in places(results, switch):
+            before = told(column, depth, rank)
+            for name, part in told(protocol, depth, rank).items():
+                effect = _effect(part, before[name]) if switch else intervals.NOTHING
+                rows.append({"column": column, "switch": switch or "none", "protocol": protocol, "depth": depth,
+                             "rank": rank, "quantity": name, **tables.columns("value", interval(part)),
+                             **tables.columns("effect", effect), "effect_p": effect.p})
+    table = pd.DataFrame(rows, columns=["column", "switch", "protocol", "depth", "rank", "quantity",
+                                        *tables.columns("value", intervals.NOTHING),
+                                        *tables.columns("effect", intervals.NOTHING), "effect_p"])
     return table[table["value_n"] > 0].reset_index(drop=True)
+
+
+def place(row: pd.Series) -> str:
+    """Where a row of `switch_table` is, in the words of tables and figures."""
+    return f"rank {row.rank}" if row.switch == "alpha" else f"depth {row.depth}"
 
 
 def scored(statistics: Statistics, arm: str, depth: int, target: str) -> BySeed:
@@ -98,10 +121,11 @@ def target_table(results: Results) -> pd.DataFrame:
 
 def leak_table(results: Results) -> pd.DataFrame:
     """What the first half of a block loses when its second half is replaced, by what the Controller pools; 0 where it
-    doesn't look ahead. Beside it the Controller's lead over static, and that of one reading another sequence."""
+    doesn't look ahead. Beside it the Controller's lead over static, and that of one reading another sequence. Also
+    where the rule for the depth is flipped: the pool stays, and the depth is one that both arms have."""
     rows = []
     for column, switch, protocol in flipped(results):
-        if switch in ("", "pooling"):
+        if switch in ("", "pooling", "depth"):
             statistics = Statistics(results, protocol)
             for depth in _depths(results):
                 own, replaced = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
@@ -162,6 +186,12 @@ def reach_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def over_depths(results: Results) -> str:
+    """The column of `depth_table`: the audit's depths, the shallowest minus the deepest."""
+    depths = _depths(results)
+    return f"depth {depths[0]} - depth {depths[-1]}" if depths else ""
+
+
 def depth_table(results: Results) -> pd.DataFrame:
     """Controller and static from the shallowest depth of the audit to the deepest, under each rule for the depth."""
     audit, rows = results.profile.matrix.audit, []
@@ -172,7 +202,7 @@ def depth_table(results: Results) -> pd.DataFrame:
             for arm in LOOPS[:2]:
                 by_seed = statistics.change_over_depths(arm, first, last)
                 rows.append({"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"],
-                             "arm": arm, **tables.columns(f"depth {first} - depth {last}", interval(by_seed))})
+                             "arm": arm, **tables.columns(over_depths(results), interval(by_seed))})
     return pd.DataFrame(rows)
 
 
@@ -204,20 +234,6 @@ def reference_table(results: Results) -> pd.DataFrame:
                 row |= tables.columns(arm, interval(statistics.loss(arm, depth)[""]))
             recovered = interval(statistics.recovery("controller", depth)[""])
             rows.append(row | tables.columns("gap recovery (%)", recovered))
-    return pd.DataFrame(rows)
-
-
-def alpha_table(results: Results) -> pd.DataFrame:
-    """Controller and static at the other ranks with alpha scaled with the rank, and with one alpha for all."""
-    rows, profile = [], results.profile
-    for rank in profile.matrix.ranks:
-        for arm in LOOPS[:2]:
-            scaled, fixed = (Statistics(results, protocol).at_rank(arm, rank)
-                             for protocol in ("corrected", "corrected+alpha"))
-            effect = t_interval(fixed[seed] - scaled[seed] for seed in fixed if seed in scaled)
-            rows.append({"rank": rank, "arm": arm, **tables.columns("scaled", t_interval(scaled.values())),
-                         **tables.columns("fixed", t_interval(fixed.values())),
-                         **tables.columns("fixed - scaled", effect)})
     return pd.DataFrame(rows)
 
 

@@ -46,6 +46,11 @@ def load() -> list[dict]:
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
+def reported() -> dict[str, object]:
+    """{id: what is reported}: a number, a range as a list of two, or None where it is stated in words."""
+    return {claim["id"]: claim.get("reported") for claim in load()}
+
+
 def recomputed(claim: dict, claims: list[dict]) -> float | None:
     """The claim's value from the other reported values; where one is a range, its middle, None without a formula."""
     if "recompute" not in claim:
@@ -243,8 +248,8 @@ def meaning(results: Results) -> list[str]:
                  + told(statistics.interventions(depth)["other_sequence"], NEEDED) + ". Of arms that see nothing, "
                  + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
     lines.append("**Which part?** A loop with the gate alone "
-                 + told(statistics.against_cut("none_nonorm", depth)[""], AGAINST_CUT) + "; of what is added, "
-                 + _each(statistics.bought(depth), BUYS, "`{}`".format) + ".")
+                 + told(statistics.against_cut("none_nonorm", depth)[""], AGAINST_CUT) + "; "
+                 + _added(statistics, depth) + ".")
     words = ("is worse than with it", "is better than with it", "can't be told from with it")
     gates = [f"at depth {at} " + _each(statistics.gate_by_arm(at), words, "`{}`".format)
              for at in dict.fromkeys((depth, results.profile.search.depth))]
@@ -307,7 +312,7 @@ BLIND = {"static": "the table", "static_wide": "the wide table, of the Controlle
          "controller_blind": "the Controller reading a constant"}
 INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
            "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained"}
-BUYS = ("lowers the loss", "raises the loss", "can't be told to do either")
+ADDED = ("raises the loss", "lowers the loss", "can't be told to do either")
 AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", "can't be told from the Controller")
 
 
@@ -320,6 +325,13 @@ def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
         return words[2] if adjusted[part] >= 1 - intervals.LEVEL else found[part].told(*words)
 
     return "; ".join(f"{name(part)} {phrase(part)} ({found[part]})" for part in found)
+
+
+def _added(statistics: Statistics, depth: int) -> str:
+    """What adding each part does to the loss: the change, where `bought` is what the part takes off."""
+    return _each({name: {seed: -value for seed, value in values.items()}
+                  for name, values in statistics.bought(depth).items()}, ADDED,
+                 lambda name: "adding {} to {}".format(*name.split(", to ")))
 
 
 def found_configurations(results: Results, protocol: str) -> str:
@@ -341,7 +353,7 @@ def found_configurations(results: Results, protocol: str) -> str:
 def found_parts(results: Results, depth: int) -> str:
     """One sentence on what each part of the loop buys at one depth."""
     statistics = Statistics(results, "corrected")
-    return (f"`corrected`, depth {depth}, added " + _each(statistics.bought(depth), BUYS, "`{}`".format)
+    return (f"`corrected`, depth {depth}: " + _added(statistics, depth)
             + "; against the cut model, " + _each(statistics.ladder(depth), AGAINST_CUT) + _diverged(statistics) + ".")
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from .errors import InputError
-from .experiment import ARMS, DRAWN_DEPTHS, Arm, Profile, RunSpec, SplitConfig, Widths
+from .experiment import ARMS, DRAWN_DEPTHS, READS, Arm, Profile, RunSpec, SplitConfig, Widths
 
-READS = ("controller", "controller_other")  # modulations that are computed for each token
 FLOAT32 = 4  # bytes
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -99,7 +99,7 @@ SWITCHES: dict[str, tuple[str, str]] = {
 COLUMNS = ("released", "corrected")
 READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
 CONTROLLERS = ("depth", "pooling")  # switches that enter nothing but a Controller
-STATELESS = ("none", "static", "static_wide")  # modulations that read no state: those two don't enter them
+READS = ("controller", "controller_other")  # modulations that read the state: computed for each token
 DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
 SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
 
@@ -119,7 +119,7 @@ def trained_under(protocol: str, arm: str) -> str:
     """The protocol whose runs of an arm a protocol reads: itself without the switches that change only what is read,
     and those that don't enter the arm."""
     column, *flipped = protocol.split("+")
-    idle = READING + (CONTROLLERS if ARMS[arm].modulation in STATELESS else ())
+    idle = READING + (CONTROLLERS if ARMS[arm].modulation not in READS else ())
     return "+".join([column, *(name for name in flipped if name not in idle)])
 
 
@@ -391,6 +391,7 @@ class Profile(Strict):
             if switch == "alpha":  # at the base rank both settings are one; the others are run of `corrected` anyway
                 plain = [column for column in matrix.protocols if column != "corrected"]
                 found += cells(seeds, [*plain, *flipped], compared, (self.depth,), matrix.ranks)
+                found += cells(seeds, flipped, ("full", "cut"))
                 continue
             found += cells(seeds, flipped, CORE, matrix.audit.depths)
             if switch == "rate":

@@ -91,13 +91,13 @@ def _axes_by_protocol(results: Results, title: str, x: str, y: str):
     return figure, dict(zip(protocols, axes[0], strict=True))
 
 
-def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None) -> None:
-    """Means with their intervals against depth; a mean of one seed has no bar."""
+def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None, shift: float = 0.0) -> None:
+    """Means with their intervals against depth, `shift` beside it; a mean of one seed has no bar."""
     rows = rows.dropna(subset=["loss"]).sort_values("depth")
     if rows.empty:
         return
     bars = np.nan_to_num(np.array([rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]).astype(float))
-    axis.errorbar(rows["depth"].astype(int), rows["loss"], yerr=bars, label=label or arm, capsize=3,
+    axis.errorbar(rows["depth"].astype(int) + shift, rows["loss"], yerr=bars, label=label or arm, capsize=3,
                   **_style(arm))
 
 
@@ -159,11 +159,11 @@ def base_curve(run: Run | None):
     return figure
 
 
-def _parts(axis, parts: dict, arm: str, label: str) -> None:
+def _parts(axis, parts: dict, arm: str, label: str, shift: float = 0.0) -> None:
     """The intervals of a statistic whose parts end in a number, against that number."""
     rows = [{"depth": int(name.split()[-1]), "loss": i.mean, "loss_low": i.low, "loss_high": i.high}
             for name, i in ((name, intervals.t_interval(values.values())) for name, values in parts.items())]
-    _points(axis, pd.DataFrame(rows), arm, label)
+    _points(axis, pd.DataFrame(rows), arm, label, shift)
 
 
 def other_depths(results: Results):
@@ -190,9 +190,9 @@ def interventions(results: Results):
     for protocol, axis in axes.items():
         statistics, depths = metrics.Statistics(results, protocol), results.profile.matrix.depths
         axis.axhline(0, color="black", linewidth=0.8)
-        for kind, style in styles.items():
+        for number, (kind, style) in enumerate(styles.items()):
             _parts(axis, {f"depth {d}": statistics.interventions(d)[kind] for d in depths}, style,
-                   kind.replace("_", " "))
+                   kind.replace("_", " "), shift=0.3 * (number - 1))
         axis.set_xticks(depths)
         if axis.containers:
             axis.legend()
@@ -236,22 +236,24 @@ def audit(results: Results, quantity: str):
     """What flipping each switch alone does to a headline number, a panel a column, a marker a depth."""
     table = audited.switch_table(results)
     table = table[(table["quantity"] == quantity) & (table["switch"] != "none")]
-    figure, axes = plt.subplots(1, len(audited.COLUMNS), squeeze=False)
-    figure.set_size_inches(7.0, 3.6)
-    for axis, column in zip(axes[0], audited.COLUMNS, strict=True):
+    figure, axes = plt.subplots(len(audited.COLUMNS), 1)
+    figure.set_size_inches(7.0, 7.0)
+    for axis, column in zip(axes, audited.COLUMNS, strict=True):
         rows = table[table["column"] == column]
-        shown = [(f"{row.switch}\nd{row.depth}", "controller" if row.switch != "all" else "full",
-                  intervals.Interval(row.effect, row.effect_low, row.effect_high, row.value_n))
+        shown = [(f"{row.switch}\n{audited.place(row)}", "controller" if row.switch != "all" else "full",
+                  intervals.Interval(row.effect, row.effect_low, row.effect_high, int(row.effect_n)))
                  for row in rows.itertuples() if np.isfinite(row.effect)]
         _categories(axis, shown)
         unit = "" if "%" in quantity else " (nats per token)"
-        axis.set(title=f"one switch flipped ({column})", xlabel="switch, depth",
+        axis.set(title=f"one switch flipped ({column})", xlabel="switch, where",
                  ylabel=f"change of {quantity}{unit}")
     return figure
 
 
 def _rows(axis, table: pd.DataFrame, column: str, label, arm) -> None:
-    """An interval in a table's column, side by side over its rows; `label` and `arm` are functions of a row."""
+    """An interval in a table's column, side by side over its rows that were run; `label` and `arm` are functions of a
+    row."""
+    table = table[table[f"{column}_n"] > 0] if len(table) else table
     _categories(axis, [(label(row), arm(row), intervals.Interval(row[column], row[f"{column}_low"],
                                                                  row[f"{column}_high"], int(row[f"{column}_n"])))
                        for row in table.to_dict("records")])
@@ -286,10 +288,9 @@ def audit_pooling(results: Results):
 
 def audit_depth(results: Results):
     """What more steps take off the loss, by the rule for the depth."""
-    table, audit = audited.depth_table(results), results.profile.matrix.audit
+    table, column = audited.depth_table(results), audited.over_depths(results)
     figure, axis = plt.subplots()
-    if audit:
-        column = f"depth {audit.depths[0]} - depth {audit.depths[-1]}"
+    if len(table):
         _rows(axis, table, column, lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
         axis.set(title="above 0 deeper is better", xlabel="arm, protocol", ylabel=f"{column} (nats per token)")
     return figure
@@ -298,7 +299,6 @@ def audit_depth(results: Results):
 def audit_reference(results: Results):
     """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
     table = audited.reference_table(results)
-    table = table[table["gap recovery (%)"].notna()] if len(table) else table
     figure, axis = plt.subplots()
     _rows(axis, table, "gap recovery (%)", lambda row: f"{row['protocol']}\n{row['reference']}",
           lambda row: "static" if row["reference"] == "short" else "controller")
@@ -316,8 +316,9 @@ def audit_precision(results: Results):
     styles = ("controller", "static", "none", "lora")
     for axis, arm in zip(axes, audited.LOOPS[:2], strict=True):
         rows = table[table["arm"] == arm] if len(table) else table
-        for protocol, style in zip(protocols, styles, strict=False):
-            axis.plot(range(len(rows)), rows[protocol], label=protocol, linestyle="none", **_style(style))
+        for number, (protocol, style) in enumerate(zip(protocols, styles, strict=False)):
+            places = np.arange(len(rows)) + 0.2 * (number - (len(protocols) - 1) / 2)  # beside each other
+            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **_style(style))
         axis.set_xticks(range(len(rows)), rows["tensor"] if len(rows) else [], rotation=45, ha="right", fontsize=7)
         axis.set(title=arm, xlabel="trained tensor")
         if axis.lines:
@@ -335,7 +336,6 @@ def audit_rate(results: Results):
           lambda row: "static" if row["rates"] == "shared" else "controller")
     axes[0].set(title="who is ahead", xlabel="protocol, depth", ylabel="static - Controller (nats per token)")
     table = audited.reach_table(results)
-    table = table[table["largest m_n"] > 0] if len(table) else table
     _rows(axes[1], table, "largest m", lambda row: f"{row['arm']} {row['protocol']}\nd{row['depth']}",
           lambda row: row["arm"])
     if len(table):
@@ -364,10 +364,10 @@ def cost(profiles: list[Profile]):
 
 
 def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
-    """Intervals side by side, each (label, arm, interval); one without runs leaves its place empty."""
+    """Intervals side by side, each (label, arm, interval); one without runs, or undefined, leaves its place empty."""
     axis.axhline(0, color="black", linewidth=0.8)
     for place, (label, arm, interval) in enumerate(shown):
-        if interval.n:
+        if np.isfinite(interval.mean):
             half = np.nan_to_num(interval.high - interval.mean)
             hollow = {"markerfacecolor": "none"} if interval.n < 3 else {}  # too few seeds to judge
             axis.errorbar([place], [interval.mean], yerr=[half], label=label.replace("\n", ", "), capsize=3,
@@ -468,6 +468,7 @@ def instead(results: Results):
             axis.errorbar(rows[column], rows["arm - cut"], yerr=bars, label=arm, capsize=3, linestyle="none",
                           **_style(arm), **hollow)
         axis.set(title=f"against {what} (corrected)", xlabel=column)
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
     axes[0].set_ylabel("arm - cut (nats per token)")
     axes[1].legend(fontsize=7)
     return figure

@@ -8,12 +8,16 @@ import math
 
 import pandas as pd
 
+from . import claims
+from .arithmetic import BLOCK, MICRO_STEPS, UPDATES
 from .audit import (
     HEADLINES,
     LOOPS,
     depth_table,
     leak_table,
     moved_table,
+    over_depths,
+    place,
     rate_table,
     reach_table,
     reference_table,
@@ -22,7 +26,7 @@ from .audit import (
 )
 from .claims import AGAINST_CONTROLLER, AGAINST_CUT, AGAINST_STATIC
 from .experiment import COLUMNS, SWITCHES
-from .intervals import NOTHING, Interval
+from .intervals import LEVEL, NOTHING, Interval, holm
 from .metrics import Results
 
 STEPS_HELP = ("is lower at the deeper one", "is higher at the deeper one", "can't be told to differ")
@@ -49,13 +53,14 @@ def _told(row: dict | None, column: str, words: tuple[str, str, str]) -> str:
 
 def target(results: Results) -> list[str]:
     """What the target explains: the size of the losses, and that held-out text did not improve."""
-    table = target_table(results)
+    table, reported = target_table(results), claims.reported()
     full, cut = (_row(table, arm=arm) for arm in ("full", "cut"))
     lines = []
     if full and cut:
         lines.append(f"The same weights, not trained here: on the next token the full model has "
                      f"{full['scored on t+1']:.3f} and the cut one {cut['scored on t+1']:.3f}, on the token after it "
-                     f"{full['scored on t+2']:.3f} and {cut['scored on t+2']:.3f}.")
+                     f"{full['scored on t+2']:.3f} and {cut['scored on t+2']:.3f} (reported of another model "
+                     f"and other text: {reported['L36']} and {reported['L17']}).")
     two, one = (_row(table, arm="controller", protocol=protocol) for protocol in ("released", "released+target"))
     lines.append(f"Trained on t+2 (`released`), the Controller on held-out text "
                  f"{_told(two, 't+2, arm - cut', AGAINST_CUT)} on t+2 and {_told(two, 't+1, arm - cut', AGAINST_CUT)} "
@@ -76,10 +81,13 @@ def pooling(results: Results) -> list[str]:
     sequence, causal = (_row(table, protocol=protocol) for protocol in ("corrected+pooling", "corrected"))
     released, flipped = (_row(table, protocol=protocol) for protocol in ("released", "released+pooling"))
     leak, lead = "lost without its own future", "static - Controller"
+    measured = [row for row in (released, _row(table, protocol="released+depth")) if row and row[f"{leak}_n"]]
+    source = (measured or [released or {"protocol": "released"}])[0]  # older logs don't have it
     return [
         f"Its second half replaced, the loss on a block's first half with the sequence pool "
-        f"{_told(released, leak, LEAKS)} under `released` and {_told(sequence, leak, LEAKS)} with all else "
-        f"`corrected`; with the causal pool it {_told(causal, leak, LEAKS)}.",
+        f"{_told(measured[0] if measured else None, leak, LEAKS)} under `{source['protocol']}` and "
+        f"{_told(sequence, leak, LEAKS)} with all else `corrected`; with the causal pool it "
+        f"{_told(causal, leak, LEAKS)}.",
         f"static - Controller, `corrected`: with the causal pool {_told(causal, lead, AGAINST_STATIC)}, with the "
         f"sequence pool {_told(sequence, lead, AGAINST_STATIC)}; `released`: with the sequence pool "
         f"{_told(released, lead, AGAINST_STATIC)}, with the causal one {_told(flipped, lead, AGAINST_STATIC)}.",
@@ -89,10 +97,8 @@ def pooling(results: Results) -> list[str]:
 
 def depth(results: Results) -> list[str]:
     """Whether the released rule for the depth makes the reported pattern."""
-    table = depth_table(results)
-    change = next((name for name in table if name.startswith("depth ") and name.count("depth") == 2
-                   and not name.endswith(("_low", "_high", "_n"))), None)
-    if change is None:
+    table, change = depth_table(results), over_depths(results)
+    if table.empty:
         return []
 
     def arms(protocol: str) -> str:
@@ -159,39 +165,69 @@ FINDINGS = {"target": target, "depth": depth, "pooling": pooling, "precision": p
 UNKNOWN = {  # what no run here can settle
     "target": "whether the reported losses were on t+2: another model, other text",
     "depth": "the Controller of the paper's table at fixed depths",
-    "pooling": "the leak at 2,048 tokens a block, where a mean over all positions tells less of the next one",
-    "schedule": "what a decaying rate is worth over 18,750 updates",
-    "precision": "bfloat16 arithmetic, and 18,750 updates: here only what is kept is rounded",
+    "pooling": f"the leak at {BLOCK:,} tokens a block, where a mean over all positions tells less of the next one",
+    "schedule": f"what a decaying rate is worth over {UPDATES:,} updates",
+    "precision": f"bfloat16 arithmetic, and {UPDATES:,} updates: here only what is kept is rounded",
+    "alpha": "static's losses at the paper's other ranks: none is reported",
     "packing": "packing at evaluation: the stream's text is joined in both settings here",
-    "evaluation": "how much of 300,000 micro-steps' first tokens is remembered",
+    "evaluation": f"how much of {MICRO_STEPS:,} micro-steps' first tokens is remembered",
     "rate": "each arm's best rate at the paper's scale",
     "reference": "L36 on FineWeb-edu",
     "all": "interactions of two or more switches",
 }
 
 
+def _directions(rows: pd.DataFrame) -> str:
+    """Where some effects on one quantity are, and which way they go."""
+    return ", ".join(f"{'higher' if up else 'lower'} in `{column}` ({', '.join(map(place, part.itertuples()))})"
+                     for (column, up), part in rows.groupby(["column", rows["effect"] > 0], sort=False))
+
+
+def _moved(part: pd.DataFrame) -> str:
+    """What a switch is told to move, with Holm's correction over its effects on headline numbers; what only the
+    effect's own interval tells; what it leaves undefined."""
+    if part["effect_n"].max() < 2:
+        return "one seed: nothing can be told"
+    undefined = part[part["value"].isna()]
+    told = part.index.map(holm(part["effect_p"].to_dict())) < 1 - LEVEL
+    alone = ((part["effect_low"] > 0) | (part["effect_high"] < 0)) & ~told
+
+    def named(rows: pd.DataFrame) -> str:
+        return "; ".join(f"{quantity} {_directions(found)}" for quantity, found in rows.groupby("quantity", sort=False))
+
+    return ". ".join([named(part[told]) or "No headline number is told to move",
+                      *([f"By its own interval only: {named(part[alone])}"] if alone.any() else []),
+                      *(f"Undefined: {quantity} in {' and '.join(f'`{column}`' for column in found['column'].unique())}"
+                        for quantity, found in undefined.groupby("quantity", sort=False))])
+
+
+def _effects(part: pd.DataFrame) -> str:
+    """A switch's effects on one quantity, by column and place; once where all places have one run."""
+    found: dict[str, dict[str, str]] = {}
+    for row in part.itertuples():
+        bounds = "" if math.isnan(row.effect_low) else f" [{row.effect_low:+.3g}, {row.effect_high:+.3g}]"
+        text = "undefined" if math.isnan(row.effect) else \
+            "unchanged" if row.effect_low == row.effect_high == 0 else f"{row.effect:+.3g}{bounds}"
+        found.setdefault(row.column, {})[place(row)] = text
+    return "; ".join(f"{column}, {where}: {text}" for column, texts in found.items() for where, text in (
+        {"everywhere": next(iter(texts.values()))} if len(texts) > 1 == len(set(texts.values())) else texts).items())
+
+
 def last_table(results: Results) -> pd.DataFrame:
-    """One row a switch: what it is told to move, the runs behind that, its effect on each headline number at each
-    depth of the audit in both columns, and what isn't known. Nothing is in it that wasn't run."""
+    """One row a switch: what it is told to move, the runs behind that, its effect on each headline number in both
+    columns, and what isn't known. Nothing is in it that wasn't run."""
     table, rows = switch_table(results), []
     table = table[table["quantity"].isin(HEADLINES)]
     for switch in (*SWITCHES, "all"):
-        part = table[(table["switch"] == switch) & table["effect"].notna()]
-        if part.empty:
+        part = table[table["switch"] == switch]
+        seeds = sorted({*part["effect_n"]} - {0})
+        if not seeds:
             continue
-        moved = part[(part["effect_low"] > 0) | (part["effect_high"] < 0)]
-        names = [f"{row.quantity} (`{row.column}`, depth {row.depth})" for row in moved.itertuples()]
-        seeds = int(part["value_n"].max())
-        finding = "one seed: nothing can be told" if seeds < 2 else \
-            f"moves {', '.join(names) or 'nothing that the intervals tell'}"
-        evidence = f"{seeds} seed{'s' * (seeds > 1)}; table `switches`" + (
+        evidence = f"seeds: {' to '.join(str(int(n)) for n in {seeds[0], seeds[-1]})}; table `switches`" + (
             f", figure `audit_{switch}`" if switch in FINDINGS else "")
-        row = {"switch": switch, "finding": finding, "evidence": evidence}
-        for quantity in HEADLINES:
-            row[f"effect on {quantity}"] = "; ".join(
-                f"{r.column}, depth {r.depth}: {r.effect:+.3g}"
-                + ("" if math.isnan(r.effect_low) else f" [{r.effect_low:+.3g}, {r.effect_high:+.3g}]")
-                for r in part[part["quantity"] == quantity].itertuples())
-        rows.append(row | {"what we don't know": UNKNOWN[switch]})
+        part = part[(part["effect_n"] > 0) | part["value"].isna()]
+        rows.append({"switch": switch, "finding": _moved(part), "evidence": evidence}
+                    | {f"effect on {name}": _effects(part[part["quantity"] == name]) for name in HEADLINES}
+                    | {"what we don't know": UNKNOWN[switch]})
     return pd.DataFrame(rows, columns=["switch", "finding", "evidence", *(f"effect on {q}" for q in HEADLINES),
                                        "what we don't know"])

@@ -121,7 +121,7 @@ def interval(part: BySeed | Ratio) -> Interval:
     return fieller(part) if isinstance(part, Ratio) else t_interval(part.values())
 
 
-def holm(p: Mapping[str, float]) -> dict[str, float]:
+def holm(p: Mapping[str | int, float]) -> dict[str | int, float]:
     """Holm's (1979) adjusted p-values of a family; NaN where there was none, which counts for nothing."""
     told = sorted((value, name) for name, value in p.items() if not math.isnan(value))
     adjusted, largest = dict.fromkeys(p, math.nan), 0.0

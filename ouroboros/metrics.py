@@ -116,7 +116,8 @@ def _paired(function, *parts: BySeed) -> BySeed:
     return {seed: function(*(part[seed] for part in parts)) for seed in parts[0] if all(seed in p for p in parts)}
 
 
-def _minus(a: BySeed, b: BySeed) -> BySeed:
+def minus(a: BySeed, b: BySeed) -> BySeed:
+    """a - b in each seed that both have."""
     return _paired(lambda x, y: x - y, a, b)
 
 
@@ -130,12 +131,13 @@ class Statistics:
     def __init__(self, results: Results, protocol: str, endless: bool = False):
         self.results, self.protocol, self.endless = results, protocol, endless
         self.depths = results.profile.matrix.depths
+        self.cells = results.cells[results.cells["protocol"] == protocol]
         self.diverged: set[str] = set()
 
     def _rows(self, arm: str, depth: int | None, rank: int | None, level: str = "") -> pd.DataFrame:
         """The declared rows of an arm under this protocol, a seed each."""
-        rows, profile = self.results.cells, self.results.profile
-        rows = rows[(rows["arm"] == arm) & (rows["protocol"] == self.protocol) & (rows["level"] == level)]
+        rows, profile = self.cells, self.results.profile
+        rows = rows[(rows["arm"] == arm) & (rows["level"] == level)]
         if ARMS[arm].loops:
             rows = rows[rows["depth"] == (depth or profile.depth)]
             rows = rows[rows["rank"].fillna(0) == (rank or profile.rank_of(arm) or 0)]
@@ -158,15 +160,15 @@ class Statistics:
     def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
         return {f"depth {depth}": function(depth) for depth in depths or self.depths}
 
-    def loss(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
-        return {"": self._losses(arm, depth)}
+    def loss(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, BySeed]:
+        return {"": self._losses(arm, depth, rank=rank)}
 
-    def reduction(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
-        return {"": _paired(reduction, self._losses("cut"), self._losses(arm, depth))}
+    def reduction(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, BySeed]:
+        return {"": _paired(reduction, self._losses("cut"), self._losses(arm, depth, rank=rank))}
 
     def gap(self, column: str = "loss") -> BySeed:
         """What cutting costs, cut - full: as the protocol reports it, or in next-token loss on a split."""
-        return _minus(self._losses("cut", column=column), self._losses("full", column=column))
+        return minus(self._losses("cut", column=column), self._losses("full", column=column))
 
     def share(self, values: BySeed, column: str = "loss") -> Ratio:
         """A quantity in percent of the gap; undefined where the blocks that were read leave open whether there is one
@@ -182,64 +184,59 @@ class Statistics:
         same = column != "loss" or (setting["evaluation"], setting["reference"]) == ("splits", "same")
         return Ratio(values, self.gap(column), above_zero(cut, full, same))
 
-    def recovery(self, arm: str, depth: int | None = None) -> dict[str, Ratio]:
+    def recovery(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, Ratio]:
         """Gap recovery, (L17 - Lc) / (L17 - L36), in percent."""
-        return {"": self.share(_minus(self._losses("cut"), self._losses(arm, depth)))}
+        return {"": self.share(minus(self._losses("cut"), self._losses(arm, depth, rank=rank)))}
 
     def against_cut(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
-        return {"": _minus(self._losses(arm, depth), self._losses("cut"))}
+        return {"": minus(self._losses(arm, depth), self._losses("cut"))}
 
     def against_cut_by_depth(self, arm: str) -> dict[str, BySeed]:
         return self._depth_parts(lambda depth: self.against_cut(arm, depth)[""])
 
     def heldout_against_cut_by_depth(self, arm: str) -> dict[str, BySeed]:
         cut = self._losses("cut", column="heldout")
-        return self._depth_parts(lambda depth: _minus(self._losses(arm, depth, "heldout"), cut))
+        return self._depth_parts(lambda depth: minus(self._losses(arm, depth, "heldout"), cut))
 
-    def advantage(self, depth: int) -> dict[str, BySeed]:
-        return {"": _minus(self._losses("static", depth), self._losses("controller", depth))}
+    def advantage(self, depth: int | None = None, rank: int | None = None) -> dict[str, BySeed]:
+        return {"": minus(self._losses("static", depth, rank=rank), self._losses("controller", depth, rank=rank))}
 
     def advantage_by_depth(self) -> dict[str, BySeed]:
         return self._depth_parts(lambda depth: self.advantage(depth)[""])
 
     def gain_over_none_by_depth(self, arm: str) -> dict[str, BySeed]:
         """What the modulation adds to loop, gate and step norms."""
-        return self._depth_parts(lambda depth: _minus(self._losses("none", depth), self._losses(arm, depth)))
+        return self._depth_parts(lambda depth: minus(self._losses("none", depth), self._losses(arm, depth)))
 
     def advantage_by_rank(self) -> dict[str, BySeed]:
         """Static minus Controller at the base depth, at each rank; nothing where the matrix has one rank only."""
         profile = self.results.profile
         if not profile.matrix.ranks:
             return {"": {}}
-        return {f"rank {rank}": _minus(self._losses("static", rank=rank), self._losses("controller", rank=rank))
-                for rank in sorted({profile.rank, *profile.matrix.ranks})}
+        return {f"rank {rank}": self.advantage(rank=rank)[""] for rank in sorted({profile.rank, *profile.matrix.ranks})}
 
     def behind(self, arm: str, other: str, depth: int) -> BySeed:
         """How far one arm lies below another at a depth: other - arm."""
-        return _minus(self._losses(other, depth), self._losses(arm, depth))
+        return minus(self._losses(other, depth), self._losses(arm, depth))
 
     def change_over_depths(self, arm: str, first: int, last: int) -> BySeed:
         """What more steps take off an arm's loss."""
-        return _minus(self._losses(arm, first), self._losses(arm, last))
-
-    def at_rank(self, arm: str, rank: int) -> BySeed:
-        """An arm's loss at the base depth and another rank."""
-        return self._losses(arm, rank=rank)
+        return minus(self._losses(arm, first), self._losses(arm, last))
 
     def lead_at_1_over_other_depths(self) -> dict[str, BySeed]:
         first = self.advantage(1)[""]
-        return self._depth_parts(lambda d: _minus(first, self.advantage(d)[""]), [d for d in self.depths if d != 1])
+        return self._depth_parts(lambda d: minus(first, self.advantage(d)[""]), [d for d in self.depths if d != 1])
 
     def against_depth_1(self, arm: str) -> dict[str, BySeed]:
         first = self._losses(arm, 1)
-        return self._depth_parts(lambda d: _minus(self._losses(arm, d), first), [d for d in self.depths if d != 1])
+        return self._depth_parts(lambda d: minus(self._losses(arm, d), first), [d for d in self.depths if d != 1])
 
     def gain_from_depth_to_depth(self, arm: str) -> dict[str, BySeed]:
         steps = zip(self.depths, self.depths[1:], strict=False)
-        return {f"depth {a} to {b}": _minus(self._losses(arm, a), self._losses(arm, b)) for a, b in steps}
+        return {f"depth {a} to {b}": minus(self._losses(arm, a), self._losses(arm, b)) for a, b in steps}
 
     def without_gate_minus_with(self) -> dict[str, BySeed]:
-        return self._depth_parts(lambda d: _minus(self._losses("controller_nogate", d), self._losses("controller", d)),
+        return self._depth_parts(lambda d: minus(self._losses("controller_nogate", d), self._losses("controller", d)),
                                  self.results.profile.matrix.gateless_depths)
 
     def configurations(self, arm: str) -> dict[str, BySeed]:
@@ -258,7 +255,7 @@ class Statistics:
     def advantage_by_configuration(self) -> dict[str, BySeed]:
         """Static minus Controller in each configuration; rates are each arm's own, or the same factor of it."""
         static, controller = self.configurations("static"), self.configurations("controller")
-        return {name: _minus(static[name], controller[name]) for name in static}
+        return {name: minus(static[name], controller[name]) for name in static}
 
     def ladder(self, depth: int) -> dict[str, BySeed]:
         """Loss minus the cut model's of a loop with more and more parts, at one depth; of those declared there."""
@@ -270,7 +267,7 @@ class Statistics:
                  "static, to the gate": ("none_nonorm", "static_nonorm"),
                  "Controller, to the gate": ("none_nonorm", "controller_nonorm"),
                  "static, to both": ("none", "static"), "Controller, to both": ("none", "controller")}
-        return {name: _minus(self._losses(without, depth), self._losses(with_, depth))
+        return {name: minus(self._losses(without, depth), self._losses(with_, depth))
                 for name, (without, with_) in steps.items()
                 if self._declared(without, depth) and self._declared(with_, depth)}
 
@@ -280,7 +277,7 @@ class Statistics:
 
     def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
         """Without the gate minus with it, step norms kept, at one depth."""
-        return {arm: _minus(self._losses(f"{arm}_nogate", depth), self._losses(arm, depth))
+        return {arm: minus(self._losses(f"{arm}_nogate", depth), self._losses(arm, depth))
                 for arm in ("controller", "static", "none")}
 
     def after_next(self) -> dict[str, list[float]]:
@@ -289,7 +286,7 @@ class Statistics:
 
     def blind_minus_controller(self, depth: int) -> dict[str, BySeed]:
         """What is lost without the input, at one depth: a table, and two arms with the Controller's parameter count."""
-        return {arm: _minus(self._losses(arm, depth), self._losses("controller", depth))
+        return {arm: minus(self._losses(arm, depth), self._losses("controller", depth))
                 for arm in ("static", "static_wide", "controller_blind")}
 
     def coda(self, depth: int) -> dict[str, BySeed]:
@@ -306,7 +303,7 @@ class Statistics:
 
     def instead_minus_controller(self) -> dict[str, BySeed]:
         """Loss of what one would do instead minus the Controller's at the base depth; below 0 it is better."""
-        return {arm: _minus(self._losses(arm), self._losses("controller"))
+        return {arm: minus(self._losses(arm), self._losses("controller"))
                 for arm in self.results.profile.matrix.instead}
 
     # -------------------------------------------------------------------------------------- what a run logs of itself
@@ -322,7 +319,7 @@ class Statistics:
 
     def split_against_cut(self, arm: str, depth: int) -> dict[str, BySeed]:
         """Next-token loss minus the cut model's, on new text of the training split, on held-out and foreign text."""
-        return {split: _minus(self._losses(arm, depth, split), self._losses("cut", column=split)) for split in SPLITS}
+        return {split: minus(self._losses(arm, depth, split), self._losses("cut", column=split)) for split in SPLITS}
 
     def at_other_depths(self, arm: str) -> dict[str, BySeed]:
         """Held-out next-token loss of the runs of the base depth, scored at each depth."""
@@ -333,4 +330,4 @@ class Statistics:
     def interventions(self, depth: int) -> dict[str, BySeed]:
         """What the Controller's loss rises by when it sees something else (`evaluation.intervened`)."""
         own = self.logged("controller", depth, "loss_t+1/as_trained")
-        return {kind: _minus(self.logged("controller", depth, f"loss_t+1/{kind}"), own) for kind in INTERVENTIONS}
+        return {kind: minus(self.logged("controller", depth, f"loss_t+1/{kind}"), own) for kind in INTERVENTIONS}

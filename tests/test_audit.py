@@ -6,7 +6,7 @@ from synthetic import plain, write, write_run
 from ouroboros import audit, findings, metrics
 from ouroboros.experiment import RunSpec
 
-SHIFTS = {"target": 0.5, "pooling": -0.25}  # of static, where the switch is flipped
+SHIFTS = {"target": 0.5, "rate": -0.25, "alpha": 0.125}  # of static, where the switch is flipped
 
 
 def loss(arm, depth, protocol, seed):
@@ -35,8 +35,8 @@ def test_the_effect_of_a_switch_is_the_difference_that_it_makes(results, column)
     row = effect(table, column, "target", "static - Controller")
     assert row["effect"] == pytest.approx(0.5) and row["value_n"] == 2
     assert row["effect_low"] == pytest.approx(0.5)  # what the seed does cancels within it
-    row = effect(table, column, "pooling", "static")
-    assert row["effect"] == pytest.approx(-0.25) and row["value_n"] == 1 and row["effect_low"] != row["effect_low"]
+    row = effect(table, column, "rate", "static")
+    assert row["effect"] == pytest.approx(-0.25) and row["effect_n"] == 1 and row["effect_low"] != row["effect_low"]
     assert effect(table, column, "target", "controller")["effect"] == 0
     assert effect(table, column, "target", "loss reduction (%)")["effect"] == 0
     assert effect(table, "corrected", "target", "loss reduction (%)")["value"] == pytest.approx(100 / 3)
@@ -52,9 +52,10 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     write(tmp_path, "smoke", loss, keep=plain)
     found = metrics.load("smoke", tmp_path)
     table = audit.switch_table(found)
-    trained = table[~table["quantity"].isin(("full", "cut"))]
-    assert set(trained["switch"]) == {"none", "all", "evaluation", "reference"}  # these two read what is there
-    write(tmp_path, "paper")
+    assert set(table[table["quantity"] == "controller"]["switch"]) == {"none", "all", "evaluation", "reference"}
+    idle = table[table["switch"].isin(("pooling", "depth")) & table["quantity"].isin(("static", "none"))]
+    assert len(idle) == 16 and (idle["effect"] == 0).all()  # these two don't enter them: no run is missing
+    write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
     none = metrics.load("paper", tmp_path)  # a profile without an audit
     assert audit.switch_table(none).empty and findings.last_table(none).empty
     assert "has no finished run (no runs)" in findings.target(none)[1]  # what wasn't flipped is told as missing
@@ -67,12 +68,16 @@ def test_reading_alone_retrains_nothing(results):
 
 def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_intervals_tell(results):
     table = findings.last_table(results).set_index("switch")
-    assert list(table.index) == ["target", "depth", "pooling", "precision", "evaluation", "rate", "reference", "all"]
-    assert "corrected, depth 4: +0.5 [+0.5, +0.5]" in table.loc["target", "effect on static - Controller"]
-    assert "static - Controller (`corrected`, depth 4)" in table.loc["target", "finding"]
+    assert list(table.index) == ["target", "depth", "pooling", "precision", "alpha", "evaluation", "rate", "reference",
+                                 "all"]
+    assert "corrected, everywhere: +0.5 [+0.5, +0.5]" in table.loc["target", "effect on static - Controller"]
+    assert "static - Controller higher in `released` (depth 1, depth 4)" in table.loc["target", "finding"]
     assert "loss reduction" not in table.loc["target", "finding"]  # that of the Controller, which doesn't move
-    assert table.loc["pooling", "finding"] == "one seed: nothing can be told"
-    assert "corrected, depth 4: -0.25;" in table.loc["pooling", "effect on static - Controller"] + ";"
+    assert table.loc["target", "effect on loss reduction (%)"] == "released, everywhere: unchanged; " \
+        "corrected, everywhere: unchanged"
+    assert table.loc["rate", "finding"] == "one seed: nothing can be told"
+    assert "corrected, everywhere: -0.25;" in table.loc["rate", "effect on static - Controller"] + ";"
+    assert "corrected, rank 2: +0.125;" in table.loc["alpha", "effect on static - Controller"] + ";"
     assert table["what we don't know"].str.len().gt(0).all() and set(findings.UNKNOWN) >= set(table.index)
 
 
@@ -100,17 +105,32 @@ def test_models_are_told_by_what_they_were_trained_on(results):
     assert [protocol for arm, protocol in table.index if arm == "cut"] == ["corrected"]
 
 
-def test_alpha_is_told_at_the_other_ranks(results):
-    table = audit.alpha_table(results)
-    assert set(table["rank"]) == set(results.profile.matrix.ranks) and (table["fixed_n"] == 1).all()
+@pytest.mark.parametrize("column", ["released", "corrected"])
+def test_alpha_is_told_at_the_other_ranks(results, column):
+    rows = audit.switch_table(results).query("switch == 'alpha' and column == @column").set_index("quantity")
+    assert {*rows["rank"]} == {*results.profile.matrix.ranks} and {*rows["depth"]} == {results.profile.depth}
+    assert rows.loc["static - Controller", "effect"] == pytest.approx(0.125)
+    assert rows.loc["gap recovery (%)", "effect_n"] == 1 and "none" not in rows.index
+
+
+def test_what_many_effects_could_show_by_chance_is_told_apart(results, tmp_path):
+    """Two seeds that differ a little: the effect's own interval leaves 0 out, Holm's correction doesn't."""
+    def wavering(arm, depth, protocol, seed):
+        return loss(arm, depth, protocol, seed) + 0.01 * seed * (arm == "static" and protocol == "corrected+target")
+
+    write(tmp_path, "smoke", wavering, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
+    finding = findings.last_table(metrics.load("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
+    assert "static - Controller higher in `released`" in finding
+    assert "By its own interval only: static - Controller higher in `corrected`" in finding
 
 
 def test_the_pool_and_the_depth_and_the_reach_are_told(results):
     leak = audit.leak_table(results)
     assert {(row.protocol, row.pooling) for row in leak.itertuples()} == {
         ("released", "sequence"), ("corrected", "causal"), ("released+pooling", "causal"),
-        ("corrected+pooling", "sequence")}
-    assert leak["static - Controller reading another sequence"].notna().all()
+        ("corrected+pooling", "sequence"), ("released+depth", "sequence"), ("corrected+depth", "causal")}
+    other = leak["static - Controller reading another sequence"]
+    assert other[~leak["protocol"].str.endswith("+depth")].notna().all()
     depth = audit.depth_table(results).set_index(["protocol", "arm"])
     assert depth.loc[("released", "controller"), "depth rule"] == "drawn"
     assert depth.loc[("corrected+depth", "static"), "depth 1 - depth 4"] == 0

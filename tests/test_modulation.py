@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from ouroboros.configuration import OuroborosConfig
-from ouroboros.experiment import PROJECTIONS
-from ouroboros.modulation import Controller, ModulatedLinear, StaticModulation, pool
+from ouroboros.experiment import PROJECTIONS, READS
+from ouroboros.modulation import MODULATIONS, Controller, ModulatedLinear, StaticModulation, pool
 
 
 def modulated(out_features=6, in_features=5, rank=3, alpha=1.5, dtype=torch.float32):
@@ -87,3 +87,17 @@ def test_the_static_table_starts_at_zero_and_depends_on_the_step_alone():
     h = torch.randn(2, 3, 16)
     assert torch.equal(static(h, 0, None), static(h + 1, 0, None))
     assert not torch.equal(static(h, 0, None), static(h, 1, None))
+
+
+@pytest.mark.parametrize("name", MODULATIONS)
+def test_a_modulation_reads_the_state_if_and_only_if_it_is_said_to(name):
+    """What doesn't read it has no pool and no drawn depth: `trained_under` trains nothing again for those switches."""
+    h = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    vectors = []
+    for pooling, seen in (("causal", h), ("causal", h + 1), ("sequence", h)):
+        torch.manual_seed(1)
+        modulation = MODULATIONS[name](config(pooling=pooling))
+        for parameter in modulation.parameters():
+            nn.init.normal_(parameter)
+        vectors.append(modulation(seen, 1, None).expand(2, 3, len(PROJECTIONS), 4))
+    assert torch.equal(vectors[0], vectors[1]) == torch.equal(vectors[0], vectors[2]) == (name not in READS)

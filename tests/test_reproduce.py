@@ -9,7 +9,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from synthetic import plain, loss, write, write_run
+from synthetic import loss, plain, write, write_run
 
 from ouroboros import claims, metrics, rates, reproduce
 from ouroboros.errors import InputError
