@@ -50,7 +50,7 @@ def table() -> pd.DataFrame:
 
     `agrees` is empty where nothing was reported to compare with.
     """
-    told, paper = claims.reported(), load_profile("paper")
+    told, paper = claims.reported(claims.load()), load_profile("paper")
     shape, loop, static = Shape.of(paper), Cost.of(paper, "controller"), Cost.of(paper, "static")
     trained = sum(loop.trainable().values())
     low, high = told["Lc"]

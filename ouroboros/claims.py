@@ -46,18 +46,17 @@ def load() -> list[dict]:
     return yaml.safe_load(FILE.read_text(encoding="utf-8"))
 
 
-def reported() -> dict[str, object]:
+def reported(claims: list[dict]) -> dict[str, object]:
     """{id: what is reported}: a number, a range as a list of two, or None where it is stated in words."""
-    return {claim["id"]: claim.get("reported") for claim in load()}
+    return {claim["id"]: claim.get("reported") for claim in claims}
 
 
 def recomputed(claim: dict, claims: list[dict]) -> float | None:
     """The claim's value from the other reported values; where one is a range, its middle, None without a formula."""
     if "recompute" not in claim:
         return None
-    reported = {c["id"]: c.get("reported") for c in claims}
-    function = claim["recompute"]["function"]
-    values = [reported[name] for name in claim["recompute"]["of"]]
+    function, told = claim["recompute"]["function"], reported(claims)
+    values = [told[name] for name in claim["recompute"]["of"]]
     if function != "spread":
         values = [sum(v) / 2 if isinstance(v, list) else v for v in values]
     return RECOMPUTE[function](*values)

@@ -246,7 +246,7 @@ def audit(results: Results, quantity: str):
         _categories(axis, shown)
         unit = "" if "%" in quantity else " (nats per token)"
         axis.set(title=f"one switch flipped ({column})", xlabel="switch, where",
-                 ylabel=f"change of {quantity}{unit}")
+                 ylabel=f"change of\n{quantity}{unit}")
     return figure
 
 

@@ -53,7 +53,7 @@ def _told(row: dict | None, column: str, words: tuple[str, str, str]) -> str:
 
 def target(results: Results) -> list[str]:
     """What the target explains: the size of the losses, and that held-out text did not improve."""
-    table, reported = target_table(results), claims.reported()
+    table, reported = target_table(results), claims.reported(claims.load())
     full, cut = (_row(table, arm=arm) for arm in ("full", "cut"))
     lines = []
     if full and cut:
