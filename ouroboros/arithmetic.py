@@ -5,6 +5,7 @@ numbers, from the reported shape, or from the released code's settings (AUDIT). 
 """
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -27,12 +28,13 @@ def bfloat16(values) -> np.ndarray:
     return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
 
 
-def reach(rate: float, updates: int, half: bool, start: float = 0.0) -> np.ndarray:
-    """Where an entry is after each update, (updates + 1,), if each moves it by the whole rate, in float32 or kept in
+def reach(rates: Iterable[float], half: bool, start: float = 0.0) -> np.ndarray:
+    """Where an entry is after each update, (updates + 1,), if each moves it by its whole rate, in float32 or kept in
     bfloat16: about the most that AdamW moves it when its gradient never changes sign."""
-    values = np.full(updates + 1, start, dtype=np.float32)
-    for update in range(updates):
-        moved = np.float32(values[update] + np.float32(rate))
+    rates = np.asarray(list(rates), dtype=np.float32)
+    values = np.full(len(rates) + 1, start, dtype=np.float32)
+    for update, rate in enumerate(rates):
+        moved = values[update] + rate
         values[update + 1] = bfloat16(moved) if half else moved
     return values
 
@@ -93,9 +95,9 @@ def table() -> pd.DataFrame:
     check("perplexity of the Controller's best configuration", None, math.exp(low), f"exp({low})")
     check("m that adds the whole residual", None, WHOLE, "r / alpha, 32 / 16 (SYSTEM section 3)")
     for name, half in (("float32", False), ("bfloat16", True)):
-        check(f"largest m of a static table, {name}", None, reach(PEAK, UPDATES, half)[-1],
+        check(f"largest m of a static table, {name}", None, reach([PEAK] * UPDATES, half)[-1],
               "18,750 updates of 3e-4, never changing sign")
-        check(f"a step norm's weight, from 1, {name}", None, reach(PEAK, UPDATES, half, 1.0)[-1], "the same")
+        check(f"a step norm's weight, from 1, {name}", None, reach([PEAK] * UPDATES, half, 1.0)[-1], "the same")
     return pd.DataFrame(rows)
 
 

@@ -13,21 +13,21 @@ from . import arithmetic, intervals, tables
 from .experiment import ARMS, COLUMNS, SWITCHES, switches
 from .intervals import BySeed, Ratio, interval, t_interval
 from .metrics import Results, Statistics, last_value, minus
-from .runlog import STEP_TABLES, USED_STEPS_ALONE
+from .runlog import STEP_TABLES, USED_STEPS_ALONE, Run
 
 HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
 LOOPS = ("controller", "static", "none")
 
 
 def flipped(results: Results) -> Iterator[tuple[str, str, str]]:
-    """(column, switch, protocol) of every protocol of the audit: the column itself, each switch, all of them."""
+    """(column, switch, protocol) of each protocol of the audit: the column itself, each switch, once all of them."""
     audit = results.profile.matrix.audit
     for column in COLUMNS:
         yield column, "", column
         for switch in SWITCHES:
             if audit and switch in audit.switches:
                 yield column, switch, f"{column}+{switch}"
-        yield column, "all", next(other for other in COLUMNS if other != column)
+    yield "corrected", "all", "released"
 
 
 def places(results: Results, switch: str) -> list[tuple[int, int]]:
@@ -50,9 +50,10 @@ def quantities(statistics: Statistics, depth: int, rank: int) -> dict[str, BySee
                                    "gap recovery (%)": statistics.recovery("controller", depth, rank)[""]}
 
 
-def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> intervals.Interval:
-    """What flipping does to a quantity, paired by seed; of a ratio, in each seed's own, where both are defined."""
-    if any(isinstance(part, Ratio) and math.isnan(interval(part).mean) for part in (with_, without)):
+def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> intervals.Interval:
+    """What a switch's released setting does to a quantity, against its corrected one: its value in a column and with
+    the switch flipped, paired by seed; of a ratio, in each seed's own, where both are defined."""
+    if any(isinstance(part, Ratio) and math.isnan(interval(part).mean) for part in (own, flipped_)):
         return intervals.NOTHING
 
     def values(part) -> BySeed:
@@ -61,13 +62,20 @@ def _effect(with_: BySeed | Ratio, without: BySeed | Ratio) -> intervals.Interva
         return {seed: 100 * top / part.denominator[seed] for seed, top in part.numerator.items()
                 if part.denominator.get(seed)}
 
-    a, b = values(with_), values(without)
-    return t_interval(a[seed] - b[seed] for seed in a if seed in b)
+    released, corrected = (own, flipped_) if column == "released" else (flipped_, own)
+    return t_interval(minus(values(released), values(corrected)).values())
+
+
+def effect_on(results: Results, column: str, switch: str, quantity: str) -> intervals.Interval:
+    """The `effect` of one switch on one quantity at the audit's deepest depth and the base rank."""
+    place = _deepest(results), results.profile.rank
+    return effect(column, *(quantities(Statistics(results, protocol), *place)[quantity]
+                            for protocol in (column, f"{column}+{switch}")))
 
 
 def switch_table(results: Results) -> pd.DataFrame:
-    """Every quantity under every protocol of the audit, and what flipping the switch did to it: one row a column,
-    switch, depth, rank and quantity. Nothing is in it that wasn't run."""
+    """Every quantity under every protocol of the audit, and the effect on it of the switch's released setting: one row
+    a column (what all else is), switch, depth, rank and quantity. Nothing is in it that wasn't run."""
     rows, found = [], {}
 
     def told(protocol: str, depth: int, rank: int) -> dict[str, BySeed | Ratio]:
@@ -80,10 +88,10 @@ def switch_table(results: Results) -> pd.DataFrame:
         for depth, rank in places(results, switch):
             before = told(column, depth, rank)
             for name, part in told(protocol, depth, rank).items():
-                effect = _effect(part, before[name]) if switch else intervals.NOTHING
+                moved = effect(column, before[name], part) if switch else intervals.NOTHING
                 rows.append({"column": column, "switch": switch or "none", "protocol": protocol, "depth": depth,
                              "rank": rank, "quantity": name, **tables.columns("value", interval(part)),
-                             **tables.columns("effect", effect), "effect_p": effect.p})
+                             **tables.columns("effect", moved), "effect_p": moved.p})
     table = pd.DataFrame(rows, columns=["column", "switch", "protocol", "depth", "rank", "quantity",
                                         *tables.columns("value", intervals.NOTHING),
                                         *tables.columns("effect", intervals.NOTHING), "effect_p"])
@@ -119,22 +127,34 @@ def target_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def target_effect(results: Results, column: str) -> intervals.Interval:
+    """What training on t+2 rather than on the next token does to Controller - cut on the next token."""
+    depth, differences = _deepest(results), []
+    for protocol in (column, f"{column}+target"):
+        statistics = Statistics(results, protocol)
+        differences.append(minus(*(scored(statistics, arm, depth, "t+1") for arm in ("controller", "cut"))))
+    return effect(column, *differences)
+
+
 def leak_table(results: Results) -> pd.DataFrame:
-    """What the first half of a block loses when its second half is replaced, by what the Controller pools; 0 where it
-    doesn't look ahead. Beside it the Controller's lead over static, and that of one reading another sequence. Also
-    where the rule for the depth is flipped: the pool stays, and the depth is one that both arms have."""
+    """What the next-token loss on a block's first half rises by when its second half is replaced, by what the
+    Controller pools; 0 where it doesn't look ahead. A part of the leak: tokens of the first half stay in the pool.
+
+    Beside it the Controller's lead over static, and that of one trained to read another sequence, at the given depth:
+    not set against a Controller whose depths are drawn. Also where the rule for the depth is flipped: the pool stays,
+    and the depth is one that both have."""
     rows = []
     for column, switch, protocol in flipped(results):
         if switch in ("", "pooling", "depth"):
-            statistics = Statistics(results, protocol)
+            statistics, setting = Statistics(results, protocol), switches(protocol)
             for depth in _depths(results):
                 own, replaced = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
-                              for suffix in ("", "/other_future"))
-                leak = t_interval(replaced[seed] - own[seed] for seed in own if seed in replaced)
+                                 for suffix in ("", "/other_future"))
                 other = statistics.behind("controller_other", "static", depth)
-                informed = statistics.behind("controller", "controller_other", depth)
-                rows.append({"column": column, "protocol": protocol, "pooling": switches(protocol)["pooling"],
-                             "depth": depth, **tables.columns("lost without its own future", leak),
+                informed = statistics.behind("controller", "controller_other", depth) \
+                    if setting["depth"] == "given" else {}
+                rows.append({"column": column, "protocol": protocol, "pooling": setting["pooling"], "depth": depth,
+                             **tables.columns("second half replaced", t_interval(minus(replaced, own).values())),
                              **tables.columns("static - Controller", t_interval(
                                  statistics.advantage(depth)[""].values())),
                              **tables.columns("static - Controller reading another sequence", interval(other)),
@@ -142,31 +162,34 @@ def leak_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def moved_table(results: Results) -> pd.DataFrame:
-    """The share of each trained tensor's elements that training changed at all, by the precision they are kept in.
+def _moved(run: Run) -> Iterator[tuple[str, float]]:
+    """(trained tensor, the share of its elements that training changed), as one run logged it. Older formats count the
+    rows of unused steps too: of their tensors with a row a step only those are told that moved whole or not at all."""
+    log = run.log[run.log["metric"].str.startswith("moved/")]
+    for metric, moved in zip(log["metric"], log["value"], strict=True):
+        tensor = metric.removeprefix("moved/recurrence.")
+        told = run.manifest["format"] >= USED_STEPS_ALONE or tensor not in STEP_TABLES or moved in (0, 1)
+        yield tensor, float(moved) if told else math.nan
 
-    Of one run, the first of the newest format. Older formats count the rows of unused steps too: of their tensors with
-    a row a step only those are told that moved whole or not at all.
-    """
+
+def moved_table(results: Results) -> pd.DataFrame:
+    """The share of each trained tensor's elements that training changed at all, by the precision they are kept in; of
+    one run, the first of the newest format."""
     rows, depth = [], _deepest(results)
     for _, switch, protocol in flipped(results):
         if switch in ("", "precision"):
             for arm in LOOPS[:2]:
                 runs = Statistics(results, protocol).runs_of(arm, depth)
                 for run in sorted(runs, key=lambda run: -run.manifest["format"])[:1]:
-                    log = run.log[run.log["metric"].str.startswith("moved/")]
-                    found = [{"protocol": protocol, "precision": switches(protocol)["precision"], "arm": arm,
-                              "tensor": row.metric.removeprefix("moved/recurrence."), "moved": float(row.value)}
-                             for row in log.itertuples()]
-                    rows += [row for row in found if run.manifest["format"] >= USED_STEPS_ALONE
-                             or row["tensor"] not in STEP_TABLES or row["moved"] in (0, 1)]
-    table = pd.DataFrame(rows, columns=["protocol", "precision", "arm", "tensor", "moved"])
-    return table.pivot_table(index=["arm", "tensor"], columns="protocol", values="moved", sort=False).reset_index()
+                    rows += [{"protocol": protocol, "precision": switches(protocol)["precision"],
+                              "rate": run.manifest["rate"], "arm": arm, "tensor": tensor, "moved": moved}
+                             for tensor, moved in _moved(run)]
+    return pd.DataFrame(rows, columns=["protocol", "precision", "rate", "arm", "tensor", "moved"])
 
 
 def reach_table(results: Results) -> pd.DataFrame:
-    """The largest |m| met on held-out text, mean over seeds, beside what an entry of a table reaches that moves by the
-    whole rate at every update, and the m that would add the whole mean residual."""
+    """The largest |m| met on held-out text, mean over seeds, beside where an entry of a table would be that moves by
+    the whole logged rate at every update, and the m that would add the whole mean residual."""
     rows = []
     for _, switch, protocol in flipped(results):
         if switch in ("", "rate", "precision"):
@@ -175,13 +198,13 @@ def reach_table(results: Results) -> pd.DataFrame:
                 for depth in _depths(results):
                     runs = Statistics(results, protocol).runs_of(arm, depth)
                     largest = [last_value(run, "model", "max_modulation", math.nan) for run in runs]
-                    rates = sorted({run.manifest["rate"] for run in runs})
-                    most = [arithmetic.reach(rate, results.profile.training.updates, setting["precision"] == "bfloat16")
-                            for rate in rates[-1:] if arm == "static"]
+                    rates = [run.log[(run.log["split"] == "train") & (run.log["metric"] == "rate")]["value"]
+                             for run in runs if arm == "static"]  # the schedule is the same in every seed
+                    reached = arithmetic.reach(rates[0], setting["precision"] == "bfloat16")[-1] if rates else math.nan
                     rows.append({"protocol": protocol, "precision": setting["precision"], "arm": arm, "depth": depth,
-                                 "rate": " ".join(f"{rate:g}" for rate in rates),
+                                 "rate": " ".join(sorted({f"{run.manifest['rate']:g}" for run in runs})),
                                  **tables.columns("largest m", t_interval(largest)),
-                                 "a table can reach": float(most[0][-1]) if most else math.nan,
+                                 "reach of a table": float(reached),
                                  "adds the residual": 2.0})  # r / alpha, alpha half of r (AUDIT `alpha`)
     return pd.DataFrame(rows)
 
@@ -193,16 +216,17 @@ def over_depths(results: Results) -> str:
 
 
 def depth_table(results: Results) -> pd.DataFrame:
-    """Controller and static from the shallowest depth of the audit to the deepest, under each rule for the depth."""
+    """Controller, static and the Controller's lead, from the shallowest depth of the audit to the deepest, under each
+    rule for the depth."""
     audit, rows = results.profile.matrix.audit, []
     for column, switch, protocol in flipped(results):
         if audit and switch in ("", "depth"):
             statistics = Statistics(results, protocol)
-            first, last = audit.depths[0], audit.depths[-1]
-            for arm in LOOPS[:2]:
-                by_seed = statistics.change_over_depths(arm, first, last)
-                rows.append({"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"],
-                             "arm": arm, **tables.columns(over_depths(results), interval(by_seed))})
+            ends = audit.depths[0], audit.depths[-1]
+            changes = {arm: statistics.change_over_depths(arm, *ends) for arm in LOOPS[:2]}
+            changes["static - Controller"] = minus(*(statistics.advantage(depth)[""] for depth in ends))
+            rows += [{"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"], "arm": arm,
+                      **tables.columns(over_depths(results), interval(change))} for arm, change in changes.items()]
     return pd.DataFrame(rows)
 
 
@@ -223,8 +247,8 @@ def rate_table(results: Results) -> pd.DataFrame:
 
 
 def reference_table(results: Results) -> pd.DataFrame:
-    """The full model on the release's 12 short texts and on the blocks and target of the other arms, and the gap
-    recovery that each gives, at the audit's deepest depth."""
+    """The full model on the release's 12 short texts and on the text and target of the other arms, and the gap recovery
+    that each gives, at the audit's deepest depth; cut - full on the blocks that both are read on."""
     rows, depth = [], _deepest(results)
     for column, switch, protocol in flipped(results):
         if switch in ("", "reference"):
@@ -232,6 +256,7 @@ def reference_table(results: Results) -> pd.DataFrame:
             row = {"column": column, "protocol": protocol, "reference": switches(protocol)["reference"]}
             for arm in ("full", "cut", "controller"):
                 row |= tables.columns(arm, interval(statistics.loss(arm, depth)[""]))
+            row |= tables.columns("cut - full, common blocks", interval(statistics.gap_on_common_blocks()))
             recovered = interval(statistics.recovery("controller", depth)[""])
             rows.append(row | tables.columns("gap recovery (%)", recovered))
     return pd.DataFrame(rows)

@@ -229,7 +229,8 @@ class Search(Strict):
 
 
 class Audit(Strict):
-    """Each switch flipped alone, in both columns: the core's arms at `depths`, for the first `switches[name]` seeds."""
+    """Each switch flipped alone, in both columns: the core's arms at `depths`, for the first `switches[name]` seeds;
+    `alpha`, whose two settings are one at the base rank, for Controller and static at the matrix's other ranks."""
 
     depths: tuple[Positive, ...]
     switches: dict[str, Positive]
@@ -388,7 +389,7 @@ class Profile(Strict):
         matrix, compared, found = self.matrix, ("controller", "static"), []
         for switch, count in matrix.audit.switches.items():
             seeds, flipped = matrix.seeds[:count], [f"{column}+{switch}" for column in matrix.protocols]
-            if switch == "alpha":  # at the base rank both settings are one; the others are run of `corrected` anyway
+            if switch == "alpha":  # the other ranks of `corrected` are run anyway
                 plain = [column for column in matrix.protocols if column != "corrected"]
                 found += cells(seeds, [*plain, *flipped], compared, (self.depth,), matrix.ranks)
                 found += cells(seeds, flipped, ("full", "cut"))

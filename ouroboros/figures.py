@@ -20,16 +20,17 @@ from matplotlib.container import ErrorbarContainer
 from . import arithmetic, intervals, metrics, tables
 from . import audit as audited
 from . import cost as counted
-from .experiment import Profile
+from .experiment import COLUMNS, SWITCHES, Profile
 from .metrics import Results
 from .runlog import Run, write_atomic
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
            "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00", "lora": "#CC79A7",
-           "linear": "#E69F00"}
+           "linear": "#E69F00",
+           "released": "#000000", "corrected": "#56B4E9"}  # a switch's settings, where no arm is told apart
 MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^", "controller_nogate": "v",
-           "controller_nogate_nonorm": "D", "lora": "P", "linear": "X"}
+           "controller_nogate_nonorm": "D", "lora": "P", "linear": "X", "released": "D", "corrected": "h"}
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
@@ -233,7 +234,7 @@ def gate_opening(results: Results, depth: int):
 
 
 def audit(results: Results, quantity: str):
-    """What flipping each switch alone does to a headline number, a panel a column, a marker a depth."""
+    """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
     table = audited.switch_table(results)
     table = table[(table["quantity"] == quantity) & (table["switch"] != "none")]
     figure, axes = plt.subplots(len(audited.COLUMNS), 1)
@@ -245,8 +246,8 @@ def audit(results: Results, quantity: str):
                  for row in rows.itertuples() if np.isfinite(row.effect)]
         _categories(axis, shown)
         unit = "" if "%" in quantity else " (nats per token)"
-        axis.set(title=f"one switch flipped ({column})", xlabel="switch, where",
-                 ylabel=f"change of\n{quantity}{unit}")
+        axis.set(title=f"released setting - corrected setting, all else as in ({column})", xlabel="switch, where",
+                 ylabel=f"effect on\n{quantity}{unit}")
     return figure
 
 
@@ -257,6 +258,17 @@ def _rows(axis, table: pd.DataFrame, column: str, label, arm) -> None:
     _categories(axis, [(label(row), arm(row), intervals.Interval(row[column], row[f"{column}_low"],
                                                                  row[f"{column}_high"], int(row[f"{column}_n"])))
                        for row in table.to_dict("records")])
+
+
+def _setting(switch: str, value: str) -> str:
+    """The style of a switch's setting: the column's that has it."""
+    return COLUMNS[SWITCHES[switch].index(value)]
+
+
+def _settings(axis, switch: str) -> None:
+    """A legend of a switch's two settings."""
+    handles = [plt.Line2D([], [], linestyle="none", **_style(column)) for column in COLUMNS]
+    axis.legend(handles, SWITCHES[switch], title=switch, fontsize=7, title_fontsize=7)
 
 
 def audit_target(results: Results):
@@ -278,21 +290,29 @@ def audit_pooling(results: Results):
     table = audited.leak_table(results)
     figure, axes = plt.subplots(1, 2)
     figure.set_size_inches(7.0, 3.8)
-    for axis, column, words in zip(axes, ("lost without its own future", "static - Controller"),
-                                   ("the leak: second half replaced", "who is ahead"), strict=True):
+    for axis, column, words in zip(axes, ("second half replaced", "static - Controller"),
+                                   ("rise of the loss on the first half", "who is ahead"), strict=True):
         _rows(axis, table, column, lambda row: f"{row['protocol']}\nd{row['depth']}",
-              lambda row: "static" if row["pooling"] == "sequence" else "controller")
+              lambda row: _setting("pooling", row["pooling"]))
         axis.set(title=words, xlabel="protocol, depth", ylabel=f"{column} (nats per token)")
+    _settings(axes[1], "pooling")
     return figure
 
 
 def audit_depth(results: Results):
-    """What more steps take off the loss, by the rule for the depth."""
+    """What more steps take off the loss, and off the Controller's lead, by the rule for the depth."""
     table, column = audited.depth_table(results), audited.over_depths(results)
-    figure, axis = plt.subplots()
+    figure, axes = plt.subplots(1, 2)
+    figure.set_size_inches(7.0, 3.8)
     if len(table):
-        _rows(axis, table, column, lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
-        axis.set(title="above 0 deeper is better", xlabel="arm, protocol", ylabel=f"{column} (nats per token)")
+        arms = table["arm"].isin(audited.LOOPS)
+        _rows(axes[0], table[arms], column, lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
+        _rows(axes[1], table[~arms], column, lambda row: row["protocol"],
+              lambda row: _setting("depth", row["depth rule"]))
+        _settings(axes[1], "depth")
+    axes[0].set(title="loss: above 0 deeper is better", xlabel="arm, protocol", ylabel=f"{column} (nats per token)")
+    axes[1].set(title="static - Controller: above 0 it shrinks", xlabel="protocol",
+                ylabel=f"{column} (nats per token)")
     return figure
 
 
@@ -301,7 +321,8 @@ def audit_reference(results: Results):
     table = audited.reference_table(results)
     figure, axis = plt.subplots()
     _rows(axis, table, "gap recovery (%)", lambda row: f"{row['protocol']}\n{row['reference']}",
-          lambda row: "static" if row["reference"] == "short" else "controller")
+          lambda row: _setting("reference", row["reference"]))
+    _settings(axis, "reference")
     axis.set(title="gap recovery of the Controller", xlabel="protocol, texts of the full model",
              ylabel="gap recovery (%)")
     return figure
@@ -310,16 +331,17 @@ def audit_reference(results: Results):
 def audit_precision(results: Results):
     """The share of each trained tensor's elements that moved, a panel an arm, a line a protocol."""
     table = audited.moved_table(results)
-    protocols = [name for name in table if name not in ("arm", "tensor")]
+    protocols = table["protocol"].unique()
     figure, axes = plt.subplots(1, 2, sharey=True)
     figure.set_size_inches(7.0, 3.8)
-    styles = ("controller", "static", "none", "lora")
     for axis, arm in zip(axes, audited.LOOPS[:2], strict=True):
-        rows = table[table["arm"] == arm] if len(table) else table
-        for number, (protocol, style) in enumerate(zip(protocols, styles, strict=False)):
+        rows = table[table["arm"] == arm].pivot(index="tensor", columns="protocol", values="moved")
+        for number, protocol in enumerate(name for name in protocols if name in rows):
             places = np.arange(len(rows)) + 0.2 * (number - (len(protocols) - 1) / 2)  # beside each other
-            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **_style(style))
-        axis.set_xticks(range(len(rows)), rows["tensor"] if len(rows) else [], rotation=45, ha="right", fontsize=7)
+            style = _style(_setting("precision", table[table["protocol"] == protocol]["precision"].iloc[0]))
+            hollow = {"markerfacecolor": "none"} if "+" in protocol else {}
+            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **hollow)
+        axis.set_xticks(range(len(rows)), rows.index, rotation=45, ha="right", fontsize=7)
         axis.set(title=arm, xlabel="trained tensor")
         if axis.lines:
             axis.legend(fontsize=7)
@@ -333,7 +355,8 @@ def audit_rate(results: Results):
     figure.set_size_inches(7.0, 3.8)
     _rows(axes[0], audited.rate_table(results), "static - Controller",
           lambda row: f"{row['protocol']}\nd{row['depth']}",
-          lambda row: "static" if row["rates"] == "shared" else "controller")
+          lambda row: _setting("rate", row["rates"]))
+    _settings(axes[0], "rate")
     axes[0].set(title="who is ahead", xlabel="protocol, depth", ylabel="static - Controller (nats per token)")
     table = audited.reach_table(results)
     _rows(axes[1], table, "largest m", lambda row: f"{row['arm']} {row['protocol']}\nd{row['depth']}",
@@ -368,9 +391,10 @@ def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
     axis.axhline(0, color="black", linewidth=0.8)
     for place, (label, arm, interval) in enumerate(shown):
         if np.isfinite(interval.mean):
-            half = np.nan_to_num(interval.high - interval.mean)
+            sides = [[interval.mean - interval.low], [interval.high - interval.mean]]
+            bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
             hollow = {"markerfacecolor": "none"} if interval.n < 3 else {}  # too few seeds to judge
-            axis.errorbar([place], [interval.mean], yerr=[half], label=label.replace("\n", ", "), capsize=3,
+            axis.errorbar([place], [interval.mean], yerr=bars, label=label.replace("\n", ", "), capsize=3,
                           linestyle="none", **_style(arm), **hollow)
     axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
     axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
@@ -389,7 +413,8 @@ def reach():
     axis.axhline(arithmetic.WHOLE, color="black", linestyle="--", label="adds the whole residual")
     shown = np.linspace(0, arithmetic.UPDATES, 26).round().astype(int)
     for name, half, arm in (("float32", False, "controller"), ("bfloat16", True, "static")):
-        axis.plot(shown, arithmetic.reach(arithmetic.PEAK, arithmetic.UPDATES, half)[shown], label=name, **_style(arm))
+        reached = arithmetic.reach([arithmetic.PEAK] * arithmetic.UPDATES, half)
+        axis.plot(shown, reached[shown], label=name, **_style(arm))
     axis.set(title="the most that m can reach", xlabel="update", ylabel="m (no unit)")
     axis.legend()
     return figure

@@ -170,6 +170,19 @@ class Statistics:
         """What cutting costs, cut - full: as the protocol reports it, or in next-token loss on a split."""
         return minus(self._losses("cut", column=column), self._losses("full", column=column))
 
+    def gap_on_common_blocks(self) -> BySeed:
+        """cut - full on the blocks that both are read on; nothing where the full model is read on other texts."""
+        if switches(self.protocol)["reference"] == "short":
+            return {}
+        blocks = [{run.manifest["seed"]: read_blocks(run, arm, self.protocol) for run in self.runs_of(arm)}
+                  for arm in ("cut", "full")]
+
+        def gap(cut: np.ndarray, full: np.ndarray) -> float:
+            common = min(len(cut), len(full))  # both begin at the first block
+            return float(cut[:common].mean() - full[:common].mean())
+
+        return _paired(gap, *blocks)
+
     def share(self, values: BySeed, column: str = "loss") -> Ratio:
         """A quantity in percent of the gap; undefined where the blocks that were read leave open whether there is one
         (no seed enters full or cut, so seeds can't tell)."""

@@ -22,9 +22,9 @@ def test_bfloat16_is_torchs(values):
 def test_an_entry_moves_by_the_rate_until_bfloat16_has_no_nearer_neighbour():
     """By hand: from 0.125 on neighbours are 2^-10 apart, half of which is above 3e-4; near 1 they are 2^-7 apart."""
     assert 2**-11 > 3e-4 > 2**-12
-    assert arithmetic.reach(3e-4, 5000, half=True)[-1] == 0.125
-    assert (arithmetic.reach(3e-4, 5000, half=True, start=1.0) == 1.0).all()
-    assert arithmetic.reach(3e-4, 5000, half=False)[-1] == pytest.approx(1.5, rel=1e-3)
+    assert arithmetic.reach([3e-4] * 5000, half=True)[-1] == 0.125
+    assert (arithmetic.reach([3e-4] * 5000, half=True, start=1.0) == 1.0).all()
+    assert arithmetic.reach([3e-4] * 5000, half=False)[-1] == pytest.approx(1.5, rel=1e-3)
 
 
 def test_the_released_rate_is_the_protocols():

@@ -1,5 +1,7 @@
 """Each switch alone: known numbers in, the effect of each switch out."""
 
+import math
+
 import pytest
 from synthetic import plain, write, write_run
 
@@ -31,12 +33,12 @@ def effect(table, column, switch, quantity, depth=4):
 
 @pytest.mark.parametrize("column", ["released", "corrected"])
 def test_the_effect_of_a_switch_is_the_difference_that_it_makes(results, column):
-    table = audit.switch_table(results)
+    table, sign = audit.switch_table(results), 1 if column == "corrected" else -1  # released - corrected, in both
     row = effect(table, column, "target", "static - Controller")
-    assert row["effect"] == pytest.approx(0.5) and row["value_n"] == 2
-    assert row["effect_low"] == pytest.approx(0.5)  # what the seed does cancels within it
+    assert row["effect"] == pytest.approx(sign * 0.5) and row["value_n"] == 2
+    assert row["effect_low"] == pytest.approx(sign * 0.5)  # what the seed does cancels within it
     row = effect(table, column, "rate", "static")
-    assert row["effect"] == pytest.approx(-0.25) and row["effect_n"] == 1 and row["effect_low"] != row["effect_low"]
+    assert row["effect"] == pytest.approx(sign * -0.25) and row["effect_n"] == 1 and math.isnan(row["effect_low"])
     assert effect(table, column, "target", "controller")["effect"] == 0
     assert effect(table, column, "target", "loss reduction (%)")["effect"] == 0
     assert effect(table, "corrected", "target", "loss reduction (%)")["value"] == pytest.approx(100 / 3)
@@ -45,7 +47,7 @@ def test_the_effect_of_a_switch_is_the_difference_that_it_makes(results, column)
 def test_all_ten_are_the_other_column(results):
     table = audit.switch_table(results)
     assert effect(table, "corrected", "all", "static")["effect"] == pytest.approx(1)
-    assert effect(table, "released", "all", "static")["effect"] == pytest.approx(-1)
+    assert {*table[table["switch"] == "all"]["column"]} == {"corrected"}  # told once
 
 
 def test_what_was_not_run_is_in_no_table(tmp_path):
@@ -70,14 +72,15 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     table = findings.last_table(results).set_index("switch")
     assert list(table.index) == ["target", "depth", "pooling", "precision", "alpha", "evaluation", "rate", "reference",
                                  "all"]
-    assert "corrected, everywhere: +0.5 [+0.5, +0.5]" in table.loc["target", "effect on static - Controller"]
-    assert "static - Controller higher in `released` (depth 1, depth 4)" in table.loc["target", "finding"]
+    assert table.loc["target", "effect on static - Controller"] == \
+        "all else `released`: everywhere -0.5 [-0.5, -0.5]; all else `corrected`: everywhere +0.5 [+0.5, +0.5]"
+    assert "static - Controller lower (all else `released`: depth 1, depth 4)" in table.loc["target", "finding"]
     assert "loss reduction" not in table.loc["target", "finding"]  # that of the Controller, which doesn't move
-    assert table.loc["target", "effect on loss reduction (%)"] == "released, everywhere: unchanged; " \
-        "corrected, everywhere: unchanged"
+    assert table.loc["target", "effect on loss reduction (%)"] == \
+        "all else `released`: everywhere unchanged; all else `corrected`: everywhere unchanged"
     assert table.loc["rate", "finding"] == "one seed: nothing can be told"
-    assert "corrected, everywhere: -0.25;" in table.loc["rate", "effect on static - Controller"] + ";"
-    assert "corrected, rank 2: +0.125;" in table.loc["alpha", "effect on static - Controller"] + ";"
+    assert table.loc["rate", "effect on static - Controller"].endswith("all else `corrected`: everywhere -0.25")
+    assert table.loc["alpha", "effect on static - Controller"].endswith("all else `corrected`: rank 2 +0.125")
     assert table["what we don't know"].str.len().gt(0).all() and set(findings.UNKNOWN) >= set(table.index)
 
 
@@ -86,15 +89,28 @@ def test_a_finding_is_three_sentences_at_most_and_judges_no_one_seed(name, resul
     lines = findings.FINDINGS[name](results)
     assert 1 <= len(lines) <= 3 and all(line.endswith(".") and "nan" not in line for line in lines)
     if name == "pooling":
-        assert lines[1].count("can't be judged from one seed") == 2  # flipped, in each column
+        assert lines[0].count("can't be judged from one seed") == 2  # flipped, in each column
 
 
-def test_the_target_decides_only_where_both_intervals_say_so(tmp_path):
-    def improving(arm, depth, protocol, seed):
-        return loss(arm, depth, protocol, seed) + (3.0 if arm == "controller" and protocol == "released" else 0)
+@pytest.mark.parametrize("rises, words", [(3.0, "raises"), (-3.0, "lowers"), (0.0, "doesn't change")])
+def test_what_the_target_does_on_the_next_token_is_told_by_its_interval(rises, words, tmp_path):
+    def trained(arm, depth, protocol, seed):  # on t+2, in either column
+        t2 = protocol in ("released", "corrected+target")
+        return loss(arm, depth, protocol, seed) + (rises if arm == "controller" and t2 else 0)
 
-    write(tmp_path, "smoke", improving, keep=lambda spec: True)  # above the cut model (6) where trained on t+2 alone
-    assert findings.target(metrics.load("smoke", tmp_path))[-1].endswith("decides whether held-out text improves.")
+    write(tmp_path, "smoke", trained, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
+    assert findings.target(metrics.load("smoke", tmp_path))[-1].count(f"{words} (") == 2
+
+
+def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_path):
+    def shrinking(arm, depth, protocol, seed):
+        shrinks = arm == "static" and depth == 1 and protocol != "corrected"
+        return loss(arm, depth, protocol, seed) + (1.0 if shrinks else 0)
+
+    write(tmp_path, "smoke", shrinking, keep=lambda spec: plain(spec) or "+depth" in spec.protocol)
+    lines = findings.depth(metrics.load("smoke", tmp_path))
+    assert "(static - Controller) shrinks with depth (1 (the same in all 2 seeds)) under `released`" in lines[1]
+    assert lines[2].startswith("It doesn't change (0 in each of 2 seeds) under `corrected`")
 
 
 def test_models_are_told_by_what_they_were_trained_on(results):
@@ -109,19 +125,20 @@ def test_models_are_told_by_what_they_were_trained_on(results):
 def test_alpha_is_told_at_the_other_ranks(results, column):
     rows = audit.switch_table(results).query("switch == 'alpha' and column == @column").set_index("quantity")
     assert {*rows["rank"]} == {*results.profile.matrix.ranks} and {*rows["depth"]} == {results.profile.depth}
-    assert rows.loc["static - Controller", "effect"] == pytest.approx(0.125)
+    assert rows.loc["static - Controller", "effect"] == pytest.approx(0.125 if column == "corrected" else -0.125)
     assert rows.loc["gap recovery (%)", "effect_n"] == 1 and "none" not in rows.index
 
 
 def test_what_many_effects_could_show_by_chance_is_told_apart(results, tmp_path):
     """Two seeds that differ a little: the effect's own interval leaves 0 out, Holm's correction doesn't."""
     def wavering(arm, depth, protocol, seed):
-        return loss(arm, depth, protocol, seed) + 0.01 * seed * (arm == "static" and protocol == "corrected+target")
+        wavers = arm == "static" and protocol == "corrected+target"
+        return loss(arm, depth, protocol, seed) + (0.05 * seed * (1 + depth / 10) if wavers else 0)
 
     write(tmp_path, "smoke", wavering, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
     finding = findings.last_table(metrics.load("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
-    assert "static - Controller higher in `released`" in finding
-    assert "By its own interval only: static - Controller higher in `corrected`" in finding
+    assert "static - Controller lower (all else `released`: depth 1, depth 4)" in finding.split("By its own")[0]
+    assert "By its own interval only: static - Controller higher (all else `corrected`: depth 1, depth 4)" in finding
 
 
 def test_the_pool_and_the_depth_and_the_reach_are_told(results):
@@ -140,7 +157,8 @@ def test_the_pool_and_the_depth_and_the_reach_are_told(results):
 def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tmp_path):
     profile = write(tmp_path, "smoke", loss, keep=lambda spec: spec.protocol == "corrected")
     old = audit.moved_table(metrics.load("smoke", tmp_path))  # format 1: 0 of all rows is 0 of the used ones
-    assert set(old["tensor"]) == {"step_norm.weight"} and (old["corrected"] == 0).all()
+    assert (old[old["tensor"] == "step_norm.weight"]["moved"] == 0).all()
+    assert old[old["tensor"] == "modulation.table"]["moved"].isna().all()
     write_run(tmp_path, profile, RunSpec("static", 4, 4, "corrected", 1), 4.5, format=4)
-    new = audit.moved_table(metrics.load("smoke", tmp_path)).set_index(["arm", "tensor"])["corrected"]
-    assert new["static", "modulation.table"] == 0.25 and ("controller", "modulation.table") not in new.index
+    new = audit.moved_table(metrics.load("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
+    assert new["static", "modulation.table"] == 0.25
