@@ -169,7 +169,7 @@ def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tm
 RUNS = Path(__file__).parents[1] / "results" / "tiny" / "runs"
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in RUNS.glob("*+pooling-*") if "controller" not in path.name))
+@pytest.mark.parametrize("name", sorted(p.name for arm in ("static", "none") for p in RUNS.glob(f"{arm}-*+pooling-*")))
 def test_an_arm_without_a_controller_has_its_columns_losses_whatever_the_pool(name):
     """Why `trained_under` trains no such run again: these were, before it was so."""
     flipped, column = (read_run(RUNS / run).log for run in (name, name.replace("+pooling", "")))
