@@ -203,12 +203,12 @@ def summary(results: Results) -> str:
     return table.to_markdown(index=False)
 
 
-def headline(results: Results) -> str:
-    """README's first screen: what was found, each line generated from the ledger."""
+def headline(results: Results, more: list[str] = ()) -> str:
+    """README's first screen: what was found, each line generated from the ledger; `more` are lines of the audit."""
     table, profile = ledger(results), results.profile.name
     lines = [f"What it means for someone who wants to use the method (profile `{profile}`, `corrected`, depth "
              f"{results.profile.depth}, nats per token, 95 % intervals over n seeds):", "",
-             *(f"- {line}" for line in meaning(results)), "",
+             *(f"- {line}" for line in (*meaning(results), *more)), "",
              f"![every arm minus the cut model](figures/{profile}/overview.png)", "",
              f"The paper's claims at this scale (why, and the rest, in [claims.md](results/{profile}/claims.md)):",
              "", summary(results), "", "In numbers:", ""]

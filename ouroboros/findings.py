@@ -213,18 +213,21 @@ def _else(column: str) -> str:
     return f"all else `{column}`: " if column else ""
 
 
-def _moved(part: pd.DataFrame) -> str:
-    """What a switch's released setting is told to move, with Holm's correction over its effects on headline numbers
-    (one run that stands at several depths is one effect, and one that is 0 in every seed is none); what only the
-    effect's own interval tells; under which protocols a number is undefined."""
-    if part["effect_n"].max() < 2:
-        return "one seed: nothing can be told"
-    undefined = part[part["value"].isna()]
+def _judged(part: pd.DataFrame) -> tuple[pd.Series, pd.Series]:
+    """Which of a switch's effects are told with Holm's correction over them (one run that stands at several depths is
+    one effect, and one that is 0 in every seed is none), and which by their own interval only."""
     same = list(zip(part["column"], part["quantity"], part["effect"], strict=True))
     moving = ~((part["effect_low"] == 0) & (part["effect_high"] == 0))
     adjusted = holm({effect: p for effect, p, moves in zip(same, part["effect_p"], moving, strict=True) if moves})
-    told = pd.Series([adjusted.get(effect, 1.0) < 1 - LEVEL for effect in same], index=part.index)
-    alone = ((part["effect_low"] > 0) | (part["effect_high"] < 0)) & ~told
+    told = pd.Series([adjusted.get(effect, 1.0) < 1 - LEVEL for effect in same], index=part.index, dtype=bool)
+    return told, ((part["effect_low"] > 0) | (part["effect_high"] < 0)) & ~told
+
+
+def _moved(part: pd.DataFrame) -> str:
+    """What a switch's released setting is told to move, and which protocols leave a number undefined."""
+    if part["effect_n"].max() < 2:
+        return "one seed: nothing can be told"
+    undefined, (told, alone) = part[part["value"].isna()], _judged(part)
 
     def named(rows: pd.DataFrame) -> str:
         return "; ".join(f"{quantity} {_directions(found)}" for quantity, found in rows.groupby("quantity", sort=False))
@@ -233,8 +236,8 @@ def _moved(part: pd.DataFrame) -> str:
     if alone.any():
         found.append(f"By its own interval only: {named(part[alone])}")
     if len(undefined):
-        found.append("Gap recovery undefined under " + " and ".join(f"`{name}`"
-                                                                    for name in undefined["protocol"].unique()))
+        names = " and ".join(f"`{name}`" for name in undefined["protocol"].unique())
+        found.append(f"Gap recovery undefined under {names}")
     return ". ".join(found)
 
 
@@ -251,18 +254,41 @@ def _effects(part: pd.DataFrame) -> str:
                      f"{_else(column)}everywhere {next(iter(texts.values()))}" for column, texts in found.items())
 
 
+def _headlines(results: Results) -> pd.DataFrame:
+    """The effects on headline numbers; of all ten switches there is no column that all else is of."""
+    table = switch_table(results)
+    table = table[table["quantity"].isin(HEADLINES)]
+    return table.assign(column=table["column"].mask(table["switch"] == "all", ""))
+
+
+def moving(results: Results) -> list[str]:
+    """Which of the ten settings is told to move a headline number: a line of README's first screen, if any was run."""
+    table = _headlines(results)
+    found: dict[str, list[str]] = {"told to move": [], "not told to move any": [], "run with one seed only": []}
+    for switch in SWITCHES:
+        part = table[(table["switch"] == switch) & (table["effect_n"] > 0)]
+        told = part[_judged(part)[0]]["quantity"].unique()
+        if len(told):
+            found["told to move"].append(f"{' and '.join(told)}: `{switch}`")
+        elif len(part):
+            kind = "not told to move any" if part["effect_n"].max() > 1 else "run with one seed only"
+            found[kind].append(f"`{switch}`")
+    groups = [f"{kind} {', '.join(names)}" for kind, names in found.items() if names]
+    return [f"**Which setting does it?** Of the [ten](#the-ten-switches) that differ, each flipped alone, "
+            f"{'; '.join(groups)} ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb))."
+            ] if found["told to move"] or found["run with one seed only"] else []
+
+
 def last_table(results: Results) -> pd.DataFrame:
     """One row a switch: what its released setting is told to move, against the corrected one; the runs behind that, the
     effect on each headline number in both columns, and what isn't known. Nothing is in it that wasn't run."""
-    table, rows = switch_table(results), []
-    table = table[table["quantity"].isin(HEADLINES)]
-    table = table.assign(column=table["column"].mask(table["switch"] == "all", ""))
+    table, rows = _headlines(results), []
     for switch in (*SWITCHES, "all"):
         part = table[table["switch"] == switch]
-        seeds = sorted({*part["effect_n"]} - {0})
+        seeds = sorted({int(n) for n in part["effect_n"]} - {0})
         if not seeds:
             continue
-        evidence = f"seeds: {' to '.join(str(int(n)) for n in {seeds[0], seeds[-1]})}; table `switches`" + (
+        evidence = f"seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}; table `switches`" + (
             f", figure `audit_{switch}`" if switch in FINDINGS else "")
         part = part[(part["effect_n"] > 0) | (part["quantity"] == "gap recovery (%)")]  # which may be undefined
         rows.append({"switch": switch, "finding": _moved(part), "evidence": evidence}

@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from . import claims, figures, inventory, metrics, rates
+from . import claims, figures, findings, inventory, metrics, rates
 from .corpus import sha256
 from .errors import InputError
 from .experiment import load_profile
@@ -253,7 +253,7 @@ def _provenance_faults(profile: str, root: Path) -> Iterator[str]:
 
 def readme_block(results: Results) -> str:
     """What stands between the verdict marks of README.md."""
-    return f"{BEGIN}\n{claims.headline(results)}\n{END}"
+    return f"{BEGIN}\n{claims.headline(results, findings.moving(results))}\n{END}"
 
 
 def _readme_with(block: str, text: str) -> str:

@@ -115,6 +115,14 @@ def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_pa
     assert lines[2].startswith("It doesn't change (0 in each of 2 seeds) under `corrected`")
 
 
+def test_the_first_screen_names_the_settings_that_are_told_to_move_a_headline(results, tmp_path):
+    line, = findings.moving(results)
+    assert "told to move static - Controller: `target`; not told to move any `evaluation`, `reference`; " in line
+    assert "; run with one seed only `depth`, `pooling`, `precision`, `alpha`, `rate` ([" in line
+    write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
+    assert findings.moving(metrics.load("paper", tmp_path)) == []  # a profile without an audit says nothing of it
+
+
 def test_models_are_told_by_what_they_were_trained_on(results):
     table = audit.target_table(results).set_index(["arm", "protocol"])
     assert table.loc[("static", "released"), "trained on"] == "t+2"
