@@ -264,19 +264,19 @@ def _headlines(results: Results) -> pd.DataFrame:
 def moving(results: Results) -> list[str]:
     """Which of the ten settings is told to move a headline number: a line of README's first screen, if any was run."""
     table = _headlines(results)
-    found: dict[str, list[str]] = {"told to move": [], "not told to move any": [], "run with one seed only": []}
+    found: dict[str, list[str]] = {"told to move one": [], "not told to": [], "run with one seed only": []}
     for switch in SWITCHES:
         part = table[(table["switch"] == switch) & (table["effect_n"] > 0)]
         told = part[_judged(part)[0]]["quantity"].unique()
         if len(told):
-            found["told to move"].append(f"{' and '.join(told)}: `{switch}`")
+            found["told to move one"].append(f"`{switch}` ({', '.join(told)})")
         elif len(part):
-            kind = "not told to move any" if part["effect_n"].max() > 1 else "run with one seed only"
-            found[kind].append(f"`{switch}`")
-    groups = [f"{kind} {', '.join(names)}" for kind, names in found.items() if names]
-    return [f"**Which setting does it?** Of the [ten](#the-ten-switches) that differ, each flipped alone, "
-            f"{'; '.join(groups)} ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb))."
-            ] if found["told to move"] or found["run with one seed only"] else []
+            found["not told to" if part["effect_n"].max() > 1 else "run with one seed only"].append(f"`{switch}`")
+    if not (found["told to move one"] or found["run with one seed only"]):
+        return []
+    groups = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items())
+    return [f"**Which setting does it?** Of the [ten](#the-ten-switches) that differ, each flipped alone, and "
+            f"{', '.join(HEADLINES)}: {groups} ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb))."]
 
 
 def last_table(results: Results) -> pd.DataFrame:
