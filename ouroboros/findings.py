@@ -276,7 +276,8 @@ def moving(results: Results) -> list[str]:
         return []
     groups = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items())
     return [f"**Which setting does it?** Of the [ten](#the-ten-switches) that differ, each flipped alone, and "
-            f"{', '.join(HEADLINES)}: {groups} ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb))."]
+            f"{', '.join(HEADLINES)}: {groups} "
+            f"([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb))."]
 
 
 def last_table(results: Results) -> pd.DataFrame:
