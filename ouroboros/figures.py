@@ -359,12 +359,12 @@ def audit_rate(results: Results):
     _settings(axes[0], "rate")
     axes[0].set(title="who is ahead", xlabel="protocol, depth", ylabel="static - Controller (nats per token)")
     table = audited.reach_table(results)
-    _rows(axes[1], table, "largest m", lambda row: f"{row['arm']} {row['protocol']}\nd{row['depth']}",
-          lambda row: row["arm"])
+    table = table[table["depth"] == table["depth"].max()] if len(table) else table
+    _rows(axes[1], table, "largest m", lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
     if len(table):
         axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")
-    axes[1].set(title="largest entry of m; dashed: adds the residual", xlabel="arm, protocol, depth",
-                ylabel="m (no unit)")
+    axes[1].set(title="deepest loop; dashed: adds the residual", xlabel="arm, protocol",
+                ylabel="largest entry of m (no unit)")
     return figure
 
 
