@@ -140,9 +140,9 @@ def leak_table(results: Results) -> pd.DataFrame:
     """What the next-token loss on a block's first half rises by when its second half is replaced, by what the
     Controller pools; 0 where it doesn't look ahead. A part of the leak: tokens of the first half stay in the pool.
 
-    Beside it the Controller's lead over static, and that of one trained to read another sequence, at the given depth:
-    not set against a Controller whose depths are drawn. Also where the rule for the depth is flipped: the pool stays,
-    and the depth is one that both have."""
+    Beside it the Controller's lead over static, and that of one trained to read another sequence, always at the given
+    depth: not set against a Controller whose depths are drawn. Also where the rule for the depth is flipped: the pool
+    stays, and the depth is one that both have."""
     rows = []
     for column, switch, protocol in flipped(results):
         if switch in ("", "pooling", "depth"):

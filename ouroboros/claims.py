@@ -177,12 +177,11 @@ def _reported(claim: dict) -> str:
 
 def markdown(results: Results) -> str:
     """The whole of claims.md."""
-    made = results.cells["status"].value_counts()
+    made = results.cells.drop_duplicates("run")["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
-    counts += f" (of {results.cells['run'].nunique()} runs; some are shown in several rows)"
     mark = SMOKE if results.profile.name == "smoke" else ""
     return (f"# Claims at profile `{results.profile.name}`\n\n"
-            f"{mark}Generated from the raw logs; table rows of the matrix: {counts}. Reported values are typed from "
+            f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Reported values are typed from "
             "their sources (A: the paper's abstract, R: README of the release), recomputed ones follow from other "
             "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
             "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. Under "
@@ -208,10 +207,13 @@ def headline(results: Results, more: list[str] = ()) -> str:
     table, profile = ledger(results), results.profile.name
     lines = [f"What it means for someone who wants to use the method (profile `{profile}`, `corrected`, depth "
              f"{results.profile.depth}, nats per token, 95 % intervals over n seeds):", "",
-             *(f"- {line}" for line in (*meaning(results), *more)), "",
-             f"![every arm minus the cut model](figures/{profile}/overview.png)", "",
+             *(f"- {line}" for line in meaning(results)), "",
+             f"![the main arms minus the cut model](figures/{profile}/overview.png)", "",
              f"The paper's claims at this scale (why, and the rest, in [claims.md](results/{profile}/claims.md)):",
-             "", summary(results), "", "In numbers:", ""]
+             "", summary(results), "",
+             "Under `released` losses are of the token after the next one, on the start of the training stream, but for "
+             "the last row (held-out text, next token); under `corrected` the first and the last row are one "
+             "measurement.", "", *more, "In numbers:", ""]
     for protocol in results.profile.matrix.protocols:
         lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
     drawn = [f"`{p}`" for p in results.profile.matrix.protocols if switches(p)["depth"] == "drawn"]
@@ -237,16 +239,18 @@ def meaning(results: Results) -> list[str]:
 
     alternatives = {arm: intervals.interval(values).mean for arm, values in statistics.instead().items() if values}
     lines = ["**Loop, or cut and leave it?** The Controller's loop "
-             + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "."]
+             + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "; without its step norms it "
+             + told(statistics.against_cut("controller_nonorm", depth)[""], AGAINST_CUT) + "."]
     if alternatives:
         best = min(alternatives, key=alternatives.get)
-        lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}; the lowest of {len(alternatives)}) "
+        lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}; the lowest of {len(alternatives)} "
+                     "ways without a loop) "
                      + told(statistics.instead()[best], AGAINST_CUT) + " and "
-                     + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
+                         + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
     lines.append("**Is it the input?** Shown another sequence's state, "
                  + told(statistics.interventions(depth)["other_sequence"], NEEDED) + ". Of arms that see nothing, "
                  + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
-    lines.append("**Which part?** A loop with the gate alone "
+    lines.append("**Which part?** A loop with the gate alone (`none_nonorm`) "
                  + told(statistics.against_cut("none_nonorm", depth)[""], AGAINST_CUT) + "; "
                  + _added(statistics, depth) + ".")
     words = ("is worse than with it", "is better than with it", "can't be told from with it")

@@ -1,6 +1,6 @@
 """An experiment is data: profile x arm x protocol x seed -> a run with a stable id. Never imports torch.
 
-A profile (`profiles/<name>.yaml`) says at what scale things run, a protocol is ten switches (AUDIT.md, first table),
+A profile (`profiles/<name>.yaml`) says at what scale things run, a protocol is ten switches (AUDIT),
 an arm is what is put in place of the removed layers.
 """
 
@@ -83,7 +83,7 @@ PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the su
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }
 
-# AUDIT.md, first table: {switch: (released, corrected)}.
+# AUDIT: {switch: (released, corrected)}.
 SWITCHES: dict[str, tuple[str, str]] = {
     "target": ("t+2", "t+1"),
     "depth": ("drawn", "given"),
@@ -98,7 +98,6 @@ SWITCHES: dict[str, tuple[str, str]] = {
 }
 COLUMNS = ("released", "corrected")
 READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
-CONTROLLERS = ("depth", "pooling")  # switches that enter nothing but a Controller
 READS = ("controller", "controller_other")  # modulations that read the state: computed for each token
 DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
 SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
@@ -119,8 +118,9 @@ def trained_under(protocol: str, arm: str) -> str:
     """The protocol whose runs of an arm a protocol reads: itself without the switches that change only what is read,
     and those that don't enter the arm."""
     column, *flipped = protocol.split("+")
-    idle = READING + (CONTROLLERS if ARMS[arm].modulation not in READS else ())
-    return "+".join([column, *(name for name in flipped if name not in idle)])
+    modulation = ARMS[arm].modulation
+    enters = {"depth": modulation == "controller", "pooling": modulation in READS}
+    return "+".join([column, *(name for name in flipped if name not in READING and enters.get(name, True))])
 
 
 class Strict(BaseModel):
@@ -234,7 +234,7 @@ class Audit(Strict):
 
     depths: tuple[Positive, ...]
     switches: dict[str, Positive]
-    others: tuple[str, ...] = ()  # loops beside the core's, where `pooling` is flipped
+    others: tuple[str, ...] = ()  # loops beside the core's, where `pooling` is flipped; always at the given depth
     rate_depths: tuple[Positive, ...] = ()  # more depths, of Controller and static, where `rate` is flipped
 
 
@@ -397,8 +397,9 @@ class Profile(Strict):
             found += cells(seeds, flipped, CORE, matrix.audit.depths)
             if switch == "rate":
                 found += cells(seeds, flipped, compared, matrix.audit.rate_depths)
-            if switch == "pooling":
-                found += cells(seeds, [*matrix.protocols, *flipped], matrix.audit.others, matrix.audit.depths)
+            if switch in ("pooling", "depth"):
+                plain = matrix.protocols if switch == "pooling" else ()
+                found += cells(seeds, [*plain, *flipped], matrix.audit.others, matrix.audit.depths)
         return found
 
     def runs(self) -> list[RunSpec]:

@@ -339,8 +339,8 @@ def audit_precision(results: Results):
         for number, protocol in enumerate(name for name in protocols if name in rows):
             places = np.arange(len(rows)) + 0.2 * (number - (len(protocols) - 1) / 2)  # beside each other
             style = _style(_setting("precision", table[table["protocol"] == protocol]["precision"].iloc[0]))
-            hollow = {"markerfacecolor": "none"} if "+" in protocol else {}
-            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **hollow)
+            half = {"fillstyle": "left"} if "+" in protocol else {}  # a column's own are whole
+            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **half)
         axis.set_xticks(range(len(rows)), rows.index, rotation=45, ha="right", fontsize=7)
         axis.set(title=arm, xlabel="trained tensor")
         if axis.lines:
@@ -396,6 +396,8 @@ def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
             hollow = {"markerfacecolor": "none"} if interval.n < 3 else {}  # too few seeds to judge
             axis.errorbar([place], [interval.mean], yerr=bars, label=label.replace("\n", ", "), capsize=3,
                           linestyle="none", **_style(arm), **hollow)
+        elif interval.n:
+            axis.annotate("undefined", (place, 0), rotation=90, ha="center", va="bottom", fontsize=7)
     axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
     axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
     if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 40:  # characters that fit side by side
@@ -436,7 +438,8 @@ def gate(results: Results):
 
 def overview(results: Results):
     """Every way to live without the removed layers, at the base depth, minus the cut model: the README's figure."""
-    arms = ("full", *results.profile.matrix.instead, "none_nogate", "none_nonorm", "none", "static", "controller")
+    arms = ("full", *results.profile.matrix.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
+            "static_nonorm", "controller_nonorm")
     figure, axes = _axes_by_protocol(results, f"arm - cut, loops at depth {results.profile.depth}", "",
                                      "difference (nats per token)")
     figure.set_size_inches(7.0, 3.8)

@@ -261,23 +261,28 @@ def _headlines(results: Results) -> pd.DataFrame:
     return table.assign(column=table["column"].mask(table["switch"] == "all", ""))
 
 
-def moving(results: Results) -> list[str]:
-    """Which of the ten settings is told to move a headline number: a line of README's first screen, if any was run."""
-    table = _headlines(results)
-    found: dict[str, list[str]] = {"told to move one": [], "not told to": [], "run with one seed only": []}
+def first_screen(results: Results) -> list[str]:
+    """README's lines on what each of the ten settings does alone to the headline numbers, at the base rank's deepest
+    depth (`alpha`: at the lowest other rank); none where a profile has no audit."""
+    table, rows = _headlines(results), []
     for switch in SWITCHES:
-        part = table[(table["switch"] == switch) & (table["effect_n"] > 0)]
-        told = part[_judged(part)[0]]["quantity"].unique()
-        if len(told):
-            found["told to move one"].append(f"`{switch}` ({', '.join(told)})")
-        elif len(part):
-            found["not told to" if part["effect_n"].max() > 1 else "run with one seed only"].append(f"`{switch}`")
-    if not (found["told to move one"] or found["run with one seed only"]):
+        part = table[(table["switch"] == switch) & ((table["effect_n"] > 0) | table["value"].isna())]
+        told, cells = _judged(part)[0], {}
+        for (column, quantity), found in part.groupby(["column", "quantity"], sort=False):
+            row = found.loc[found.index[0 if switch == "alpha" else -1]]
+            half = "" if math.isnan(row["effect_low"]) else f" ± {row['effect_high'] - row['effect']:.2g}"
+            text = "undefined" if math.isnan(row["effect"]) else "0" if row["effect"] == 0 else \
+                f"{row['effect']:+.3g}{half or ' (one seed)'}"
+            cells[f"{quantity}, all else `{column}`"] = f"**{text}**" if told[row.name] else text
+        rows += [{"setting": f"`{switch}`"} | cells] * bool(cells)
+    if not rows:
         return []
-    groups = "; ".join(f"{kind}: {', '.join(names) or 'none'}" for kind, names in found.items())
-    return [f"**Which setting does it?** Of the [ten](#the-ten-switches) that differ, each flipped alone, and "
-            f"{', '.join(HEADLINES)}: {groups} "
-            f"([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb))."]
+    names = [f"{quantity}, all else `{column}`" for column in COLUMNS for quantity in HEADLINES]
+    frame = pd.DataFrame(rows, columns=["setting", *names]).fillna("")
+    return [f"What each of the [ten settings](#the-ten-switches) that differ does alone: its released value minus its "
+            f"corrected one, 95 % intervals over seeds, bold where Holm's correction over a setting's effects leaves 0 "
+            f"out ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb) has every depth):", "",
+            frame.to_markdown(index=False), ""]
 
 
 def last_table(results: Results) -> pd.DataFrame:

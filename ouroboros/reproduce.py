@@ -52,7 +52,7 @@ class Output:
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g"))
         mark = claims.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
         write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
-        return frame.round(4)
+        return frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
 
     def figure(self, figure, name: str, runs: dict | None = None):
         """Write a figure with its sidecar; returns the picture to be shown. `runs`: see `figures.save`."""
@@ -253,7 +253,7 @@ def _provenance_faults(profile: str, root: Path) -> Iterator[str]:
 
 def readme_block(results: Results) -> str:
     """What stands between the verdict marks of README.md."""
-    return f"{BEGIN}\n{claims.headline(results, findings.moving(results))}\n{END}"
+    return f"{BEGIN}\n{claims.headline(results, findings.first_screen(results))}\n{END}"
 
 
 def _readme_with(block: str, text: str) -> str:
