@@ -211,8 +211,8 @@ def headline(results: Results, more: list[str] = ()) -> str:
              f"![the main arms minus the cut model](figures/{profile}/overview.png)", "",
              f"The paper's claims at this scale (why, and the rest, in [claims.md](results/{profile}/claims.md)):",
              "", summary(results), "",
-             "Under `released` losses are of the token after the next one, on the start of the training stream, but for "
-             "the last row (held-out text, next token); under `corrected` the first and the last row are one "
+             "Under `released` losses are of the token after the next one, on the start of the training stream, but "
+             "for the last row (held-out text, next token); under `corrected` the first and the last row are one "
              "measurement.", "", *more, "In numbers:", ""]
     for protocol in results.profile.matrix.protocols:
         lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
@@ -246,7 +246,7 @@ def meaning(results: Results) -> list[str]:
         lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}; the lowest of {len(alternatives)} "
                      "ways without a loop) "
                      + told(statistics.instead()[best], AGAINST_CUT) + " and "
-                         + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
+                     + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
     lines.append("**Is it the input?** Shown another sequence's state, "
                  + told(statistics.interventions(depth)["other_sequence"], NEEDED) + ". Of arms that see nothing, "
                  + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
