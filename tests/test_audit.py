@@ -1,14 +1,12 @@
 """Each switch alone: known numbers in, the effect of each switch out."""
 
 import math
-from pathlib import Path
 
 import pytest
 from synthetic import plain, write, write_run
 
 from ouroboros import audit, findings, metrics
 from ouroboros.experiment import RunSpec
-from ouroboros.runlog import read_run
 
 SHIFTS = {"target": 0.5, "rate": -0.25, "alpha": 0.125}  # of static, where the switch is flipped
 
@@ -175,17 +173,3 @@ def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tm
     write_run(tmp_path, profile, RunSpec("static", 4, 4, "corrected", 1), 4.5, format=4)
     new = audit.moved_table(metrics.load("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
     assert new["static", "modulation.table"] == 0.25
-
-
-RUNS = Path(__file__).parents[1] / "results" / "tiny" / "runs"
-
-
-@pytest.mark.parametrize("name", sorted(p.name for arm in ("static", "none") for p in RUNS.glob(f"{arm}-*+pooling-*")))
-def test_an_arm_without_a_controller_has_its_columns_losses_whatever_the_pool(name):
-    """Why `trained_under` trains no such run again: these were, before it was so."""
-    flipped, column = (read_run(RUNS / run).log for run in (name, name.replace("+pooling", "")))
-    keys = ["update", "split", "metric"]  # the last row of a kind is the result
-    values = [log.drop_duplicates(keys, keep="last").set_index(keys)["value"] for log in (flipped, column)]
-    common = values[0].index.intersection(values[1].index)
-    losses = common[common.get_level_values("metric").str.contains("loss")]
-    assert len(losses) > 200 and values[0][losses].to_dict() == values[1][losses].to_dict()
