@@ -122,7 +122,7 @@ def target_table(results: Results) -> pd.DataFrame:
                 for target in ("t+1", "t+2"):
                     own, cut = (scored(statistics, name, depth, target) for name in (arm, "cut"))
                     row |= tables.columns(f"scored on {target}", t_interval(own.values()))
-                    row |= tables.columns(f"{target}, arm - cut", t_interval(own[s] - cut[s] for s in own if s in cut))
+                    row |= tables.columns(f"{target}, arm - cut", t_interval(minus(own, cut).values()))
                 rows.append(row)
     return pd.DataFrame(rows)
 
