@@ -271,7 +271,7 @@ def table(profile: Profile) -> pd.DataFrame:
     """
     context, rows = profile.training.block, []
     full = Cost.of(profile, "full")
-    for arm, depth in (("full", None), ("cut", None), *(("controller", depth) for depth in profile.matrix.depths)):
+    for arm, depth in (("full", None), ("cut", None), *(("controller", depth) for depth in profile.depths)):
         cost = Cost.of(profile, arm)
         held = cost.frozen() + sum(cost.trainable().values())
         row = {"arm": arm, "depth": depth, "layers applied": cost.applications(depth or 1),
