@@ -7,7 +7,7 @@ from synthetic import write_run
 
 from ouroboros.errors import InputError
 from ouroboros.experiment import RunSpec, load_profile
-from ouroboros.runlog import ROW_FIELDS, RunLog, read_run, read_runs, write_atomic
+from ouroboros.log import ROW_FIELDS, RunLog, read_run, read_runs, write_atomic
 
 SPEC = RunSpec("static", 4, 8, "corrected", 0)
 
