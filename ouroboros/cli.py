@@ -39,9 +39,11 @@ def _runs(args, root: Path) -> int:
     from . import sweep
 
     if args.dry_run:
-        from .cost import forecast
+        from .forecast import forecast
 
-        print(forecast(profile, sweep.missing(profile, root, args.purpose)))
+        missing = sweep.missing(profile, root, args.purpose)
+        print(forecast(profile, missing, sweep.speed(profile, args.jobs), args.jobs) if missing else
+              f"profile {profile.name}: no run is missing")
         return 0
     sweep.run_missing(profile, root, args.jobs, args.purpose, args.cluster)
     return 0
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="jobs, a run at a time each (default: 2)")
     runs.add_argument("--cluster", choices=["local", "slurm"], default="local", help="where they run (default: local)")
     runs.add_argument("--purpose", choices=["rate", "matrix"], help="only the learning-rate searches, or all but them")
-    runs.add_argument("--dry-run", action="store_true", help="print the missing runs and what they need, run none")
+    runs.add_argument("--dry-run", action="store_true", help="print what the missing runs need, make none")
     run = command("run", _run, "make one run, unless it is finished")
     rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")
     for sub in (run, rerun):

@@ -4,10 +4,12 @@ Each job is a `Worker`: it makes missing runs until none is left that no other j
 of jobs may be under way, be killed, be requeued or be submitted again.
 """
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from tqdm import tqdm
 from .corpus import prepare
 from .errors import Busy, InputError, Preempted
 from .experiment import Profile, RunSpec
+from .forecast import Speed
 from .rates import read_searches, waits
 from .status import is_running, missing, refuse_frozen
 
@@ -130,6 +133,18 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
             if found := left():
                 raise InputError(f"{len(found)} runs are left, '{found[0].id}' first, and no job makes them any more; "
                                  "run the same command again")
+
+
+def speed(profile: Profile, jobs: int) -> Speed:
+    """What one of `jobs` runs at once sustains: as the profile says of its device, else measured here, in a minute."""
+    if given := profile.resources.teraflops:
+        return Speed(given * 1e12, given * 1e12, f"assumed: resources.teraflops of {profile.name}.yaml")
+    from .training import measure
+
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        measured = list(pool.map(measure, [profile] * jobs))
+    updates, evaluations = (sum(values) / jobs for values in zip(*measured, strict=True))
+    return Speed(updates, evaluations, "measured here just now")
 
 
 def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: int) -> list[submitit.Job]:

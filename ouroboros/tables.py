@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from . import cost
-from .experiment import ARMS, PROJECTIONS, Profile
+from .experiment import ARMS, PROJECTIONS, RunSpec
+from .forecast import update_flops
 from .intervals import Interval, block_bootstrap, fieller, holm, interval, t_interval
 from .log import Run, Series
 from .metrics import Results, Statistics, per_results
@@ -124,20 +125,12 @@ def instead_table(results: Results) -> pd.DataFrame:
         counted, by_seed = cost.Cost.of(profile, arm), statistics.against_cut(arm, depth)[""]
         row = {"arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
                "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
-               "training (TFLOP a run)": _training_flops(profile, arm, depth) / 1e12}
+               "training (TFLOP a run)": update_flops(
+                   RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12}
         share = fieller(statistics.share({seed: -value for seed, value in by_seed.items()}))
         rows.append(row | columns("arm - cut", t_interval(by_seed.values())) | {
             "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
     return pd.DataFrame(rows).astype({"depth": "Int64"})
-
-
-def _training_flops(profile: Profile, arm: str, depth: int | None) -> float:
-    """FLOPs of what a run learns from: its updates, or a closed form's passes through the full model."""
-    counted, block = cost.Cost.of(profile, arm), profile.training.block
-    tokens = profile.training.updates * profile.training.tokens_per_update
-    if ARMS[arm].trained:
-        return tokens * counted.training(depth or 1, block)
-    return tokens * cost.Cost.of(profile, "full").forward(1, block) if ARMS[arm].fit != "none" else 0.0
 
 
 def one_run_table(results: Results) -> pd.DataFrame:
