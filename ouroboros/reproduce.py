@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from .corpus import sha256
 from .errors import InputError
 from .experiment import load_profile
 from .metrics import Results
+from .provenance import has_commit, no_old_commits, note
 from .runlog import write_atomic
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -95,7 +95,10 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, out: Pat
         if name not in known:
             raise InputError(f"{notebook.name}: parameter '{name}' is unknown; it has {', '.join(known)}")
     target.parent.mkdir(parents=True, exist_ok=True)
-    environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
+    # the kernel is this Python and runs no startup file of the user's
+    ipython = tempfile.TemporaryDirectory()
+    environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "PYTHONSTARTUP": "",
+                   "IPYTHONDIR": ipython.name, "JUPYTER_PATH": "", "JUPYTER_PREFER_ENV_PATH": "1"}
     saved = {name: os.environ.get(name) for name in environment}
     os.environ |= environment  # the kernel inherits them
     try:
@@ -110,6 +113,7 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, out: Pat
     finally:
         for name, value in saved.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        ipython.cleanup()
     write_atomic(target, nbformat.writes(_clean(nbformat.read(target, 4))) + "\n")
 
 
@@ -217,8 +221,8 @@ def _provenance_faults(profile: str, root: Path) -> Iterator[str]:
     """Runs that may not be committed: of an unclean or unknown commit, in packages that aren't the lock's, of another
     base or configuration than the profile's, or at a rate that the search didn't choose."""
     declared = load_profile(profile)
-    in_git = subprocess.run(["git", "-C", str(root), "rev-parse", "--is-shallow-repository"], capture_output=True,
-                            text=True).stdout.strip() == "false"
+    if unknown := no_old_commits(root):
+        note(f"whether the commits of the runs exist isn't checked: {unknown}")
     known: dict[str, bool] = {}
     runs, base = metrics.load(profile, root).runs, metrics.base_run(declared, root)
     config = declared.model_dump(mode="json")
@@ -235,9 +239,8 @@ def _provenance_faults(profile: str, root: Path) -> Iterator[str]:
                 yield f"{where}: field 'config.{field}': isn't the profile's any more; make the run again"
         if not run.manifest["clean"]:
             yield f"{where}: field 'clean': false; the run is of uncommitted code, make it again from a clean commit"
-        if in_git and commit not in known:
-            known[commit] = not subprocess.run(["git", "-C", str(root), "cat-file", "-e", f"{commit}^{{commit}}"],
-                                               capture_output=True).returncode
+        if not unknown and commit not in known:
+            known[commit] = has_commit(root, commit)
         if not known.get(commit, True):
             yield f"{where}: field 'commit': {commit} is unknown to this repository"
         if run.manifest["rate"] is not None and rates.path(declared, root).exists():
