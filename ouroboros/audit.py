@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pandas as pd
 
 from . import arithmetic, intervals, tables
-from .experiment import ARMS, COLUMNS, SWITCHES, switches
+from .experiment import ARMS, COLUMNS, schedule, switches
 from .intervals import BySeed, Ratio, interval, t_interval
-from .metrics import Results, Statistics, last_value, minus
-from .runlog import STEP_TABLES, USED_STEPS_ALONE, Run
+from .log import STEP_TABLES, Run
+from .metrics import Results, Statistics, minus, per_results
 
 HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
 LOOPS = ("controller", "static", "none")
@@ -21,12 +21,10 @@ LOOPS = ("controller", "static", "none")
 
 def flipped(results: Results) -> Iterator[tuple[str, str, str]]:
     """(column, switch, protocol) of each protocol of the audit: the column itself, each switch, once all of them."""
-    audit = results.profile.matrix.audit
     for column in COLUMNS:
         yield column, "", column
-        for switch in SWITCHES:
-            if audit and switch in audit.switches:
-                yield column, switch, f"{column}+{switch}"
+        for switch in results.profile.flipped:
+            yield column, switch, f"{column}+{switch}"
     yield "corrected", "all", "released"
 
 
@@ -35,7 +33,7 @@ def places(results: Results, switch: str) -> list[tuple[int, int]]:
     the other ranks."""
     profile = results.profile
     if switch == "alpha":
-        return [(profile.depth, rank) for rank in profile.matrix.ranks]
+        return [(profile.depth, rank) for rank in profile.ranks]
     return [(depth, profile.rank) for depth in _depths(results)]
 
 
@@ -73,6 +71,7 @@ def effect_on(results: Results, column: str, switch: str, quantity: str) -> inte
                             for protocol in (column, f"{column}+{switch}")))
 
 
+@per_results
 def switch_table(results: Results) -> pd.DataFrame:
     """Every quantity under every protocol of the audit, and the effect on it of the switch's released setting: one row
     a column (what all else is), switch, depth, rank and quantity. Nothing is in it that wasn't run."""
@@ -165,11 +164,16 @@ def leak_table(results: Results) -> pd.DataFrame:
 def _moved(run: Run) -> Iterator[tuple[str, float]]:
     """(trained tensor, the share of its elements that training changed), as one run logged it. Older formats count the
     rows of unused steps too: of their tensors with a row a step only those are told that moved whole or not at all."""
-    log = run.log[run.log["metric"].str.startswith("moved/")]
-    for metric, moved in zip(log["metric"], log["value"], strict=True):
-        tensor = metric.removeprefix("moved/recurrence.")
-        told = run.manifest["format"] >= USED_STEPS_ALONE or tensor not in STEP_TABLES or moved in (0, 1)
-        yield tensor, float(moved) if told else math.nan
+    for (_, metric), found in run.series.items():
+        if metric.startswith("moved/"):
+            tensor, moved = metric.removeprefix("moved/recurrence."), found.values[-1]
+            told = _first_format(run) >= 4 or tensor not in STEP_TABLES or moved in (0, 1)
+            yield tensor, float(moved) if told else math.nan
+
+
+def _first_format(run: Run) -> int:
+    """The format that a run's log was first written in: before 4, `moved/` counts rows of steps that never ran too."""
+    return run.manifest.get("converted", run.manifest)["format"]
 
 
 def moved_table(results: Results) -> pd.DataFrame:
@@ -180,7 +184,7 @@ def moved_table(results: Results) -> pd.DataFrame:
         if switch in ("", "precision"):
             for arm in LOOPS[:2]:
                 runs = Statistics(results, protocol).runs_of(arm, depth)
-                for run in sorted(runs, key=lambda run: -run.manifest["format"])[:1]:
+                for run in sorted(runs, key=lambda run: -_first_format(run))[:1]:
                     rows += [{"protocol": protocol, "precision": switches(protocol)["precision"],
                               "rate": run.manifest["rate"], "arm": arm, "tensor": tensor, "moved": moved}
                              for tensor, moved in _moved(run)]
@@ -197,9 +201,8 @@ def reach_table(results: Results) -> pd.DataFrame:
             for arm in LOOPS[:2]:
                 for depth in _depths(results):
                     runs = Statistics(results, protocol).runs_of(arm, depth)
-                    largest = [last_value(run, "model", "max_modulation", math.nan) for run in runs]
-                    rates = [run.log[(run.log["split"] == "train") & (run.log["metric"] == "rate")]["value"]
-                             for run in runs if arm == "static"]  # the schedule is the same in every seed
+                    largest = [run.last("model", "max_modulation", math.nan) for run in runs]
+                    rates = [_rates(run) for run in runs if arm == "static"]  # the same in every seed
                     reached = arithmetic.reach(rates[0], setting["precision"] == "bfloat16")[-1] if rates else math.nan
                     rows.append({"protocol": protocol, "precision": setting["precision"], "arm": arm, "depth": depth,
                                  "rate": " ".join(sorted({f"{run.manifest['rate']:g}" for run in runs})),
@@ -207,6 +210,13 @@ def reach_table(results: Results) -> pd.DataFrame:
                                  "reach of a table": float(reached),
                                  "adds the residual": 2.0})  # r / alpha, alpha half of r (AUDIT `alpha`)
     return pd.DataFrame(rows)
+
+
+def _rates(run: Run) -> list[float]:
+    """The learning rate of each of a run's updates."""
+    made = run.series["train", "loss"].updates
+    updates, kind = run.manifest["config"]["training"]["updates"], run.manifest["switches"]["schedule"]
+    return [run.manifest["rate"] * schedule(update - 1, updates, kind) for update in made]
 
 
 def over_depths(results: Results) -> str:
@@ -218,11 +228,11 @@ def over_depths(results: Results) -> str:
 def depth_table(results: Results) -> pd.DataFrame:
     """Controller, static and the Controller's lead, from the shallowest depth of the audit to the deepest, under each
     rule for the depth."""
-    audit, rows = results.profile.matrix.audit, []
+    depths, rows = _depths(results), []
     for column, switch, protocol in flipped(results):
-        if audit and switch in ("", "depth"):
+        if depths and switch in ("", "depth"):
             statistics = Statistics(results, protocol)
-            ends = audit.depths[0], audit.depths[-1]
+            ends = depths[0], depths[-1]
             changes = {arm: statistics.change_over_depths(arm, *ends) for arm in LOOPS[:2]}
             changes["static - Controller"] = minus(*(statistics.advantage(depth)[""] for depth in ends))
             rows += [{"column": column, "protocol": protocol, "depth rule": switches(protocol)["depth"], "arm": arm,
@@ -232,11 +242,11 @@ def depth_table(results: Results) -> pd.DataFrame:
 
 def rate_table(results: Results) -> pd.DataFrame:
     """Controller against static at one shared rate and at each arm's own best: one row a column, rate and depth."""
-    audit, rows = results.profile.matrix.audit, []
+    depths, rows = results.profile.flipped_depths("rate"), []
     for column, switch, protocol in flipped(results):
-        if audit and switch in ("", "rate"):
+        if switch in ("", "rate"):
             statistics = Statistics(results, protocol)
-            for depth in sorted({*audit.depths, *audit.rate_depths}):
+            for depth in depths:
                 rates = {arm: {run.manifest["rate"] for run in statistics.runs_of(arm, depth)} for arm in LOOPS[:2]}
                 told = {f"rate of {arm}": " ".join(f"{rate:g}" for rate in sorted(found))
                         for arm, found in rates.items()}
@@ -263,8 +273,7 @@ def reference_table(results: Results) -> pd.DataFrame:
 
 
 def _depths(results: Results) -> tuple[int, ...]:
-    audit = results.profile.matrix.audit
-    return audit.depths if audit else ()
+    return results.profile.audit_depths
 
 
 def _deepest(results: Results) -> int:

@@ -1,6 +1,5 @@
 """Pretrain the base model of a profile whose base can't be fetched: a Qwen2 model on the profile's own corpus."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -14,9 +13,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from .corpus import Corpus, prepare, sha256
 from .errors import InputError
 from .experiment import Pretraining, Profile
+from .log import WorkingLog
 from .ngram import Trigram
 from .provenance import provenance
-from .runlog import FORMAT, RunLog, write_atomic
 from .surgery import cut_layers
 
 EVALUATION_BLOCKS = 64
@@ -29,23 +28,27 @@ def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
     """
     if profile.base.pretraining is None:
         raise InputError(f"profile '{profile.name}': its base is {profile.base.path}, nothing is to be pretrained")
+    if profile.base_of:
+        raise InputError(f"profile '{profile.name}': its base is that of profile '{profile.base_of}': make base "
+                         f"PROFILE={profile.base_of}")
     folder = profile.base_folder(root)
-    if (folder / "manifest.json").exists() and not force:
+    if (folder / "base.jsonl").exists() and not force:
         return folder
+    (folder / "base.jsonl").unlink(missing_ok=True)
     corpus = prepare(profile, root)
     recipe, started = profile.base.pretraining, time.strftime("%Y-%m-%dT%H:%M:%S%z")
-    made, clock = provenance(root), time.perf_counter()
-    write_atomic(folder / "recipe.json", json.dumps(profile.base.model_dump(mode="json"), indent=1) + "\n")
-    log = RunLog(folder)
+    environment, clock = provenance(root), time.perf_counter()
+    log = WorkingLog(profile.unfinished("base", root))
     torch.manual_seed(recipe.seed)
     model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text,
                                          bos_token_id=corpus.end_of_text)).to(PartialState().device)
     _train(model, recipe, corpus, log)
     model.eval().save_pretrained(folder)
     _assess(model, profile, corpus, log)
-    log.finish({
-        "format": FORMAT, "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
-        "config": profile.model_dump(mode="json"), **made,
+    log.finish(folder / "base.jsonl", {
+        "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
+        "protocol_version": profile.protocol_version,
+        "config": profile.model_dump(mode="json", exclude={"plan", "siblings"}), **environment,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
                    "base": sha256((folder / "model.safetensors").read_bytes())},
         "corpus": corpus.manifest, "trainable": sum(p.numel() for p in model.parameters()),
@@ -96,16 +99,16 @@ def _batches(corpus: Corpus, recipe: Pretraining):
         epoch += 1
 
 
-def _train(model, recipe: Pretraining, corpus: Corpus, log: RunLog) -> None:
+def _train(model, recipe: Pretraining, corpus: Corpus, log: WorkingLog) -> None:
     optimizers = _optimizers(model, recipe)
     evaluation = {split: corpus.blocks(split, recipe.block, _blocks_in(corpus, split, recipe.block), "separated")
                   for split in ("dev", "heldout")}
     points = set(np.linspace(0, recipe.updates, recipe.points + 1).round().astype(int).tolist())
-    tokens, batches = 0, _batches(corpus, recipe)
+    batches = _batches(corpus, recipe)
     for update in tqdm(range(recipe.updates + 1), desc="base", mininterval=5):
         if update in points:
             for split, blocks in evaluation.items():
-                log.row(update, tokens, split, "loss_t+1", block_loss(model, blocks))
+                log.row(update, split, "curve/loss_t+1", block_loss(model, blocks))
         if update == recipe.updates:
             break
         inputs, targets = next(batches)
@@ -120,8 +123,7 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: RunLog) -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        tokens += inputs.numel()
-        log.row(update + 1, tokens, "train", "loss", loss.item())
+        log.row(update + 1, "train", "loss", loss.item())
 
 
 def _blocks_in(corpus: Corpus, split: str, block: int) -> int:
@@ -149,14 +151,12 @@ def document_loss(model, document: np.ndarray, start: int) -> float:
     return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
 
 
-def _assess(model, profile: Profile, corpus: Corpus, log: RunLog) -> None:
+def _assess(model, profile: Profile, corpus: Corpus, log: WorkingLog) -> None:
     """Score every held-out document (its first block) under the base, the cut base and a trigram model."""
     block, start = profile.base.pretraining.block, corpus.end_of_text
     documents = [document[:block] for document in corpus.documents("heldout")]
     trigram = Trigram(corpus.documents("train"), model.config.vocab_size, start)
     cut = cut_layers(model, profile.split)
-    update, tokens = profile.base.pretraining.updates, profile.base.pretraining.updates * block * \
-        profile.base.pretraining.batch
     scores = {
         "document_tokens": [len(d) for d in documents],
         "document_losses_full": [document_loss(model, d, start) for d in documents],
@@ -164,4 +164,4 @@ def _assess(model, profile: Profile, corpus: Corpus, log: RunLog) -> None:
         "document_losses_3gram": [trigram.loss(d) for d in documents],
     }
     for metric, values in scores.items():
-        log.row(update, tokens, "heldout", metric, values)
+        log.row(profile.base.pretraining.updates, "heldout", metric, values)

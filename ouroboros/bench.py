@@ -28,10 +28,10 @@ from .cost import Cost
 from .errors import InputError
 from .evaluation import targets
 from .experiment import PROJECTIONS, Profile, SplitConfig, load_profile
+from .log import NoLog, write_atomic
 from .modeling import OuroborosForCausalLM
 from .modulation import ModulatedLinear
 from .provenance import provenance
-from .runlog import NoLog, write_atomic
 from .surgery import mean_residual, open_base, truncated_svd
 from .training import training_loss
 

@@ -15,6 +15,7 @@ from . import intervals, metrics, tables
 from .experiment import switches
 from .intervals import Interval, t_interval
 from .metrics import Results, Statistics
+from .rates import search_of
 
 FILE = Path(__file__).parent / "claims.yaml"
 FEWEST = 3  # seeds: the interval of two rests on one difference
@@ -117,7 +118,7 @@ def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) ->
                              "an interval that meets the reported value")
     if rule == "small":
         gained = t_interval(Statistics(results, protocol).against_cut("controller",
-                                                                      results.profile.matrix.depths[0])[""].values())
+                                                                      results.profile.depths[0])[""].values())
         if not gained.high < 0:
             return "not applicable", "the Controller isn't told to lower the loss, so no share of that can be small"
         bound = SMALL_SHARE * -gained.mean
@@ -157,7 +158,7 @@ def ledger(results: Results) -> pd.DataFrame:
     claims, rows = load(), []
     for claim in claims:
         again = recomputed(claim, claims)
-        for protocol in results.profile.matrix.protocols:
+        for protocol in results.profile.protocols:
             judged = judge(claim, results, protocol)
             rows.append({
                 "id": claim["id"], "claim": claim["what"], "reported": _reported(claim), "source": claim["source"],
@@ -165,6 +166,11 @@ def ledger(results: Results) -> pd.DataFrame:
                 "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
                 "verdict": judged.verdict, "why": judged.why})
     return pd.DataFrame(rows)
+
+
+def _searched(results: Results) -> int:
+    """The depth at which the Controller's rate was searched first."""
+    return search_of("controller", None, results.profile)[0].depth
 
 
 def _reported(claim: dict) -> str:
@@ -185,7 +191,7 @@ def markdown(results: Results) -> str:
             "their sources (A: the paper's abstract, R: README of the release), recomputed ones follow from other "
             "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
             "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. Under "
-            f"`corrected` an arm trains at one rate, the best on `dev` at depth {results.profile.search.depth} with a "
+            f"`corrected` an arm trains at one rate, the best on `dev` at depth {_searched(results)} with a "
             "spare seed. The rules are in `ouroboros/claims.yaml`, written before the runs but for what is dated "
             "there.\n\n"
             + ledger(results).to_markdown(index=False) + "\n")
@@ -198,7 +204,7 @@ def summary(results: Results) -> str:
     judged.loc[judged["why"].str.contains("diverged, so in no mean"), "verdict"] += " (a run diverged)"
     table = judged.pivot(index=["id", "claim"], columns="protocol", values="verdict")
     order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]
-    table = table.loc[order].reset_index()[["claim", *results.profile.matrix.protocols]]
+    table = table.loc[order].reset_index()[["claim", *results.profile.protocols]]
     return table.to_markdown(index=False)
 
 
@@ -214,9 +220,9 @@ def headline(results: Results, more: list[str] = ()) -> str:
              "Under `released` losses are of the token after the next one, on the start of the training stream, but "
              "for the last row (held-out text, next token); under `corrected` the first and the last row are one "
              "measurement.", "", *more, "In numbers:", ""]
-    for protocol in results.profile.matrix.protocols:
+    for protocol in results.profile.protocols:
         lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
-    drawn = [f"`{p}`" for p in results.profile.matrix.protocols if switches(p)["depth"] == "drawn"]
+    drawn = [f"`{p}`" for p in results.profile.protocols if switches(p)["depth"] == "drawn"]
     if drawn:
         lines += [f"- Under {', '.join(drawn)} the Controller of every depth is one run a seed, at drawn depths: what "
                   "is told of its depths there compares static with itself."]
@@ -255,9 +261,9 @@ def meaning(results: Results) -> list[str]:
                  + _added(statistics, depth) + ".")
     words = ("is worse than with it", "is better than with it", "can't be told from with it")
     gates = [f"at depth {at} " + _each(statistics.gate_by_arm(at), words, "`{}`".format)
-             for at in dict.fromkeys((depth, results.profile.search.depth))]
+             for at in dict.fromkeys((depth, _searched(results)))]
     lines.append(f"**Is the gate needed?** Without it, step norms kept, {'; '.join(gates)}{_diverged(statistics)}. "
-                 f"Rates were found at depth {results.profile.search.depth}.")
+                 f"Rates were found at depth {_searched(results)}.")
     full, cut = (t_interval(intervals_of) for intervals_of in statistics.after_next().values())
     lines.append("**Why does `released` say otherwise?** It trains and scores on the token after the next one, where "
                  f"the full model has {full.mean:.3f} and the cut one {cut.mean:.3f} on held-out text, and sets the "
@@ -292,10 +298,10 @@ def found_advantage(results: Results, protocol: str) -> str:
 
 def found_gate(results: Results, protocol: str) -> str:
     """One sentence on the loop with and without gate and step norms, against the cut model."""
-    statistics, words, matrix = Statistics(results, protocol), [], results.profile.matrix
-    for depth in matrix.gateless_depths:
+    statistics, words, profile = Statistics(results, protocol), [], results.profile
+    for depth in profile.depths_of("controller_nogate"):
         for arm in ("controller", "controller_nogate", "controller_nogate_nonorm"):
-            if depth not in matrix.parts.get(arm, matrix.depths):
+            if depth not in profile.depths_of(arm):
                 continue
             interval = t_interval(statistics.against_cut(arm, depth)[""].values())
             words.append(f"`{arm}` at depth {depth} {interval.told(*AGAINST_CUT)} ({interval})")

@@ -38,15 +38,14 @@ def _runs(args, root: Path) -> int:
     profile = load_profile(args.profile)
     from . import sweep
 
-    # The search comes first: the matrix trains at the rates that it chose.
-    purposes = [args.purpose] if args.purpose else ["rate", "matrix"]
     if args.dry_run:
-        from .cost import forecast
+        from .forecast import forecast
 
-        print(forecast(profile, [spec for purpose in purposes for spec in sweep.missing(profile, root, purpose)]))
+        missing = sweep.missing(profile, root, args.purpose)
+        print(forecast(profile, missing, sweep.speed(profile, args.jobs), args.jobs) if missing else
+              f"profile {profile.name}: no run is missing")
         return 0
-    for purpose in purposes:
-        sweep.run_missing(profile, root, args.jobs, purpose, args.cluster)
+    sweep.run_missing(profile, root, args.jobs, args.purpose, args.cluster)
     return 0
 
 
@@ -76,10 +75,9 @@ def _rerun(args, root: Path) -> int:
 
 
 def _reproduce(args, root: Path) -> int:
-    load_profile(args.profile)
-    from .reproduce import reproduce
+    from .reproduce import committed, reproduce
 
-    reproduce(args.profile, root)
+    reproduce([load_profile(args.profile).name] if args.profile else committed(root), root)
     return 0
 
 
@@ -92,14 +90,14 @@ def _tour(args, root: Path) -> int:
 
 
 def _verify(args, root: Path) -> int:
-    load_profile(args.profile)
-    from .reproduce import verify
+    from .reproduce import committed, verify
 
-    differences = verify(args.profile, root)
+    profiles = [load_profile(args.profile).name] if args.profile else committed(root)
+    differences = verify(profiles, root)
     for difference in differences:
         print(f"differs: {difference}", file=sys.stderr)
     if not differences:
-        print(f"verify: everything committed for profile '{args.profile}' follows from its raw logs")
+        print(f"verify: everything committed for {', '.join(profiles)} follows from the raw logs")
     return 1 if differences else 0
 
 
@@ -123,9 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ouroboros", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, handler, help):
+    def command(name, handler, help, every=False):
         sub = commands.add_parser(name, help=help, description=help)
-        sub.add_argument("--profile", default="tiny", help="the scale: a file of ouroboros/profiles (default: tiny)")
+        default = "every one that has committed logs" if every else "tiny"
+        sub.add_argument("--profile", default=None if every else "tiny",
+                         help=f"the scale: a file of ouroboros/profiles (default: {default})")
         sub.set_defaults(handler=handler)
         return sub
 
@@ -135,16 +135,17 @@ def _parser() -> argparse.ArgumentParser:
     runs = command("runs", _runs, "make the runs that are missing")
     runs.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="jobs, a run at a time each (default: 2)")
     runs.add_argument("--cluster", choices=["local", "slurm"], default="local", help="where they run (default: local)")
-    runs.add_argument("--purpose", choices=["rate", "matrix"], help="only the learning-rate search, or only the matrix")
-    runs.add_argument("--dry-run", action="store_true", help="print the missing runs and what they need, run none")
+    runs.add_argument("--purpose", choices=["rate", "matrix"], help="only the learning-rate searches, or all but them")
+    runs.add_argument("--dry-run", action="store_true", help="print what the missing runs need, make none")
     run = command("run", _run, "make one run, unless it is finished")
     rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")
     for sub in (run, rerun):
         sub.add_argument("run", metavar="RUN", help="a run's id, as controller-d4-r8-corrected-s0")
     command("status", _status, "how far each run is: state, updates, loss, time left")
-    command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs")
+    command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs", every=True)
     command("tour", _tour, "execute notebook 00: convert, look inside, train, generate, save")
-    command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ")
+    command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ",
+            every=True)
     bench = commands.add_parser("bench", help="time conversion and generation against their alternatives")
     bench.add_argument("names", nargs="*", metavar="NAME", help="only these benches (default: all)")
     bench.set_defaults(handler=_bench)

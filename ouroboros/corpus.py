@@ -248,7 +248,7 @@ def _tokenizer(profile: Profile, root: Path, texts: Iterable[str]):
     if not path.exists():
         if profile.base.path:
             raise InputError(f"{path}: no tokenizer.json there; put the base's own beside its weights")
-        from .runlog import write_atomic
+        from .log import write_atomic
 
         write_atomic(path, _train_tokenizer(texts, profile.base.model["vocab_size"]).to_str())
     return tokenizers.Tokenizer.from_file(str(path)), path

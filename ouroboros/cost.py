@@ -1,4 +1,4 @@
-"""What a model costs, counted from its shape: parameters, FLOPs, bytes; and what a profile's runs need of a machine.
+"""What a model costs, counted from its shape: parameters, FLOPs, bytes.
 
 Never imports torch. A FLOP is a multiplication or an addition in a matrix product; the rest is below 2 % at every
 shape here (the tests count). `context` is the number of tokens a token attends to; in training, where a block is one
@@ -11,13 +11,11 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from .errors import InputError
-from .experiment import ARMS, DRAWN_DEPTHS, READS, Arm, Profile, RunSpec, SplitConfig, Widths
+from .experiment import ARMS, READS, Arm, Profile, SplitConfig, Widths
 
 FLOAT32 = 4  # bytes
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}
-LOG_ROW = 100  # bytes of a row of a raw log with one value
-DOCUMENT_TOKENS = 1000  # of a hub's document; FineWeb-edu's sample-10BT has 9.67 million documents of 10e9 tokens
 
 
 @dataclass(frozen=True)
@@ -271,7 +269,7 @@ def table(profile: Profile) -> pd.DataFrame:
     """
     context, rows = profile.training.block, []
     full = Cost.of(profile, "full")
-    for arm, depth in (("full", None), ("cut", None), *(("controller", depth) for depth in profile.matrix.depths)):
+    for arm, depth in (("full", None), ("cut", None), *(("controller", depth) for depth in profile.depths)):
         cost = Cost.of(profile, arm)
         held = cost.frozen() + sum(cost.trainable().values())
         row = {"arm": arm, "depth": depth, "layers applied": cost.applications(depth or 1),
@@ -299,82 +297,3 @@ def found(profile: Profile) -> str:
             f"costs {share:.0f} % of the full model's FLOPs, {modulation:.1f} % of them in Controller and low-rank "
             f"branches. The loop computes less than the full model up to depth {flops}, and keeps a smaller cache up "
             f"to depth {cache}.")
-
-
-# ----------------------------------------------------------------------------------------------------- what runs need
-
-def run_flops(spec: RunSpec, profile: Profile) -> float:
-    """FLOPs of a whole run: its updates and its evaluations."""
-    cost, training, evaluation = Cost.of(profile, spec.arm, spec.rank), profile.training, profile.evaluation
-    depths = DRAWN_DEPTHS if spec.depth == "mixed" else (spec.depth or 1,)
-
-    def mean(flops, depths) -> float:
-        return sum(flops(depth, training.block) for depth in depths) / len(depths)
-
-    total, arm = 0.0, ARMS[spec.arm]
-    if arm.trained:
-        total = training.updates * training.tokens_per_update * mean(cost.training, depths)
-    elif arm.fit != "none":
-        total = training.updates * training.tokens_per_update * Cost.of(profile, "full").forward(1, training.block)
-    if spec.purpose == "rate":
-        return total + evaluation.final_blocks * training.block * mean(cost.forward, depths)
-    blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
-    if arm.trained:
-        blocks += evaluation.points * evaluation.blocks
-        # as trained, 3 interventions, own and other future
-        blocks += 6 * profile.probes.blocks if arm.modulation == "controller" else 0
-    total += blocks * training.block * mean(cost.forward, depths)
-    if spec.depth in (profile.depth, "mixed"):
-        blocks = len(profile.probes.depths) * profile.probes.blocks
-        total += blocks * training.block * mean(cost.forward, profile.probes.depths)
-    return total
-
-
-def run_memory(spec: RunSpec, profile: Profile) -> int:
-    """Bytes that a run holds at its peak, the base that it is cut from not counted."""
-    cost, training, arm = Cost.of(profile, spec.arm, spec.rank), profile.training, ARMS[spec.arm]
-    if not arm.trained:
-        return cost.frozen() * BYTES[profile.base.dtype]
-    depth = max(DRAWN_DEPTHS) if spec.depth == "mixed" else (spec.depth or 1)
-    dtype = "float32" if arm.coda else profile.base.dtype  # `arms.build`
-    return cost.memory(depth, training.micro_batch * training.block, dtype)
-
-
-def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
-    """Bytes on disk: the base, the tokens of the corpus (where its size isn't known, of what a run trains on), and for
-    each run its log and trained tensors."""
-    training, corpus = profile.training, profile.corpus
-    tokens = training.updates * training.tokens_per_update
-    if corpus.documents:
-        tokens = corpus.documents * DOCUMENT_TOKENS * len(corpus.packages + corpus.foreign)
-    kept = sum(sum(Cost.of(profile, s.arm, s.rank).trainable().values()) for s in specs) * FLOAT32
-    return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
-            "tokens": tokens * FLOAT32,
-            "trained tensors": kept,
-            "raw logs": sum(2 * training.updates * LOG_ROW for s in specs if ARMS[s.arm].trained)}
-
-
-def forecast(profile: Profile, specs: list[RunSpec]) -> str:
-    """What some runs need, one line a run with its command, then the sums: for `runs --dry-run`."""
-    if not specs:
-        return f"profile {profile.name}: no run is missing"
-    rate = profile.resources.teraflops * 1e12
-    rows = [{"hours": run_flops(spec, profile) / rate / 3600, "GB": run_memory(spec, profile) / 1e9,
-             "command": f"python -m ouroboros run {spec.id} --profile {profile.name}"} for spec in specs]
-    table = pd.DataFrame(rows)
-    if recipe := profile.base.pretraining:
-        shape = Shape.of(profile)
-        forward = shape.layers * shape.layer_flops(recipe.block) + shape.head_flops
-        hours = 3 * forward * recipe.updates * recipe.batch * recipe.block / rate / 3600
-        command = f"python -m ouroboros base --profile {profile.name}  # unless it is there"
-        table.loc[-1] = {"hours": hours, "GB": math.nan, "command": command}
-        table = table.sort_index()
-    device = "GPU-hours" if profile.resources.gpus else "core-hours"
-    stored = disk(specs, profile)
-    return (f"{table.to_markdown(index=False, tablefmt='plain', floatfmt='.3g')}\n\n"
-            f"{len(specs)} runs are missing; all of them: make runs PROFILE={profile.name}\n"
-            f"time: {table['hours'].sum():,.3g} {device}, the longest run {table['hours'].max():.3g}, at "
-            f"{profile.resources.teraflops:g} TFLOP/s (assumed: resources.teraflops of {profile.name}.yaml)\n"
-            f"memory: at most {table['GB'].max():.3g} GB a run, the base that it is cut from not counted\n"
-            f"disk: {sum(stored.values()) / 1e9:,.3g} GB: "
-            + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in stored.items()))

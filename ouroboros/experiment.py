@@ -4,7 +4,10 @@ A profile (`profiles/<name>.yaml`) says at what scale things run, a protocol is 
 an arm is what is put in place of the removed layers.
 """
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import InputError
 
 PROFILES = Path(__file__).parent / "profiles"
+# What switches, arms and measures mean. 1: until 2026-11-25, the committed runs of `tiny-first`.
+PROTOCOL_VERSION = 2
+IDENTITY = ("corpus", "base", "split", "rank", "depth", "max_steps", "controller", "training", "evaluation", "probes")
 
 @dataclass(frozen=True)
 class Arm:
@@ -100,6 +106,8 @@ COLUMNS = ("released", "corrected")
 READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
 READS = ("controller", "controller_other")  # modulations that read the state: computed for each token
 DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
+FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
+STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
 SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
 
 
@@ -123,11 +131,22 @@ def trained_under(protocol: str, arm: str) -> str:
     return "+".join([column, *(name for name in flipped if name not in READING and enters.get(name, True))])
 
 
+def schedule(update: int, updates: int, kind: str) -> float:
+    """The share of the peak rate at an update, counted from 0 (AUDIT `schedule`)."""
+    warm_up = max(1, round(updates * (1 / 150 if kind == "stretched" else 0.02)))
+    horizon = updates * STRETCH if kind == "stretched" else updates
+    if update < warm_up:
+        return (update + 1) / warm_up
+    progress = (update - warm_up) / max(1, horizon - 1 - warm_up)
+    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 Positive = Annotated[int, Field(gt=0)]
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CorpusConfig(Strict):
@@ -219,43 +238,18 @@ class Probes(Strict):
     depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
 
 
-class Search(Strict):
-    """The learning-rate search: every trained arm, one grid, `corrected`, judged on dev."""
+class Entry(Strict):
+    """One entry of a plan: a run for every combination of what its lists hold, seed by seed."""
 
-    grid: tuple[float, ...]
-    depth: Positive
-    seed: int
-    wider: dict[str, tuple[float, ...]] = {}  # {arm: more rates}, where the grid's end was its best
-
-
-class Audit(Strict):
-    """Each switch flipped alone, in both columns: the core's arms at `depths`, for the first `switches[name]` seeds;
-    `alpha`, whose two settings are one at the base rank, for Controller and static at the matrix's other ranks."""
-
-    depths: tuple[Positive, ...]
-    switches: dict[str, Positive]
-    others: tuple[str, ...] = ()  # loops beside the core's, where `pooling` is flipped; always at the given depth
-    rate_depths: tuple[Positive, ...] = ()  # more depths, of Controller and static, where `rate` is flipped
-
-
-class Matrix(Strict):
-    """What is run. Every seed: full, cut, Controller, static and none at `depths`, under `corrected`. The first `few`
-    seeds: these under the other protocols too, and what follows under `corrected` (of `parts`, the Controller without
-    its gate under the others too, for the claims about the gate)."""
-
-    seeds: tuple[int, ...]
-    few: Positive = 3
-    depths: tuple[Positive, ...]
-    parts: dict[str, tuple[Positive, ...]]  # depths of each loop that isn't the core's
-    ranks: tuple[Positive, ...] = ()  # beside the base rank, of Controller and static at the base depth
-    rates: dict[str, Annotated[float, Field(gt=0)]] = {}  # {level: factor of the own rate}, of the same two
-    instead: tuple[str, ...] = ()  # arms without a loop
-    protocols: tuple[str, ...] = COLUMNS
-    audit: Audit | None = None
-
-    @property
-    def gateless_depths(self) -> tuple[int, ...]:
-        return self.parts.get("controller_nogate", ())
+    arms: Annotated[tuple[str, ...], Field(min_length=1)]
+    depths: tuple[Positive, ...] = ()  # of arms that loop; empty: the base depth
+    ranks: tuple[Positive, ...] = ()  # of modulated arms; empty: the base rank
+    protocols: Annotated[tuple[str, ...], Field(min_length=1)] = ("corrected",)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    updates: Positive | None = None  # None: the profile's
+    levels: dict[str, Rate] = {}  # {name in a run's id: factor of the chosen rate}
+    purpose: Literal["matrix", "rate"] = "matrix"
+    rates: tuple[Rate, ...] = ()  # of a search, `rate`: the rates that are tried, judged on dev
 
 
 @dataclass(frozen=True)
@@ -267,13 +261,14 @@ class RunSpec:
     rank: int | None
     protocol: str
     seed: int
-    rate: float | None = None  # None: the rate that the search chose
-    level: str | None = None  # of `matrix.rates`: a factor of that rate
+    rate: float | None = None  # of a search; None: the rate that the search chose
+    level: str | None = None  # a factor of that rate, by its name
+    updates: int | None = None  # None: the profile's
 
     @property
     def id(self) -> str:
         parts = [self.arm, self.depth and f"d{self.depth}", self.rank and f"r{self.rank}", self.protocol,
-                 f"s{self.seed}", self.rate and f"lr{self.rate:g}", self.level]
+                 f"s{self.seed}", self.rate and f"lr{self.rate:g}", self.level, self.updates and f"u{self.updates}"]
         return "-".join(part for part in parts if part)
 
     @property
@@ -291,6 +286,7 @@ class Cell:
     protocol: str
     seed: int
     level: str | None = None
+    updates: int | None = None
 
     @property
     def run(self) -> RunSpec:
@@ -299,7 +295,8 @@ class Cell:
         depth = self.depth
         if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm].modulation == "controller":
             depth = "mixed"  # the released Controller draws its depths, whatever depth is given
-        return RunSpec(self.arm, depth, self.rank, trained_under(self.protocol, self.arm), self.seed, level=self.level)
+        return RunSpec(self.arm, depth, self.rank, trained_under(self.protocol, self.arm), self.seed, level=self.level,
+                       updates=self.updates)
 
 
 class Resources(Strict):
@@ -312,15 +309,17 @@ class Resources(Strict):
     requeues: Positive = 100
     partition: str | None = None
     account: str | None = None
-    teraflops: Annotated[float, Field(gt=0)]  # that training sustains on the device, for the estimates of a dry run
+    teraflops: Rate | None = None  # that training sustains on the device; None: a dry run measures this machine
 
 
 class Profile(Strict):
-    """A scale at which everything runs; see the YAML files."""
+    """A scale at which everything runs, and the plan of its runs; see the YAML files."""
 
     name: str
+    protocol_version: int = PROTOCOL_VERSION
     corpus: CorpusConfig
     base: BaseConfig
+    base_of: str | None = None  # the profile whose base this one has
     split: SplitConfig
     rank: Positive  # the base rank, 32 in the paper
     depth: Positive  # the base depth, 8 in the paper
@@ -329,15 +328,29 @@ class Profile(Strict):
     training: Training
     evaluation: Evaluation
     probes: Probes
-    search: Search
-    matrix: Matrix
+    plan: Annotated[tuple[Entry, ...], Field(min_length=1)]  # most important first: an unfinished plan is a smaller one
+    siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
+
+    @property
+    def frozen(self) -> bool:
+        """Whether its runs follow an earlier protocol: they are read, never made again."""
+        return self.protocol_version != PROTOCOL_VERSION
 
     def folder(self, root: Path) -> Path:
         return Path(root) / "results" / self.name
 
     def base_folder(self, root: Path) -> Path:
-        return self.folder(root) / "base"
+        """Where a base that is pretrained here lies, with its log, `base.jsonl`."""
+        return Path(root) / "results" / (self.base_of or self.name) / "checkpoints" / "base"
+
+    def run_path(self, run_id: str, root: Path) -> Path:
+        """The raw log of a finished run."""
+        return self.folder(root) / "runs" / f"{run_id}.jsonl"
+
+    def unfinished(self, run_id: str, root: Path) -> Path:
+        """The folder of a run that hasn't ended: what it has measured, and its checkpoint. Git ignores it."""
+        return self.folder(root) / "unfinished" / run_id
 
     def base_source(self, root: Path) -> Path:
         """The folder of the base: the one pretrained here, a local one, or a hub model's files, fetched once.
@@ -363,64 +376,131 @@ class Profile(Strict):
     def rank_of(self, arm: str) -> int | None:
         return self.rank if ARMS[arm].modulated else None
 
-    def plan(self) -> list[Cell]:
-        """Every row of the matrix, the core first, so that an unfinished matrix is a whole one with fewer rows."""
-        matrix = self.matrix
-        few, others = matrix.seeds[:matrix.few], matrix.seeds[matrix.few:]
+    def cells(self) -> list[Cell]:
+        """Every row of the plan's tables, each once, in the plan's order."""
+        return list(dict.fromkeys(cell for entry in self.plan if entry.purpose == "matrix" for cell in self._of(entry)))
 
-        def cells(seeds, protocols, arms, depths=(None,), ranks=(None,), levels=(None,)) -> list[Cell]:
-            return [Cell(arm, depth, rank or self.rank_of(arm), protocol, seed, level)
-                    for seed in seeds for protocol in protocols for arm in arms
-                    for depth in (depths if ARMS[arm].loops else (None,)) for rank in ranks for level in levels]
+    def _of(self, entry: Entry) -> Iterator[Cell]:
+        for seed, protocol, arm in itertools.product(entry.seeds, entry.protocols, entry.arms):
+            depths = (entry.depths or (self.depth,)) if ARMS[arm].loops else (None,)
+            ranks = (entry.ranks or (self.rank,)) if ARMS[arm].modulated else (None,)
+            for depth, rank, level in itertools.product(depths, ranks, entry.levels or (None,)):
+                updates = entry.updates if entry.updates != self.training.updates else None
+                yield Cell(arm, depth, rank, protocol, seed, level, updates)
 
-        corrected = [protocol for protocol in matrix.protocols if protocol == "corrected"]
-        compared = ("controller", "static")
-        found = cells(few, matrix.protocols, CORE, matrix.depths)
-        found += cells(few, corrected, matrix.instead)
-        for arm, depths in matrix.parts.items():
-            gateless = ARMS[arm].modulation == "controller" and not ARMS[arm].gate
-            found += cells(few, matrix.protocols if gateless else corrected, (arm,), depths)
-        found += cells(few, corrected, compared, (self.depth,), matrix.ranks)
-        found += cells(few, corrected, compared, (self.depth,), levels=matrix.rates)
-        found += cells(others, corrected, CORE, matrix.depths)
-        return found + (self._audit(cells) if matrix.audit else [])
-
-    def _audit(self, cells) -> list[Cell]:
-        matrix, compared, found = self.matrix, ("controller", "static"), []
-        for switch, count in matrix.audit.switches.items():
-            seeds, flipped = matrix.seeds[:count], [f"{column}+{switch}" for column in matrix.protocols]
-            if switch == "alpha":  # the other ranks of `corrected` are run anyway
-                plain = [column for column in matrix.protocols if column != "corrected"]
-                found += cells(seeds, [*plain, *flipped], compared, (self.depth,), matrix.ranks)
-                found += cells(seeds, flipped, ("full", "cut"))
-                continue
-            found += cells(seeds, flipped, CORE, matrix.audit.depths)
-            if switch == "rate":
-                found += cells(seeds, flipped, compared, matrix.audit.rate_depths)
-            if switch in ("pooling", "depth"):
-                plain = matrix.protocols if switch == "pooling" else ()
-                found += cells(seeds, [*plain, *flipped], matrix.audit.others, matrix.audit.depths)
-        return found
+    def runs_of(self, entry: Entry) -> list[RunSpec]:
+        """An entry's runs, each once; of a search, a run for each rate that is tried."""
+        runs = [cell.run for cell in self._of(entry)]
+        if entry.purpose == "rate":
+            runs = [replace(run, rate=rate) for run in runs for rate in entry.rates]
+        return list(dict.fromkeys(runs))
 
     def runs(self) -> list[RunSpec]:
-        """The matrix's runs, each once."""
-        return list(dict.fromkeys(cell.run for cell in self.plan()))
+        """Every run of the plan, searches too, each once, in the plan's order."""
+        return list(dict.fromkeys(run for entry in self.plan for run in self.runs_of(entry)))
 
     def search_runs(self) -> list[RunSpec]:
-        """The learning-rate search's runs: every trained arm of the matrix."""
-        others = self.matrix.audit.others if self.matrix.audit else ()
-        return [RunSpec(arm, self.search.depth if ARMS[arm].loops else None, self.rank_of(arm), "corrected",
-                        self.search.seed, rate)
-                for arm in (*CORE, *self.matrix.parts, *self.matrix.instead, *others) if ARMS[arm].trained
-                for rate in (*self.search.grid, *self.search.wider.get(arm, ()))]
+        """The learning-rate searches' runs alone."""
+        return [run for run in self.runs() if run.purpose == "rate"]
+
+    def at(self, spec: RunSpec) -> "Profile":
+        """The profile as one of its runs sees it: with that run's updates."""
+        return self.model_copy(update={"training": self.training.model_copy(
+            update={"updates": spec.updates or self.training.updates})})
+
+    def identity(self, spec: RunSpec) -> dict:
+        """What a run's manifest must agree with for the run to count as made."""
+        config = self.at(spec).model_dump(mode="json", include=set(IDENTITY))
+        return {"protocol_version": self.protocol_version} | {f"config.{field}": config[field] for field in IDENTITY}
+
+    def mismatch(self, manifest: dict, spec: RunSpec) -> str | None:
+        """In one line, why a log isn't that of the run that the plan means; None if it is."""
+        flat = manifest | {f"config.{field}": value for field, value in manifest["config"].items()}
+        for field, wanted in self.identity(spec).items():
+            if flat.get(field) != wanted:
+                return f"field '{field}': {_first_difference(flat.get(field), wanted)}"
+        pinned = self.corpus.sha256
+        if pinned and manifest["hashes"]["corpus"] != pinned:
+            return f"field 'hashes.corpus': {manifest['hashes']['corpus'][:12]}, the profile pins {pinned[:12]}"
+        return None
 
     def find(self, run_id: str) -> RunSpec:
         """The run of that id. Raises InputError when the profile declares none."""
-        for spec in (*self.runs(), *self.search_runs()):
+        for spec in self.runs():
             if spec.id == run_id:
                 return spec
         raise InputError(f"run '{run_id}': profile '{self.name}' declares no such run; finished ones are in results/"
                          f"{self.name}/runs, python -m ouroboros runs --profile {self.name} --dry-run lists the others")
+
+    # ------------------------------------------------------------------------------- what tables ask of a plan
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """The whole columns that the plan has, without flipped switches."""
+        planned = {protocol for entry in self.plan if entry.purpose == "matrix" for protocol in entry.protocols}
+        return tuple(column for column in COLUMNS if column in planned)
+
+    def _plain(self) -> list[Cell]:
+        """The rows of whole columns at the profile's own budget."""
+        return [cell for cell in self.cells() if cell.protocol in COLUMNS and cell.updates is None]
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.arm for cell in self._plain()))
+
+    @property
+    def instead(self) -> tuple[str, ...]:
+        """The arms that have no loop, beside full and cut."""
+        return tuple(arm for arm in self.arms if arm not in CORE and not ARMS[arm].loops)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({cell.seed for cell in self.cells()}))
+
+    def depths_of(self, arm: str) -> tuple[int, ...]:
+        """The depths at which an arm that loops is planned, at the base rank and the chosen rate."""
+        return tuple(sorted({cell.depth for cell in self._plain() if cell.arm == arm and cell.depth is not None
+                             and cell.level is None and cell.rank in (None, self.rank)}))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The depths at which Controller and static are compared."""
+        return self.depths_of("controller")
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The other ranks at which Controller and static are compared."""
+        return tuple(sorted({cell.rank for cell in self._plain() if cell.rank not in (None, self.rank)}))
+
+    @property
+    def levels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(cell.level for cell in self._plain() if cell.level))
+
+    @property
+    def flipped(self) -> tuple[str, ...]:
+        """The switches that the plan flips alone, in some column."""
+        planned = {protocol for entry in self.plan for protocol in entry.protocols}
+        return tuple(name for name in SWITCHES if any(f"{column}+{name}" in planned for column in COLUMNS))
+
+    def flipped_depths(self, switch: str) -> tuple[int, ...]:
+        """The depths at which a switch is flipped alone, at the base rank."""
+        names = {f"{column}+{switch}" for column in COLUMNS}
+        return tuple(sorted({cell.depth for cell in self.cells() if cell.protocol in names and cell.depth is not None
+                             and cell.rank in (None, self.rank)}))
+
+    @property
+    def audit_depths(self) -> tuple[int, ...]:
+        """The depths at which every switch is flipped; `alpha` is flipped at other ranks."""
+        found = [set(self.flipped_depths(switch)) for switch in self.flipped if switch != "alpha"]
+        return tuple(sorted(set.intersection(*found))) if found else ()
+
+
+def _first_difference(found, wanted) -> str:
+    """Where two values of a configuration part, in few words."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
+        return f"'{name}' is {found.get(name)!r:.60}, the profile says {wanted.get(name)!r:.60}"
+    return f"is {found!r:.60}, the profile says {wanted!r:.60}"
 
 
 def load_profile(name: str) -> Profile:
@@ -439,19 +519,37 @@ def parse_profile(data: dict, file: str) -> Profile:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{file}: {field}: {first['input']!r}: {first['msg']}") from None
-    for field, loops in (("parts", True), ("instead", False)):
-        fitting = [name for name, arm in ARMS.items() if name not in CORE and arm.loops == loops]
-        for arm in getattr(profile.matrix, field):
-            if arm not in fitting:
-                raise InputError(f"{file}: matrix.{field}: '{arm}': no arm {'with' if loops else 'without'} a loop "
-                                 f"beside the core's; one of {', '.join(fitting)}")
-    for protocol in profile.matrix.protocols:
-        try:
-            switches(protocol)
-        except InputError as error:
-            raise InputError(f"{file}: matrix.protocols: {error}") from None
-    for switch in profile.matrix.audit.switches if profile.matrix.audit else ():
-        if switch not in SWITCHES:
-            raise InputError(f"{file}: matrix.audit.switches: '{switch}': unknown; one of {', '.join(SWITCHES)}")
+        raise InputError(f"{file}: {field}: {first['input']!r:.80}: {first['msg']}") from None
+    _check_plan(profile, file)
     return profile
+
+
+def _check_plan(profile: Profile, file: str) -> None:
+    for number, entry in enumerate(profile.plan):
+        where = f"{file}: plan.{number}"
+        for arm in entry.arms:
+            if arm not in ARMS:
+                raise InputError(f"{where}.arms: '{arm}': no such arm; one of {', '.join(ARMS)}")
+        for protocol in entry.protocols:
+            try:
+                switches(protocol)
+            except InputError as error:
+                raise InputError(f"{where}.protocols: {error}") from None
+        if (entry.purpose == "rate") != bool(entry.rates):
+            raise InputError(f"{where}.rates: {list(entry.rates)}: an entry of purpose 'rate' names the rates that it "
+                             "tries, others name none")
+        if entry.purpose == "rate" and (entry.protocols != ("corrected",) or len(entry.seeds) > 1 or entry.levels):
+            raise InputError(f"{where}: a search is made under 'corrected' with one seed and no levels")
+    spare = {entry.seeds[0] for entry in profile.plan if entry.purpose == "rate"}
+    if used := spare & {seed for entry in profile.plan if entry.purpose != "rate" for seed in entry.seeds}:
+        raise InputError(f"{file}: plan: seed {min(used)} is a search's and another entry's; rates are chosen with a "
+                         "seed that no result has")
+    searched = {arm for entry in profile.plan if entry.purpose == "rate" for arm in entry.arms}
+    for arm, sibling in profile.siblings.items():
+        if arm not in ARMS or sibling not in searched or arm in searched:
+            raise InputError(f"{file}: siblings.{arm}: '{sibling}': an arm that isn't searched takes the rates of one "
+                             "that is")
+    for arm in profile.arms:
+        if ARMS[arm].trained and profile.siblings.get(arm, arm) not in searched:
+            raise InputError(f"{file}: siblings: arm '{arm}' is trained and has no learning rate; search it, or name "
+                             "the arm whose rates it takes")

@@ -3,11 +3,11 @@
 Never imports torch. Losses are nats per token, bars are 95 % Student t intervals over seeds.
 """
 
+import functools
 import hashlib
 import io
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 os.environ["MPLBACKEND"] = "Agg"  # importing matplotlib fails at a backend that it doesn't know
@@ -23,8 +23,8 @@ from . import arithmetic, intervals, metrics, tables
 from . import audit as audited
 from . import cost as counted
 from .experiment import COLUMNS, SWITCHES, Profile
+from .log import Run, write_atomic
 from .metrics import Results
-from .runlog import Run, write_atomic
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
@@ -46,12 +46,20 @@ def _style(arm: str) -> dict:
     return {"color": COLOURS[known], "marker": MARKERS[known]}
 
 
-def save(figure, name: str, results: Results, folder: Path, runs: Mapping[str, Run] | None = None) -> None:
-    """Write <folder>/<name>.png, .pdf and .json: the arrays plotted, and the hashes of the raw logs behind them.
+def _shows_runs(draw):
+    """Note on a figure the runs that were read for it, {run id: Run}."""
+    @functools.wraps(draw)
+    def drawn(results: Results, *args, **kwargs):
+        with results.reading() as read:
+            figure = draw(results, *args, **kwargs)
+        figure.runs = {name: results.runs[name] for name in sorted(read)}
+        return figure
 
-    `runs`: the logs that it was made from, where they aren't the profile's own.
-    """
-    runs = results.runs if runs is None else runs
+    return drawn
+
+
+def save(figure, name: str, results: Results, folder: Path) -> None:
+    """Write <folder>/<name>.png, .pdf and .json: the arrays plotted, and the seals of the raw logs that it shows."""
     if results.profile.name == "smoke":
         figure.text(0.5, 0.5, "smoke: not a result", fontsize=40, color="red", alpha=0.25, ha="center", va="center",
                     rotation=20)
@@ -61,7 +69,7 @@ def save(figure, name: str, results: Results, folder: Path, runs: Mapping[str, R
         figure.savefig(buffer, format=kind, metadata=undated)
         write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
         files[kind] = hashlib.sha256(buffer.getvalue()).hexdigest()
-    inputs = {run: runs[run].manifest["log_sha256"] for run in sorted(runs)}
+    inputs = {name: run.manifest["seal"] for name, run in getattr(figure, "runs", {}).items()}
     sidecar = {"figure": name, "profile": results.profile.name, "inputs": inputs, "files": files,
                "plotted": _plotted(figure)}
     write_atomic(folder / f"{name}.json", json.dumps(sidecar, indent=1) + "\n")
@@ -88,7 +96,7 @@ def _plotted(figure) -> list[dict]:
 
 
 def _axes_by_protocol(results: Results, title: str, x: str, y: str):
-    protocols = results.profile.matrix.protocols
+    protocols = results.profile.protocols
     figure, axes = plt.subplots(1, len(protocols), squeeze=False)
     for axis, protocol in zip(axes[0], protocols, strict=True):
         axis.set(title=f"{title} ({protocol})", xlabel=x, ylabel=y)
@@ -105,9 +113,10 @@ def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None, shift:
                   **_style(arm))
 
 
+@_shows_runs
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
     """Loss against depth for some arms, between the full and the cut model."""
-    table = tables.arm_table(results)
+    table = tables.arm_table(results, ("full", "cut", *arms))
     figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
     for protocol, axis in axes.items():
         part = table[table["protocol"] == protocol]
@@ -117,11 +126,12 @@ def losses_by_depth(results: Results, arms: tuple[str, ...]):
         for arm in arms:
             rows = part[part["arm"] == arm]
             _points(axis, rows, arm, f"{arm} (one run)" if rows["shared"].all() else arm)
-        axis.set_xticks(results.profile.matrix.depths)
+        axis.set_xticks(results.profile.depths)
         axis.legend()
     return figure
 
 
+@_shows_runs
 def advantage(results: Results):
     """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
     table = tables.difference_table(results, "advantage_by_depth")
@@ -132,18 +142,19 @@ def advantage(results: Results):
         rows = rows.assign(depth=rows["part"].str.removeprefix("depth ").astype(int))
         axis.axhline(0, color="black", linewidth=0.8)
         _points(axis, rows, "controller", "static - Controller")
-        axis.set_xticks(results.profile.matrix.depths)
+        axis.set_xticks(results.profile.depths)
     return figure
 
 
+@_shows_runs
 def training_curves(results: Results, arms: tuple[str, ...], depth: int):
     """Held-out next-token loss during training, mean over seeds, at one depth."""
-    curves = tables.curves(results)
+    curves = tables.curves(results, arms, depth)
     figure, axes = _axes_by_protocol(results, f"training, depth {depth}", "update",
                                      "held-out loss, t+1 (nats per token)")
     for protocol, axis in axes.items():
         for arm in arms:
-            part = curves[(curves["protocol"] == protocol) & (curves["arm"] == arm) & (curves["depth"] == depth)]
+            part = curves[(curves["protocol"] == protocol) & (curves["arm"] == arm)]
             if not part.empty:
                 axis.plot(part["update"], part["value"], label=arm, color=COLOURS[arm], marker=MARKERS[arm])
         if axis.lines:
@@ -156,10 +167,13 @@ def base_curve(run: Run | None):
     figure, axis = plt.subplots()
     axis.set(title="pretraining of the base" if run else "the base was not pretrained here", xlabel="tokens",
              ylabel="loss, t+1 (nats per token)")
+    recipe = run.manifest["config"]["base"]["pretraining"] if run else {"batch": 0, "block": 0}
+    tokens = recipe["batch"] * recipe["block"]  # an update
     for split, colour, marker in (("heldout", "#0072B2", "o"), ("dev", "#D55E00", "s")) if run else ():
         part = tables.curve(run, split, "loss_t+1")
-        axis.plot(part["tokens"], part["value"], label=split, color=colour, marker=marker)
+        axis.plot(part["update"] * tokens, part["value"], label=split, color=colour, marker=marker)
         axis.legend()
+    figure.runs = {"base": run} if run else {}
     return figure
 
 
@@ -170,6 +184,7 @@ def _parts(axis, parts: dict, arm: str, label: str, shift: float = 0.0) -> None:
     _points(axis, pd.DataFrame(rows), arm, label, shift)
 
 
+@_shows_runs
 def other_depths(results: Results):
     """Held-out loss of the runs of the base depth when they are scored at other depths."""
     base = results.profile.depth
@@ -186,13 +201,14 @@ def other_depths(results: Results):
     return figure
 
 
+@_shows_runs
 def interventions(results: Results):
     """What the Controller's held-out loss rises by when it sees something else, against depth."""
     figure, axes = _axes_by_protocol(results, "Controller shown something else", "depth (recurrence steps)",
                                      "rise of the loss (nats per token)")
     styles = dict(zip(metrics.INTERVENTIONS, ("controller", "static", "none"), strict=True))
     for protocol, axis in axes.items():
-        statistics, depths = metrics.Statistics(results, protocol), results.profile.matrix.depths
+        statistics, depths = metrics.Statistics(results, protocol), results.profile.depths
         axis.axhline(0, color="black", linewidth=0.8)
         for number, (kind, style) in enumerate(styles.items()):
             _parts(axis, {f"depth {d}": statistics.interventions(d)[kind] for d in depths}, style,
@@ -203,6 +219,7 @@ def interventions(results: Results):
     return figure
 
 
+@_shows_runs
 def steps(results: Results, depth: int):
     """How much each recurrence step changes the state, relative to the state before it."""
     table = tables.steps_table(results, depth)
@@ -220,6 +237,7 @@ def steps(results: Results, depth: int):
     return figure
 
 
+@_shows_runs
 def gate_opening(results: Results, depth: int):
     """How far the Controller's gate opens at some recurrence steps, over training."""
     table = tables.gate_table(results, depth)
@@ -236,6 +254,7 @@ def gate_opening(results: Results, depth: int):
     return figure
 
 
+@_shows_runs
 def audit(results: Results, quantity: str):
     """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
     table = audited.switch_table(results)
@@ -274,6 +293,7 @@ def _settings(axis, switch: str) -> None:
     axis.legend(handles, SWITCHES[switch], title=switch, fontsize=7, title_fontsize=7)
 
 
+@_shows_runs
 def audit_target(results: Results):
     """Each arm minus the cut model on held-out text, a panel the target that is scored."""
     table = audited.target_table(results)
@@ -288,6 +308,7 @@ def audit_target(results: Results):
     return figure
 
 
+@_shows_runs
 def audit_pooling(results: Results):
     """The leak, and Controller against static, by what the Controller pools."""
     table = audited.leak_table(results)
@@ -302,6 +323,7 @@ def audit_pooling(results: Results):
     return figure
 
 
+@_shows_runs
 def audit_depth(results: Results):
     """What more steps take off the loss, and off the Controller's lead, by the rule for the depth."""
     table, column = audited.depth_table(results), audited.over_depths(results)
@@ -319,6 +341,7 @@ def audit_depth(results: Results):
     return figure
 
 
+@_shows_runs
 def audit_reference(results: Results):
     """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
     table = audited.reference_table(results)
@@ -331,6 +354,7 @@ def audit_reference(results: Results):
     return figure
 
 
+@_shows_runs
 def audit_precision(results: Results):
     """The share of each trained tensor's elements that moved, a panel an arm, a line a protocol."""
     table = audited.moved_table(results)
@@ -352,6 +376,7 @@ def audit_precision(results: Results):
     return figure
 
 
+@_shows_runs
 def audit_rate(results: Results):
     """Controller against static at shared and own rates, and the largest entry of m beside what adds the residual."""
     figure, axes = plt.subplots(1, 2)
@@ -384,7 +409,7 @@ def cost(profiles: list[Profile]):
             axis.plot(loop["depth"].astype(int), loop[column], label=name, color=colour, marker=marker)
         axis.set(title=f"cost of the loop (shape of {profile.name})", xlabel="depth (recurrence steps)",
                  ylabel="percent of the full model")
-        axis.set_xticks(profile.matrix.depths)
+        axis.set_xticks(profile.depths)
         axis.legend()
     return figure
 
@@ -425,12 +450,12 @@ def reach():
     return figure
 
 
+@_shows_runs
 def gate(results: Results):
     """Each gateless arm and the gated one, minus the cut model, at the depths where they were run."""
     arms = ("controller", "controller_nogate", "controller_nogate_nonorm")
-    parts = results.profile.matrix.parts
-    shown = [(arm, depth) for depth in results.profile.matrix.gateless_depths for arm in arms
-             if arm == "controller" or depth in parts.get(arm, ())]
+    shown = [(arm, depth) for depth in results.profile.depths_of("controller_nogate") for arm in arms
+             if depth in results.profile.depths_of(arm)]
     figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
@@ -439,9 +464,10 @@ def gate(results: Results):
     return figure
 
 
+@_shows_runs
 def overview(results: Results):
     """Every way to live without the removed layers, at the base depth, minus the cut model: the README's figure."""
-    arms = ("full", *results.profile.matrix.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
+    arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
             "static_nonorm", "controller_nonorm")
     figure, axes = _axes_by_protocol(results, f"arm - cut, loops at depth {results.profile.depth}", "",
                                      "difference (nats per token)")
@@ -453,6 +479,7 @@ def overview(results: Results):
     return figure
 
 
+@_shows_runs
 def configurations(results: Results):
     """Static minus Controller in each configuration; above 0 the Controller is ahead."""
     figure, axes = _axes_by_protocol(results, "static - Controller", "", "difference (nats per token)")
@@ -462,9 +489,10 @@ def configurations(results: Results):
     return figure
 
 
+@_shows_runs
 def ladder(results: Results):
     """A loop with more and more parts minus the cut model, `corrected`, a panel a depth."""
-    depths = results.profile.matrix.gateless_depths or (results.profile.depth,)
+    depths = results.profile.depths_of("controller_nogate") or (results.profile.depth,)
     figure, axes = plt.subplots(1, len(depths), squeeze=False, sharey=True)
     for axis, depth in zip(axes[0], depths, strict=True):
         found = _intervals(metrics.Statistics(results, "corrected").ladder(depth))
@@ -474,6 +502,7 @@ def ladder(results: Results):
     return figure
 
 
+@_shows_runs
 def coda(results: Results):
     """The loops of the base depth with the coda frozen, trained by LoRA and trained whole, minus the cut model."""
     figure, axis = plt.subplots()
@@ -484,6 +513,7 @@ def coda(results: Results):
     return figure
 
 
+@_shows_runs
 def instead(results: Results):
     """Loss minus the cut model's against trained parameters and against the FLOPs of a token."""
     table = tables.instead_table(results)

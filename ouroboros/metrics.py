@@ -4,18 +4,23 @@ Losses are nats per token. A statistic is a mapping {part: {seed: value}}: sever
 depths; paired quantities are differences within a seed, so that what the seed decides cancels.
 """
 
+import functools
+import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from .errors import InputError
-from .experiment import ARMS, CORE, Profile, load_profile, switches
+from .experiment import ARMS, Profile, load_profile, switches
 from .intervals import BySeed, Ratio, above_zero
-from .runlog import Run, read_run, read_runs
+from .log import Run, Series, read_run, read_runs
 
 CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
 SPLITS = ("train", "heldout", "foreign")  # new text of the training split, held-out text, text of other sources
@@ -27,7 +32,7 @@ LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate 
 
 # --------------------------------------------------------------------------------------------------------- reading
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # by identity, so that tables can be kept for it
 class Results:
     """A profile's declared table rows and the runs that were made."""
 
@@ -35,25 +40,86 @@ class Results:
     runs: Mapping[str, Run]
     cells: pd.DataFrame
 
+    _read: list[set[str]] = field(default_factory=list)
+
+    @contextmanager
+    def reading(self) -> Iterator[set[str]]:
+        """Yields the set of the runs that statistics read from while this is entered."""
+        self._read.append(set())
+        try:
+            yield self._read[-1]
+        finally:
+            self._read.pop()
+
+    def note(self, runs: Iterable[str]) -> None:
+        """Say that these runs were read."""
+        for read in self._read:
+            read.update(name for name in runs if name in self.runs)
+
+    @functools.cached_property
+    def places(self) -> dict[tuple, list]:
+        """{(protocol, arm, depth, rank, level, updates): its rows of `cells`, a seed each}."""
+        found = {}
+        for row in self.cells.itertuples():
+            depth, rank = (None if pd.isna(value) else int(value) for value in (row.depth, row.rank))
+            found.setdefault((row.protocol, row.arm, depth, rank, row.level, row.updates), []).append(row)
+        return found
+
+
+def per_results(function):
+    """Compute a table once for each Results and arguments; the runs that were read are noted each time."""
+    @functools.cache
+    def computed(results: Results, *args):
+        with results.reading() as read:
+            return function(results, *args), read
+
+    @functools.wraps(function)
+    def noted(results: Results, *args):
+        table, read = computed(results, *args)
+        results.note(read)
+        return table
+
+    return noted
+
 
 def load(profile: str, root: Path) -> Results:
     """Read every finished run of a profile. Raises InputError when there is none, or one isn't what it says."""
     declared = load_profile(profile)
-    runs = read_runs(declared.folder(root))
+    parsed = os.environ.get("OUROBOROS_PARSED")
+    runs = _handed_over(Path(parsed) / f"{profile}.npz") if parsed else read_runs(declared.folder(root))
     if not runs:
         raise InputError(f"{declared.folder(root)}/runs: no finished run there; make runs PROFILE={profile} makes them")
     return Results(declared, runs, cells(declared, runs))
 
 
-def last_value(run: Run, split: str, metric: str, default=None):
-    """The last value logged of a metric on a split. Raises InputError when there is none, and no default."""
-    rows = run.log[(run.log["split"] == split) & (run.log["metric"] == metric)]
-    if rows.empty and default is not None:
-        return default
-    if rows.empty:
-        raise InputError(f"run '{run.manifest['run']}': log.jsonl has no row of split '{split}', metric '{metric}'; "
-                         "make the run again")
-    return rows["value"].iloc[-1]
+def hand_over(results: Results, folder: Path) -> None:
+    """Write a profile's parsed logs for the kernels of its notebooks, which then parse none: see `load`."""
+    index, numbers = {}, array("d")
+    for name, run in results.runs.items():
+        series = []
+        for (split, metric), found in run.series.items():
+            sizes = [len(value) if isinstance(value, list) else 0 for value in found.values]  # 0: a number
+            series.append([split, metric, found.updates, sizes])
+            for value, size in zip(found.values, sizes, strict=True):
+                numbers.extend(value) if size else numbers.append(value)
+        index[name] = {"manifest": run.manifest, "series": series}
+    np.savez(folder / f"{results.profile.name}.npz", numbers=np.frombuffer(numbers), index=np.array(json.dumps(index)))
+
+
+def _handed_over(file: Path) -> dict[str, Run]:
+    with np.load(file, allow_pickle=False) as parsed:
+        numbers, index = parsed["numbers"].tolist(), json.loads(str(parsed["index"]))
+    runs, place = {}, 0
+    for name, run in index.items():
+        series = {}
+        for split, metric, updates, sizes in run["series"]:
+            values = []
+            for size in sizes:
+                values.append(numbers[place:place + size] if size else numbers[place])
+                place += size or 1
+            series[split, metric] = Series(updates, values)
+        runs[name] = Run(run["manifest"], series)
+    return runs
 
 
 def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
@@ -61,10 +127,10 @@ def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
     `reference`)."""
     setting = switches(protocol)
     if arm == "full" and setting["reference"] == "short":
-        return np.array(last_value(run, "reference", "block_losses_t+1"))
+        return np.array(run.last("reference", "block_losses_t+1"))
     if setting["evaluation"] == "splits":
-        return np.array(last_value(run, "heldout", f"block_losses_{setting['target']}"))
-    losses = last_value(run, "stream", f"block_losses_{setting['target']}")
+        return np.array(run.last("heldout", f"block_losses_{setting['target']}"))
+    losses = run.last("stream", f"block_losses_{setting['target']}")
     if arm == "cut":
         losses = losses[:CUT_STREAM_BATCHES * run.manifest["config"]["training"]["micro_batch"]]
     return np.array(losses)
@@ -76,7 +142,7 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
     `shared`: the run is shown in several rows, since the protocol makes them one. `status` is `missing` where no run
     was made; the losses of a run that isn't `finished` are NaN, so no mean is taken over it unseen.
     """
-    plan = profile.plan()
+    plan = profile.cells()
     # full and cut aren't trained: both columns read one log, which makes no two results one
     times = pd.Series([(cell.run.id, cell.protocol) for cell in plan]).value_counts()
     rows = []
@@ -84,20 +150,21 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         run = runs.get(cell.run.id)
         status = run.manifest["status"] if run else "missing"
         row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
-               "level": cell.level or "", "run": cell.run.id, "shared": bool(times[cell.run.id, cell.protocol] > 1),
-               "status": status, "loss": math.nan} | dict.fromkeys(SPLITS, math.nan)
+               "level": cell.level or "", "updates": cell.updates or profile.training.updates, "run": cell.run.id,
+               "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status, "loss": math.nan}
+        row |= dict.fromkeys(SPLITS, math.nan)
         if status == "finished":
             row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
-            row |= {split: last_value(run, split, "loss_t+1") for split in SPLITS}
+            row |= {split: run.last(split, "loss_t+1") for split in SPLITS}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
 
 def base_run(profile: Profile, root: Path) -> Run | None:
     """The log of the base's pretraining; None where the base was fetched, not pretrained here."""
-    folder = profile.base_folder(root)
-    return read_run(folder) if (folder / "manifest.json").exists() else None
+    path = profile.base_folder(root) / "base.jsonl"
+    return read_run(path) if path.exists() else None
 
 
 # ------------------------------------------------------------------------------------------------------ statistics
@@ -130,32 +197,31 @@ class Statistics:
 
     def __init__(self, results: Results, protocol: str, endless: bool = False):
         self.results, self.protocol, self.endless = results, protocol, endless
-        self.depths = results.profile.matrix.depths
-        self.cells = results.cells[results.cells["protocol"] == protocol]
         self.diverged: set[str] = set()
 
-    def _rows(self, arm: str, depth: int | None, rank: int | None, level: str = "") -> pd.DataFrame:
+    @property
+    def depths(self) -> tuple[int, ...]:
+        return self.results.profile.depths
+
+    def _rows(self, arm: str, depth: int | None, rank: int | None, level: str = "") -> list:
         """The declared rows of an arm under this protocol, a seed each."""
-        rows, profile = self.cells, self.results.profile
-        rows = rows[(rows["arm"] == arm) & (rows["level"] == level)]
-        if ARMS[arm].loops:
-            rows = rows[rows["depth"] == (depth or profile.depth)]
-            rows = rows[rows["rank"].fillna(0) == (rank or profile.rank_of(arm) or 0)]
+        profile = self.results.profile
+        place = (depth or profile.depth, rank or profile.rank_of(arm)) if ARMS[arm].loops else (None, None)
+        rows = self.results.places.get((self.protocol, arm, *place, level, profile.training.updates), [])
+        self.results.note(row.run for row in rows)
         return rows
 
     def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None,
                 level: str = "") -> BySeed:
         rows = self._rows(arm, depth, rank, level)
-        self.diverged |= set(rows[rows["status"] == "diverged"]["run"])
-        if self.endless:
-            rows = rows.assign(**{column: rows[column].mask(rows["status"] == "diverged", math.inf)})
-        rows = rows[rows[column].notna()]
-        return {int(seed): float(value) for seed, value in zip(rows["seed"], rows[column], strict=True)}
+        self.diverged |= {row.run for row in rows if row.status == "diverged"}
+        endless = {row.seed: math.inf for row in rows if self.endless and row.status == "diverged"}
+        losses = {row.seed: getattr(row, column) for row in rows} | endless
+        return {seed: value for seed, value in losses.items() if not math.isnan(value)}
 
     def runs_of(self, arm: str, depth: int | None = None) -> list[Run]:
         """The finished runs of an arm at a depth (the base depth), a seed each, in the order of the matrix."""
-        rows = self._rows(arm, depth, None)
-        return [self.results.runs[name] for name in rows[rows["status"] == "finished"]["run"]]
+        return [self.results.runs[row.run] for row in self._rows(arm, depth, None) if row.status == "finished"]
 
     def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
         return {f"depth {depth}": function(depth) for depth in depths or self.depths}
@@ -192,7 +258,7 @@ class Statistics:
         if column == "loss":
             full, cut = (read_blocks(run, arm, self.protocol) for run, arm in zip(runs, ("full", "cut"), strict=True))
         else:
-            full, cut = (np.array(last_value(run, column, "block_losses_t+1")) for run in runs)
+            full, cut = (np.array(run.last(column, "block_losses_t+1")) for run in runs)
         setting = switches(self.protocol)
         same = column != "loss" or (setting["evaluation"], setting["reference"]) == ("splits", "same")
         return Ratio(values, self.gap(column), above_zero(cut, full, same))
@@ -224,9 +290,9 @@ class Statistics:
     def advantage_by_rank(self) -> dict[str, BySeed]:
         """Static minus Controller at the base depth, at each rank; nothing where the matrix has one rank only."""
         profile = self.results.profile
-        if not profile.matrix.ranks:
+        if not profile.ranks:
             return {"": {}}
-        return {f"rank {rank}": self.advantage(rank=rank)[""] for rank in sorted({profile.rank, *profile.matrix.ranks})}
+        return {f"rank {rank}": self.advantage(rank=rank)[""] for rank in sorted({profile.rank, *profile.ranks})}
 
     def behind(self, arm: str, other: str, depth: int) -> BySeed:
         """How far one arm lies below another at a depth: other - arm."""
@@ -250,15 +316,15 @@ class Statistics:
 
     def without_gate_minus_with(self) -> dict[str, BySeed]:
         return self._depth_parts(lambda d: minus(self._losses("controller_nogate", d), self._losses("controller", d)),
-                                 self.results.profile.matrix.gateless_depths)
+                                 self.results.profile.depths_of("controller_nogate"))
 
     def configurations(self, arm: str) -> dict[str, BySeed]:
         """The arm's loss at every depth, and at the base depth at every other rank and rate that the matrix has."""
-        matrix, protocol = self.results.profile.matrix, self.protocol
+        profile, protocol = self.results.profile, self.protocol
         found = self._depth_parts(lambda depth: self._losses(arm, depth))
         if protocol == "corrected":
-            found |= {f"rank {rank}": self._losses(arm, rank=rank) for rank in matrix.ranks}
-            found |= {f"rate {level}": self._losses(arm, level=level) for level in matrix.rates}
+            found |= {f"rank {rank}": self._losses(arm, rank=rank) for rank in profile.ranks}
+            found |= {f"rate {level}": self._losses(arm, level=level) for level in profile.levels}
         return found
 
     def spread(self, arm: str) -> dict[str, BySeed]:
@@ -285,8 +351,7 @@ class Statistics:
                 if self._declared(without, depth) and self._declared(with_, depth)}
 
     def _declared(self, arm: str, depth: int) -> bool:
-        matrix = self.results.profile.matrix
-        return depth in matrix.parts.get(arm, matrix.depths if arm in CORE else ())
+        return depth in self.results.profile.depths_of(arm)
 
     def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
         """Without the gate minus with it, step norms kept, at one depth."""
@@ -295,7 +360,7 @@ class Statistics:
 
     def after_next(self) -> dict[str, list[float]]:
         """Loss of the full and the cut model on the token after the next one, held-out text, a value a seed."""
-        return {arm: [last_value(run, "heldout", "loss_t+2") for run in self.runs_of(arm)] for arm in ("full", "cut")}
+        return {arm: [run.last("heldout", "loss_t+2") for run in self.runs_of(arm)] for arm in ("full", "cut")}
 
     def blind_minus_controller(self, depth: int) -> dict[str, BySeed]:
         """What is lost without the input, at one depth: a table, and two arms with the Controller's parameter count."""
@@ -304,20 +369,19 @@ class Statistics:
 
     def coda(self, depth: int) -> dict[str, BySeed]:
         """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole, at one depth."""
-        matrix = self.results.profile.matrix
         names = [f"{arm}{suffix}" for arm in ("controller", "static", "none", "cut")
                  for suffix in ("", "_coda_lora", "_coda_full")]
         return {name: self.against_cut(name, depth)[""] for name in names
-                if name in (*matrix.parts, *matrix.instead, "controller", "static", "none")}
+                if name in self.results.profile.arms and name != "cut"}
 
     def instead(self) -> dict[str, BySeed]:
         """Loss minus the cut model's of what one would do instead of looping."""
-        return {arm: self.against_cut(arm)[""] for arm in self.results.profile.matrix.instead}
+        return {arm: self.against_cut(arm)[""] for arm in self.results.profile.instead}
 
     def instead_minus_controller(self) -> dict[str, BySeed]:
         """Loss of what one would do instead minus the Controller's at the base depth; below 0 it is better."""
         return {arm: minus(self._losses(arm), self._losses("controller"))
-                for arm in self.results.profile.matrix.instead}
+                for arm in self.results.profile.instead}
 
     # -------------------------------------------------------------------------------------- what a run logs of itself
 
@@ -325,9 +389,8 @@ class Statistics:
         """The last value that each seed's run logged of a metric on held-out text: {seed: a number or a list}; a run
         whose log's format is of before that metric isn't in it."""
         found = self._losses(arm, depth)  # only finished runs have a loss
-        rows = self._rows(arm, depth, None)
-        runs = {int(seed): run for seed, run in zip(rows["seed"], rows["run"], strict=True)}
-        values = {seed: last_value(self.results.runs[runs[seed]], "heldout", metric, math.nan) for seed in found}
+        runs = {row.seed: row.run for row in self._rows(arm, depth, None)}
+        values = {seed: self.results.runs[runs[seed]].last("heldout", metric, math.nan) for seed in found}
         return {seed: value for seed, value in values.items() if np.isfinite(value).all()}
 
     def split_against_cut(self, arm: str, depth: int) -> dict[str, BySeed]:

@@ -1,6 +1,7 @@
 """What a log says of its making: commit, packages, hardware; and which settings of the environment
 would change it. Imports torch only where it is loaded anyway."""
 
+import ast
 import functools
 import hashlib
 import importlib.metadata
@@ -9,9 +10,12 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import InputError
+
+PACKAGE = Path(__file__).parent
 
 # Settings by which a user's environment would change a run's numbers and that no argument overrides.
 REFUSED = (
@@ -43,12 +47,12 @@ def note(text: str) -> None:
     print(f"note: {text}", file=sys.stderr)
 
 
-def _run_git(root: Path, *args: str) -> subprocess.CompletedProcess | None:
+def _run_git(root: Path, *args: str, input: str = "") -> subprocess.CompletedProcess | None:
     """None where git isn't installed."""
     environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
     try:
         return subprocess.run(["git", "-C", str(root), *args], env=environment | {"LC_ALL": "C"},
-                              capture_output=True, encoding="utf-8", errors="replace")
+                              input=input, capture_output=True, encoding="utf-8", errors="replace")
     except OSError:
         return None
 
@@ -78,9 +82,12 @@ def no_old_commits(root: Path) -> str | None:
     return no_history(root)
 
 
-def has_commit(root: Path, commit: str | None) -> bool:
-    """Whether the repository has that commit."""
-    return _git(root, "cat-file", "-e", f"{commit}^{{commit}}") is not None
+def unknown_commits(root: Path, commits: Iterable[str | None]) -> set[str | None]:
+    """Those of the commits that the repository doesn't have."""
+    commits = list(commits)
+    asked = _run_git(root, "cat-file", "--batch-check", input="".join(f"{commit}\n" for commit in commits))
+    return {commit for commit, answer in zip(commits, asked.stdout.splitlines(), strict=True)
+            if not answer.startswith(f"{commit} commit")}
 
 
 def _canonical(name: str) -> str:
@@ -96,10 +103,36 @@ def locked_versions(root: Path) -> dict[str, str]:
 
 
 @functools.cache
-def code_sha256() -> str:
-    """The hash of this package's sources, as they were when first asked for."""
-    files = sorted(Path(__file__).parent.rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+def code_sha256(start: Path = PACKAGE / "training.py") -> str:
+    """The hash of the code that makes a run: of every definition in the modules that `start` reaches by its imports.
+
+    In which file a definition stands doesn't enter, nor do comments, docstrings and import lines.
+    """
+    found, left = set(), [start]
+    while left:
+        file = left.pop()
+        if file not in found:
+            found.add(file)
+            left += _imported(file)
+    definitions = (ast.dump(_without_docstrings(node)) for file in found for node in ast.parse(file.read_bytes()).body
+                   if not isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr)))
+    return hashlib.sha256("\n".join(sorted(definitions)).encode()).hexdigest()
+
+
+def _imported(file: Path) -> Iterator[Path]:
+    """The files of the modules that a module of this package imports from it."""
+    for node in ast.walk(ast.parse(file.read_bytes())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            candidates = [folder, *(folder / alias.name for alias in node.names)]
+            yield from (path for path in (c.with_suffix(".py") for c in candidates) if path.exists())
+
+
+def _without_docstrings(node: ast.AST) -> ast.AST:
+    for inner in ast.walk(node):
+        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner, clean=False) is not None:
+            inner.body = inner.body[1:] or [ast.Pass()]
+    return node
 
 
 @functools.cache
@@ -114,26 +147,38 @@ def _state(root: Path) -> tuple[str | None, bool]:
     return _git(root, "rev-parse", "HEAD"), changed == ""
 
 
+def lock_sha256(root: Path) -> str | None:
+    """The hash of requirements.lock; None where there is none."""
+    path = Path(root) / "requirements.lock"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
+
+
+def _other_versions(lock: dict[str, str]) -> dict[str, str | None]:
+    """{package: installed version} where it isn't the lock's; None where the package isn't installed."""
+    found = {}
+    for name, locked in lock.items():
+        try:
+            # a local version such as 2.13.0+cpu names the build, not other code
+            installed = importlib.metadata.version(name).split("+")[0]
+        except importlib.metadata.PackageNotFoundError:
+            installed = None
+        if installed != locked:
+            found[name] = installed
+    return found
+
+
 def provenance(root: Path) -> dict:
-    """Git commit and state, the lock's packages as installed, and the machine, as fields of a manifest.
+    """Git commit and state, the lock and what is installed otherwise, and the machine, as fields of a manifest.
 
     Raises InputError for a setting of the environment that would change numbers.
     """
     check_environment()
-    lock = locked_versions(root)
-    installed = {}
-    for name in lock:
-        try:
-            # a local version such as 2.13.0+cpu names the build, not other code
-            installed[name] = importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            continue
     commit, clean = _state(Path(root))
     return {
         "commit": commit,
         "clean": clean,
-        "packages": installed,
-        "locked": bool(lock) and installed == lock,
+        "lock": lock_sha256(root),
+        "packages": _other_versions(locked_versions(root)),
         "hardware": {
             "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(),
             "system": platform.system(), "python": platform.python_version(),

@@ -1,67 +1,66 @@
-"""The learning rate of each arm: chosen on `dev` from the search's raw logs, written down. Never imports torch."""
+"""The learning rate of each run: the best on `dev` of its arm's search, read from the raw logs. Never imports torch."""
 
-import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 
 from .errors import InputError
-from .experiment import SHARED_RATE_LIMIT, Profile, RunSpec, switches
-from .runlog import read_run, write_atomic
+from .experiment import ARMS, SHARED_RATE_LIMIT, Profile, RunSpec, switches
+from .log import Run, read_run
 
 
-def search_table(profile: Profile, root: Path) -> list[dict]:
-    """Every finished point of the search: arm, rate, dev loss in nats per token (None where the run diverged)."""
-    table = []
+def read_searches(profile: Profile, root: Path) -> dict[str, Run]:
+    """The finished runs of the profile's learning-rate searches, {run id: Run}; those of another identity left out."""
+    found = {}
     for spec in profile.search_runs():
-        folder = profile.folder(root) / "runs" / spec.id
-        if not (folder / "manifest.json").exists():
-            continue
-        run = read_run(folder)
-        rows = run.log[(run.log["split"] == "dev") & (run.log["metric"] == "loss_t+1")]
-        finished = run.manifest["status"] == "finished"
-        table.append({"arm": spec.arm, "rate": spec.rate, "dev": float(rows["value"].iloc[-1]) if finished else None})
-    return table
+        path = profile.run_path(spec.id, root)
+        if path.exists():
+            run = read_run(path)
+            if profile.mismatch(run.manifest, spec) is None:
+                found[spec.id] = run
+    return found
 
 
-def choose(profile: Profile, root: Path) -> dict:
-    """{"own": {arm: rate}, "shared": rate, "search": [all points]} (AUDIT `rate`). Raises InputError if points miss."""
-    table = search_table(profile, root)
-    if len(table) < len(profile.search_runs()):
-        raise InputError(f"profile '{profile.name}': {len(table)} of {len(profile.search_runs())} runs of the learning-"
-                         f"rate search are there; make runs PROFILE={profile.name} makes the others")
-
-    def best(arm: str, limit: float = float("inf")) -> float:
-        points = [p for p in table if p["arm"] == arm and p["dev"] is not None and p["rate"] <= limit]
-        if not points:
-            raise InputError(f"profile '{profile.name}': no rate of the search up to {limit:g} works for arm '{arm}'; "
-                             "widen search.grid")
-        return min(points, key=lambda p: p["dev"])["rate"]
-
-    arms = dict.fromkeys(point["arm"] for point in table)
-    return {"own": {arm: best(arm) for arm in arms}, "shared": best("controller", SHARED_RATE_LIMIT), "search": table}
+def search_of(arm: str, depth: int | str | None, profile: Profile) -> list[RunSpec]:
+    """The search whose best rate an arm takes at a depth: its own, or its sibling's; there, or the plan's first."""
+    arm = profile.siblings.get(arm, arm)
+    runs = [spec for spec in profile.search_runs() if spec.arm == arm]
+    return [spec for spec in runs if spec.depth == depth] or [spec for spec in runs if spec.depth == runs[0].depth]
 
 
-def path(profile: Profile, root: Path) -> Path:
-    return profile.folder(root) / "rates.json"
+def dev_loss(run: Run) -> float:
+    """The dev loss that a search's run ended at, nats per token; infinite where it diverged."""
+    return run.last("dev", "loss_t+1") if run.manifest["status"] == "finished" else math.inf
 
 
-def write(profile: Profile, root: Path) -> None:
-    """Write results/<profile>/rates.json from the search's logs."""
-    write_atomic(path(profile, root), json.dumps(choose(profile, root), indent=1) + "\n")
+def rate_of(spec: RunSpec, profile: Profile, searches: Mapping[str, Run]) -> float:
+    """The peak learning rate of a run (AUDIT `rate`). A flipped switch keeps the rates of its column; a level is a
+    factor.
 
-
-def rate_of(spec: RunSpec, profile: Profile, root: Path) -> float:
-    """The peak learning rate of a run. A flipped switch keeps the rates of its column (AUDIT `rate`); a level is a
-    factor of it (`matrix.rates`)."""
+    Raises InputError while the search isn't finished, and where every rate of it diverged.
+    """
     if spec.rate is not None:
         return spec.rate
-    if not path(profile, root).exists():
-        raise InputError(f"{path(profile, root)}: missing; run the learning-rate search first: python -m ouroboros "
-                         f"runs --profile {profile.name} --purpose rate")
-    rates = json.loads(path(profile, root).read_text())
-    factor = profile.matrix.rates[spec.level] if spec.level else 1
-    if switches(spec.protocol)["rate"] == "shared":
-        return rates["shared"] * factor
-    if spec.arm not in rates["own"]:
-        raise InputError(f"{path(profile, root)}: has no rate for arm '{spec.arm}'; run the learning-rate search "
-                         f"again: python -m ouroboros runs --profile {profile.name} --purpose rate")
-    return rates["own"][spec.arm] * factor
+    shared = switches(spec.protocol)["rate"] == "shared"
+    arm, depth = ("controller", None) if shared else (spec.arm, spec.depth)
+    search = [point for point in search_of(arm, depth, profile) if not shared or point.rate <= SHARED_RATE_LIMIT]
+    if left := [point.id for point in search if point.id not in searches]:
+        raise InputError(f"run '{spec.id}': its learning rate is still searched, {len(left)} runs are left, "
+                         f"'{left[0]}' first: python -m ouroboros runs --profile {profile.name} --purpose rate")
+    losses = {point.rate: dev_loss(searches[point.id]) for point in search}
+    best = min(losses, key=losses.get, default=None)
+    if best is None or math.isinf(losses[best]):
+        limit = f" up to {SHARED_RATE_LIMIT:g}" if shared else ""
+        raise InputError(f"run '{spec.id}': no rate of the search{limit} works for arm '{arm}'; add lower rates to its "
+                         f"entry in the plan of profile '{profile.name}'")
+    return best * next((entry.levels[spec.level] for entry in profile.plan if spec.level in entry.levels), 1.0)
+
+
+def waits(spec: RunSpec, profile: Profile, searches: Mapping[str, Run]) -> str | None:
+    """Why a run can't be made yet, since its learning rate isn't known; None if it can."""
+    try:
+        if ARMS[spec.arm].trained:
+            rate_of(spec, profile, searches)
+    except InputError as error:
+        return str(error)
+    return None

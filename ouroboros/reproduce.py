@@ -20,20 +20,22 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from . import claims, figures, findings, inventory, metrics, rates
+from . import claims, figures, findings, inventory, metrics
 from .corpus import sha256
 from .errors import InputError
-from .experiment import load_profile
+from .experiment import PROFILES
+from .log import write_atomic
 from .metrics import Results
-from .provenance import has_commit, no_old_commits, note
-from .runlog import write_atomic
+from .provenance import no_old_commits, note, unknown_commits
+from .rates import rate_of
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits
 NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 LOGS = "results/README.md"  # which logs are committed
-README_PROFILE = "tiny"  # the profile whose verdicts open the README
+KERNELS = 2  # notebooks that execute side by side
+README_PROFILE = "tiny-first"  # the profile whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 
 
@@ -54,12 +56,12 @@ class Output:
         write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
         return frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
 
-    def figure(self, figure, name: str, runs: dict | None = None):
-        """Write a figure with its sidecar; returns the picture to be shown. `runs`: see `figures.save`."""
+    def figure(self, figure, name: str):
+        """Write a figure with its sidecar; returns the picture to be shown."""
         from IPython.display import Image
 
         folder = self.root / "figures" / self.results.profile.name
-        figures.save(figure, name, self.results, folder, runs)
+        figures.save(figure, name, self.results, folder)
         return Image(data=(folder / f"{name}.png").read_bytes())
 
 
@@ -82,7 +84,7 @@ def open_profile(profile: str) -> tuple[Results, Output]:
 
 # -------------------------------------------------------------------------------------------------------- deriving
 
-def execute(notebook: Path, target: Path, parameters: dict, root: Path, out: Path) -> None:
+def execute(notebook: Path, target: Path, parameters: dict, environment: dict[str, str]) -> None:
     """Run a notebook with papermill into `target`, without timestamps, durations or paths.
 
     Raises InputError for a parameter that its `parameters` cell doesn't have (papermill would only warn), and when a
@@ -97,8 +99,8 @@ def execute(notebook: Path, target: Path, parameters: dict, root: Path, out: Pat
     target.parent.mkdir(parents=True, exist_ok=True)
     # the kernel is this Python and runs no startup file of the user's
     ipython = tempfile.TemporaryDirectory()
-    environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "PYTHONSTARTUP": "",
-                   "IPYTHONDIR": ipython.name, "JUPYTER_PATH": "", "JUPYTER_PREFER_ENV_PATH": "1"}
+    environment = environment | {"PYTHONSTARTUP": "", "IPYTHONDIR": ipython.name, "JUPYTER_PATH": "",
+                                 "JUPYTER_PREFER_ENV_PATH": "1"}
     saved = {name: os.environ.get(name) for name in environment}
     os.environ |= environment  # the kernel inherits them
     try:
@@ -126,17 +128,20 @@ def _clean(notebook):
     return notebook
 
 
-def derive(profile: str, root: Path, out: Path) -> None:
+def derive(results: Results, root: Path, out: Path) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md."""
-    results = metrics.load(profile, root)
+    profile = results.profile.name
     folder = out / "results" / profile
     notebooks = sorted(set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR})
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile}, root, out)
-                   for notebook in notebooks]
+    with tempfile.TemporaryDirectory() as parsed, \
+            ProcessPoolExecutor(KERNELS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        metrics.hand_over(results, Path(parsed))
+        environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "OUROBOROS_PARSED": parsed}
+        running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
+                               environment) for notebook in notebooks]
+        write_atomic(folder / "claims.md", claims.markdown(results))
         for notebook in running:
             notebook.result()  # what it raised
-    write_atomic(folder / "claims.md", claims.markdown(results))
 
 
 def _outputs(root: Path, profile: str) -> set[Path]:
@@ -217,39 +222,51 @@ def _differences(profile: str, root: Path, out: Path) -> Iterator[tuple[Path, st
             yield path, found
 
 
-def _provenance_faults(profile: str, root: Path) -> Iterator[str]:
-    """Runs that may not be committed: of an unclean or unknown commit, in packages that aren't the lock's, of another
-    base or configuration than the profile's, or at a rate that the search didn't choose."""
-    declared = load_profile(profile)
-    if unknown := no_old_commits(root):
-        note(f"whether the commits of the runs exist isn't checked: {unknown}")
-    known: dict[str, bool] = {}
-    runs, base = metrics.load(profile, root).runs, metrics.base_run(declared, root)
-    config = declared.model_dump(mode="json")
+def _provenance_faults(results: Results, root: Path) -> Iterator[str]:
+    """Runs that may not be committed: not of the plan, of another identity or base, of an unclean or unknown commit, in
+    packages that aren't the lock's, or at a rate that the search didn't choose. A run that isn't made is no fault."""
+    profile, runs, base = results.profile, results.runs, metrics.base_run(results.profile, root)
+    planned = {spec.id: spec for spec in profile.runs()}
     if base and not base.manifest["clean"]:
-        yield f"results/{profile}/base/manifest.json: field 'clean': false; make base PROFILE={profile} FORCE=1"
+        yield f"{profile.base_folder(root)}/base.jsonl: field 'clean': false; make base PROFILE={profile.name} FORCE=1"
     for name, run in runs.items():
-        where, commit = f"results/{profile}/runs/{name}/manifest.json", run.manifest["commit"]
-        if not run.manifest["locked"]:
-            yield f"{where}: field 'locked': false; the run's packages aren't the lock's, make it again with make runs"
-        if base and run.manifest["hashes"]["base"] != base.manifest["hashes"]["base"]:
-            yield f"{where}: field 'hashes.base': isn't the base of results/{profile}/base; make the run again"
-        for field in ("split", "max_steps", "controller", "training", "evaluation"):
-            if run.manifest["config"][field] != config[field]:
-                yield f"{where}: field 'config.{field}': isn't the profile's any more; make the run again"
-        if not run.manifest["clean"]:
+        where, manifest = f"results/{profile.name}/runs/{name}.jsonl", run.manifest
+        if name not in planned:
+            yield f"{where}: no run of the profile's plan; remove it, or add it to the plan"
+            continue
+        if manifest["packages"]:
+            package, version = next(iter(manifest["packages"].items()))
+            yield f"{where}: field 'packages': '{package}' is {version}, not the lock's version; make the run again"
+        if base and manifest["hashes"]["base"] != base.manifest["hashes"]["base"]:
+            yield f"{where}: field 'hashes.base': isn't the base of {profile.base_folder(Path())}; make the run again"
+        if why := profile.mismatch(manifest, planned[name]):
+            yield f"{where}: {why}; make the run again"
+        if not manifest["clean"]:
             yield f"{where}: field 'clean': false; the run is of uncommitted code, make it again from a clean commit"
-        if not unknown and commit not in known:
-            known[commit] = has_commit(root, commit)
-        if not known.get(commit, True):
-            yield f"{where}: field 'commit': {commit} is unknown to this repository"
-        if run.manifest["rate"] is not None and rates.path(declared, root).exists():
-            chosen = rates.rate_of(declared.find(name), declared, root)
-            if run.manifest["rate"] != chosen:
-                yield f"{where}: field 'rate': {run.manifest['rate']:g}, the search chose {chosen:g}"
-    if rates.path(declared, root).exists():
-        if json.loads(rates.path(declared, root).read_text()) != rates.choose(declared, root):
-            yield f"results/{profile}/rates.json: isn't what the search's logs say; python -m ouroboros runs writes it"
+        if manifest["rate"] is not None and (why := _other_rate(name, results)):
+            yield f"{where}: field 'rate': {why}"
+    yield from _unknown_commits(results, root)
+
+
+def _other_rate(name: str, results: Results) -> str | None:
+    """Why a run's rate isn't what the finished searches chose; None if it is."""
+    run = results.runs[name]
+    try:
+        chosen = rate_of(results.profile.find(name), results.profile, results.runs)
+    except InputError as error:
+        return str(error).partition(": ")[2]
+    return None if run.manifest["rate"] == chosen else f"{run.manifest['rate']:g}, the search chose {chosen:g}"
+
+
+def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
+    """Runs of commits that this repository doesn't have; nothing where it has no whole history."""
+    commits = {run.manifest["commit"]: name for name, run in results.runs.items()}
+    if why := no_old_commits(root):
+        note(f"whether the commits of the runs exist isn't checked: {why}")
+        return
+    for commit in unknown_commits(root, commits):
+        yield (f"results/{results.profile.name}/runs/{commits[commit]}.jsonl: field 'commit': {commit} is unknown to "
+               "this repository")
 
 
 # -------------------------------------------------------------------------------------------------------- commands
@@ -263,55 +280,79 @@ def _readme_with(block: str, text: str) -> str:
     return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
 
 
-def reproduce(profile: str, root: Path) -> None:
+def committed(root: Path) -> list[str]:
+    """The profiles that have committed logs. Raises InputError when none has."""
+    names = [path.stem for path in sorted(PROFILES.glob("*.yaml")) if path.stem not in inventory.UNCOMMITTED]
+    found = [name for name in names if any((root / "results" / name / "runs").glob("*.jsonl"))]
+    if not found:
+        raise InputError(f"{root / 'results'}: no profile has logs there; make runs PROFILE=tiny makes some")
+    return found
+
+
+def reproduce(profiles: list[str], root: Path) -> None:
     """Derive everything and print the verdicts; a committed output is rewritten only where verify would fault it."""
-    results = metrics.load(profile, root)
-    with tempfile.TemporaryDirectory() as temporary:
-        out = Path(temporary)
-        derive(profile, root, out)
-        changed = {path for path, _ in _differences(profile, root, out)}
-        # a figure is three files that go together
-        changed |= {path for path in _outputs(out, profile) if path.with_suffix(".json") in changed}
-        changed |= {path.with_suffix(kind) for path in changed if path.parts[0] == "figures"
-                    for kind in (".png", ".pdf", ".json")}
-        for path in sorted(changed):
-            if (out / path).exists():
-                (root / path).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(out / path, root / path)
-            else:
-                (root / path).unlink(missing_ok=True)
-    if profile not in inventory.UNCOMMITTED:
-        write_atomic(root / LOGS, inventory.markdown(root))
-    readme = root / "README.md"
-    if profile == README_PROFILE and readme.exists():
+    all_results = {profile: metrics.load(profile, root) for profile in profiles}
+    for profile, results in all_results.items():
+        with tempfile.TemporaryDirectory() as temporary:
+            derive(results, root, Path(temporary))
+            changed = _take_over(profile, root, Path(temporary))
+        print(f"{claims.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
+              f"{profile}/")
+    if set(profiles) - set(inventory.UNCOMMITTED):
+        write_atomic(root / LOGS, inventory.markdown(root, all_results))
+    if README_PROFILE in profiles and (readme := root / "README.md").exists():
         text = readme.read_text(encoding="utf-8")
-        if (new := _readme_with(readme_block(results), text)) != text:
+        if (new := _readme_with(readme_block(all_results[README_PROFILE]), text)) != text:
             write_atomic(readme, new)
-    print(claims.summary(results))
-    print(f"\n{len(changed)} outputs written; all of them: results/{profile}/ and figures/{profile}/")
+
+
+def _take_over(profile: str, root: Path, out: Path) -> int:
+    """Copy what was derived over what is committed, where the two differ; returns how many files those are."""
+    changed = {path for path, _ in _differences(profile, root, out)}
+    # a figure is three files that go together
+    changed |= {path for path in _outputs(out, profile) if path.with_suffix(".json") in changed}
+    changed |= {path.with_suffix(kind) for path in changed if path.parts[0] == "figures"
+                for kind in (".png", ".pdf", ".json")}
+    for path in sorted(changed):
+        if (out / path).exists():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(out / path, root / path)
+        else:
+            (root / path).unlink(missing_ok=True)
+    return len(changed)
 
 
 def tour(profile: str, root: Path) -> None:
     """Execute the notebook that converts, trains, generates and saves."""
     target = root / "results" / profile / "notebooks" / TOUR
-    execute(root / "notebooks" / TOUR, target, {"profile": profile}, root, root)
+    execute(root / "notebooks" / TOUR, target, {"profile": profile}, {"OUROBOROS_ROOT": str(root)})
 
 
-def verify(profile: str, root: Path) -> list[str]:
+def verify(profiles: list[str], root: Path) -> list[str]:
     """Derive everything elsewhere and compare; returns each place where what is committed differs."""
-    faults = list(_provenance_faults(profile, root))
-    with tempfile.TemporaryDirectory() as temporary:
-        derive(profile, root, Path(temporary))
-        faults += [f"{path}: {found}" for path, found in _differences(profile, root, Path(temporary))]
-    if profile not in inventory.UNCOMMITTED:
+    all_results, faults = {profile: metrics.load(profile, root) for profile in profiles}, []
+    for profile, results in all_results.items():
+        faults += _provenance_faults(results, root)
+        with tempfile.TemporaryDirectory() as temporary:
+            derive(results, root, Path(temporary))
+            faults += [f"{path}: {found}" for path, found in _differences(profile, root, Path(temporary))]
+    if set(profiles) - set(inventory.UNCOMMITTED):
         dated = (root / LOGS).read_text(encoding="utf-8") if (root / LOGS).exists() else ""
-        if found := _same_text(dated, inventory.markdown(root)):
+        if found := _same_text(dated, inventory.markdown(root, all_results)):
             faults.append(f"{LOGS}: {found}")
-    readme = root / "README.md"
-    if profile == README_PROFILE and readme.exists():
-        text = readme.read_text(encoding="utf-8")
-        if text.count(BEGIN) != 1 or text.count(END) != 1:
-            faults.append(f"README.md: the marks {BEGIN} and {END} must stand there, once each")
-        elif found := _same_text(text, _readme_with(readme_block(metrics.load(profile, root)), text)):
-            faults.append(f"README.md: {found}")
+        faults += _readme_faults(all_results, root)
     return faults
+
+
+def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]:
+    """Where README isn't what the logs say: all of it, whichever profiles were asked for."""
+    readme = root / "README.md"
+    if not readme.exists():
+        return
+    text = readme.read_text(encoding="utf-8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
+        return
+    results = all_results.get(README_PROFILE) or metrics.load(README_PROFILE, root)
+    if found := _same_text(text, _readme_with(readme_block(results), text)):
+        yield f"README.md: {found}"

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from .errors import Preempted
-from .runlog import RunLog, write_atomic
+from .log import WorkingLog, write_atomic
 
 SECONDS = 60.0  # between two checkpoints; a kill loses no more than that
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # what clusters send before they kill
@@ -40,7 +40,7 @@ def _generators() -> dict[str, torch.Tensor]:
 class Checkpoints:
     """The checkpoint of one run: trained tensors, the optimizer's moments, and where log, data and depths stand.
 
-    `run` says which run it is (id, configuration, commit): a checkpoint of another one is not gone on from. `stop` says
+    `run` says which run it is (id, configuration, code, packages): checkpoints of other runs are ignored. `stop` says
     which signal asked the run to stop, 0 for none; `began` is told at which update the run begins or goes on.
     """
 
@@ -50,10 +50,11 @@ class Checkpoints:
         self._last = time.monotonic()
 
     @torch.no_grad()
-    def restore(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, log: RunLog) -> dict | None:
+    def restore(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer,
+                log: WorkingLog) -> dict | None:
         """Go back to the checkpoint, the log too; returns what `save` was given, None for a run from the start.
 
-        A checkpoint that can't be gone on from is removed.
+        A checkpoint of another run, or a broken one, is removed.
         """
         state = self._read(trained, optimizer, log)
         if state is None:
@@ -86,7 +87,8 @@ class Checkpoints:
         """Whether the last checkpoint is old enough for another."""
         return time.monotonic() - self._last >= SECONDS
 
-    def save(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, log: RunLog, **state) -> None:
+    def save(self, trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, log: WorkingLog,
+             **state) -> None:
         """Write the checkpoint; `state` is what `restore` gives back."""
         tensors = {f"trained/{name}": parameter.detach() for name, parameter in trained.items()}
         for name, parameter in trained.items():

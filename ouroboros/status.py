@@ -9,7 +9,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .errors import Busy
-from .experiment import ARMS, Profile, RunSpec
-from .runlog import read_run
+from .errors import Busy, InputError
+from .experiment import ARMS, PROTOCOL_VERSION, Profile, RunSpec
+from .log import Run, read_manifest, read_run, working_rows
+from .rates import read_searches, waits
 
-STATES = ("running", "interrupted", "missing", "diverged", "finished")
+STATES = ("running", "interrupted", "missing", "planned", "mismatched", "diverged", "finished")
+LOSSES = (("train", "loss"), ("heldout", "curve/loss_t+1"), ("heldout", "loss_t+1"))  # the last of an update is shown
 
 
 def _claim_path(profile: str, run_id: str, root: Path) -> Path:
@@ -62,7 +64,7 @@ def claim(profile: str, run_id: str, root: Path):
         yield began
 
 
-def is_made(profile: str, run_id: str, root: Path) -> bool:
+def is_running(profile: str, run_id: str, root: Path) -> bool:
     """Whether a process makes the run now."""
     path = _claim_path(profile, run_id, root)
     if not path.exists():
@@ -88,52 +90,78 @@ def _maker(path: Path) -> str:
 class Status:
     """One run: its state (of STATES), updates made, the last loss in nats per token and what it is of, seconds left.
 
-    `left` is None unless the run is running and has made an update since it began or went on.
+    A `planned` run waits for the search of its learning rate; `mismatched`: a log of that name is there, but `why` it
+    isn't the run that the plan means. `left` is None unless the run is running and has made an update since it began or
+    went on.
     """
 
     run: str
     state: str
     update: int
     updates: int
-    loss: float | None
-    of: str
-    left: float | None
+    loss: float | None = None
+    of: str = ""
+    left: float | None = None
+    why: str = ""
+
+
+def made(spec: RunSpec, profile: Profile, root: Path) -> bool:
+    """Whether the run's log is there. Raises InputError where a log of its name is of another identity."""
+    path = profile.run_path(spec.id, root)
+    if not path.exists():
+        return False
+    if why := profile.mismatch(read_manifest(path), spec):
+        raise InputError(f"{path}: {why}; it is another run's log: move it away, or restore the profile that made it")
+    return True
+
+
+def refuse_frozen(profile: Profile) -> None:
+    """Raises InputError for a profile whose runs are of an earlier protocol than this code's."""
+    if profile.frozen:
+        raise InputError(f"profile '{profile.name}': field 'protocol_version': {profile.protocol_version}; its runs "
+                         f"follow an earlier protocol and are never made again (this code makes {PROTOCOL_VERSION}); "
+                         "name another profile")
+
+
+def missing(profile: Profile, root: Path, purpose: str | None = None) -> list[RunSpec]:
+    """The runs of the plan (of one purpose) that aren't made, in the plan's order. Raises InputError as `made` does."""
+    return [spec for spec in profile.runs() if purpose in (None, spec.purpose) and not made(spec, profile, root)]
 
 
 def status(profile: Profile, root: Path) -> Iterator[Status]:
-    """The state of every run that the profile declares, the learning-rate search's first."""
-    for spec in (*profile.search_runs(), *profile.runs()):
-        yield _status(spec, profile, Path(root))
+    """The state of every run of the plan, in its order."""
+    searches = read_searches(profile, root)
+    for spec in profile.runs():
+        yield _status(spec, profile, Path(root), searches)
 
 
-def _status(spec: RunSpec, profile: Profile, root: Path) -> Status:
-    folder, updates = profile.folder(root) / "runs" / spec.id, profile.training.updates if ARMS[spec.arm].trained else 0
-    if (folder / "manifest.json").exists():
-        run = read_run(folder)
-        update, loss, of = _last(run.log.to_dict("records"))
-        return Status(spec.id, run.manifest["status"], update, updates, loss, of, None)
-    path = _claim_path(profile.name, spec.id, root)
-    log = folder / "log.jsonl"
-    update, loss, of = _last(_rows(log)) if log.exists() else (0, None, "")
-    if is_made(profile.name, spec.id, root):
-        return Status(spec.id, "running", update, updates, loss, of, _left(_note(path), update, updates))
-    if (folder / "manifest.json").exists():  # it ended while its log was read
-        return _status(spec, profile, root)
-    return Status(spec.id, "interrupted" if log.exists() else "missing", update, updates, loss, of, None)
+def _status(spec: RunSpec, profile: Profile, root: Path, searches: Mapping[str, Run]) -> Status:
+    path = profile.run_path(spec.id, root)
+    updates = profile.at(spec).training.updates if ARMS[spec.arm].trained else 0
+    if path.exists():
+        run = read_run(path)
+        if why := profile.mismatch(run.manifest, spec):
+            return Status(spec.id, "mismatched", 0, updates, why=why)
+        return Status(spec.id, run.manifest["status"], *_last(run.log.to_dict("records"), updates))
+    claim = _claim_path(profile.name, spec.id, root)
+    rows = working_rows(profile.unfinished(spec.id, root) / "rows.jsonl")
+    update, *told = _last(rows, updates)
+    if is_running(profile.name, spec.id, root):
+        return Status(spec.id, "running", update, *told, _left(_note(claim), update, updates))
+    if path.exists():  # it ended while its log was read
+        return _status(spec, profile, root, searches)
+    if not rows and (why := waits(spec, profile, searches)):
+        return Status(spec.id, "planned", 0, updates, why=why.partition(": ")[2])
+    return Status(spec.id, "interrupted" if rows else "missing", update, *told)
 
 
-def _rows(log: Path) -> list[dict]:
-    """The whole rows of a log that is being written: its last line may be half a row."""
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _last(rows: list[dict]) -> tuple[int, float | None, str]:
-    """The last update, and the newest loss: on held-out text if there is one of that update, else in training."""
-    losses = [row for row in rows if (row["split"], row["metric"]) in (("heldout", "loss_t+1"), ("train", "loss"))]
+def _last(rows: list[dict], updates: int) -> tuple[int, int, float | None, str]:
+    """The last update and how many there are, and the newest loss: held-out if there is one, else training."""
+    losses = [row for row in rows if (row["split"], row["metric"]) in LOSSES]
     if not losses:
-        return 0, None, ""
-    return losses[-1]["update"], losses[-1]["value"], losses[-1]["split"]
+        return 0, updates, None, ""
+    last = max(losses, key=lambda row: (row["update"], LOSSES.index((row["split"], row["metric"]))))
+    return last["update"], updates, last["value"], last["split"]
 
 
 def _left(note: dict, update: int, updates: int) -> float | None:
@@ -155,7 +183,8 @@ def report(profile: Profile, root: Path) -> str:
     """A table with one line a run, and one line that counts the states."""
     found = list(status(profile, root))
     table = pd.DataFrame([{"run": s.run, "state": s.state, "update": f"{s.update}/{s.updates}",
-                           "loss": "" if s.loss is None else f"{s.loss:.4f} {s.of}", "left": _duration(s.left)}
+                           "loss": "" if s.loss is None else f"{s.loss:.4f} {s.of}",
+                           "left": _duration(s.left) or s.why}
                           for s in found])
     counts = [(state, sum(s.state == state for s in found)) for state in STATES]
     return (f"{table.to_markdown(index=False, tablefmt='plain', disable_numparse=True)}\n\n"

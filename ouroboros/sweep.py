@@ -4,10 +4,12 @@ Each job is a `Worker`: it makes missing runs until none is left that no other j
 of jobs may be under way, be killed, be requeued or be submitted again.
 """
 
+import multiprocessing
 import os
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,21 +17,16 @@ import submitit
 from submitit.core.utils import FailedJobError, UncompletedJobError
 from tqdm import tqdm
 
-from . import rates
 from .corpus import prepare
 from .errors import Busy, InputError, Preempted
 from .experiment import Profile, RunSpec
-from .status import is_made
+from .forecast import Speed
+from .rates import read_searches, waits
+from .status import is_running, missing, refuse_frozen
 
 POLL_SECONDS = {"local": 0.5, "slurm": 10.0}  # the clusters, and how often each is asked for its jobs
 MONTHS = 60 * 24 * 90  # minutes: a local job ends when its runs do
 SIGNAL_SECONDS = 120  # SLURM warns so long before a time limit: an update and a checkpoint fit in
-
-
-def missing(profile: Profile, root: Path, purpose: str) -> list[RunSpec]:
-    """The declared runs of a purpose (`rate` or `matrix`) that have no finished log."""
-    declared = profile.search_runs() if purpose == "rate" else profile.runs()
-    return [spec for spec in declared if not (profile.folder(root) / "runs" / spec.id / "manifest.json").exists()]
 
 
 @dataclass(frozen=True)
@@ -38,7 +35,7 @@ class Worker:
 
     profile: Profile
     root: Path
-    purpose: str
+    purpose: str | None
     cluster: str
 
     def __call__(self) -> str | None:
@@ -46,8 +43,14 @@ class Worker:
 
         torch.set_num_threads(1)  # a run's numbers don't depend on how many run beside it
         try:
-            while any([self._make(spec) for spec in missing(self.profile, self.root, self.purpose)]):
-                pass  # until other jobs have all that is left
+            while left := missing(self.profile, self.root, self.purpose):
+                searches = read_searches(self.profile, self.root)
+                ready = (spec for spec in left if not waits(spec, self.profile, searches))
+                # the plan's order is kept: after each run it is asked anew what comes first, as a search may have ended
+                if not any(self._make(spec) for spec in ready):
+                    if not any(is_running(self.profile.name, spec.id, self.root) for spec in left):
+                        break  # what is left waits for a search that nobody makes
+                    time.sleep(POLL_SECONDS[self.cluster])  # other jobs have all that can be made now
         except InputError as error:
             return str(error)
         except Preempted as stopped:
@@ -98,22 +101,24 @@ def _executor(profile: Profile, root: Path, cluster: str) -> submitit.AutoExecut
     return executor
 
 
-def run_missing(profile: Profile, root: Path, jobs: int, purpose: str, cluster: str = "local") -> None:
-    """Make the missing runs by `jobs` jobs at a time and wait for them; after the search, write rates.json.
+def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = None, cluster: str = "local") -> None:
+    """Make the missing runs of the plan, or of one purpose, by `jobs` jobs at a time, in the plan's order, and wait.
 
-    Raises InputError with what stopped a job, and Preempted on SIGTERM: local jobs save their runs' state first, those
-    of a cluster go on.
+    Raises InputError with what stopped a job, for a profile of an earlier protocol and for a log that isn't of the run
+    of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
     """
     from .training import load_base
 
     root = Path(root).resolve()
+    refuse_frozen(profile)
+    missing(profile, root)  # says which log isn't its run's, before anything is made
     prepare(profile, root)  # once, before the jobs need it
     load_base(profile, root)
     if wanted := missing(profile, root, purpose):
         os.environ["OMP_NUM_THREADS"] = "1"  # the jobs inherit it
         made = _submit(_executor(profile, root, cluster), Worker(profile, root, purpose, cluster),
                        min(jobs, len(wanted)), profile.resources.gpus)
-        with tqdm(total=len(wanted), desc=f"{profile.name}: {purpose}") as bar:
+        with tqdm(total=len(wanted), desc=f"{profile.name}: {purpose or 'plan'}") as bar:
             def left() -> list[RunSpec]:
                 found = missing(profile, root, purpose)
                 bar.update(len(wanted) - len(found) - bar.n)
@@ -124,12 +129,22 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str, cluster: 
                 if job.done() and (ended := _ended(job)):
                     raise InputError(ended)
             # what is left is made by the jobs of another sweep
-            _wait(lambda: not any(is_made(profile.name, spec.id, root) for spec in left()), [], cluster)
+            _wait(lambda: not any(is_running(profile.name, spec.id, root) for spec in left()), [], cluster)
             if found := left():
                 raise InputError(f"{len(found)} runs are left, '{found[0].id}' first, and no job makes them any more; "
                                  "run the same command again")
-    if purpose == "rate":
-        rates.write(profile, root)
+
+
+def speed(profile: Profile, jobs: int) -> Speed:
+    """What one of `jobs` runs at once sustains: as the profile says of its device, else measured here, in a minute."""
+    if given := profile.resources.teraflops:
+        return Speed(given * 1e12, given * 1e12, f"assumed: resources.teraflops of {profile.name}.yaml")
+    from .training import measure
+
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        measured = list(pool.map(measure, [profile] * jobs))
+    updates, evaluations = (sum(values) / jobs for values in zip(*measured, strict=True))
+    return Speed(updates, evaluations, "measured here just now")
 
 
 def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: int) -> list[submitit.Job]:

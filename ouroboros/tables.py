@@ -6,10 +6,11 @@ import numpy as np
 import pandas as pd
 
 from . import cost
-from .experiment import ARMS, PROJECTIONS, Profile
+from .experiment import ARMS, PROJECTIONS, RunSpec
+from .forecast import update_flops
 from .intervals import Interval, block_bootstrap, fieller, holm, interval, t_interval
-from .metrics import Results, Statistics, last_value
-from .runlog import Run
+from .log import Run, Series
+from .metrics import Results, Statistics, per_results
 
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
 CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
@@ -18,13 +19,17 @@ CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are 
 def _base_cells(results: Results) -> pd.DataFrame:
     """The rows at the base rank and the chosen rate."""
     cells = results.cells
-    return cells[(cells["rank"].fillna(results.profile.rank) == results.profile.rank) & (cells["level"] == "")]
+    return cells[(cells["rank"].fillna(results.profile.rank) == results.profile.rank) & (cells["level"] == "")
+                 & (cells["updates"] == results.profile.training.updates)]
 
 
-def arm_table(results: Results) -> pd.DataFrame:
-    """Per protocol, arm and depth: loss, held-out loss, loss reduction and gap recovery over seeds; convergence."""
-    rows = []
-    groups = _base_cells(results).groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
+@per_results
+def arm_table(results: Results, arms: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Per protocol, arm (of all, or of some) and depth: loss, held-out loss, loss reduction and gap recovery over
+    seeds; convergence."""
+    rows, cells = [], _base_cells(results)
+    cells = cells[cells["arm"].isin(arms or cells["arm"])]
+    groups = cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
     for (protocol, arm, depth), group in groups:
         depth = None if pd.isna(depth) else int(depth)
         statistics = Statistics(results, protocol)
@@ -48,7 +53,7 @@ def difference_table(results: Results, statistic: str, gap: str | None = "loss",
     between cut and full in column `gap` of the cells (None: not); p-values after Holm over the parts; and how many of
     the runs behind all parts of a protocol diverged, so have no loss."""
     rows = []
-    for protocol in results.profile.matrix.protocols:
+    for protocol in results.profile.protocols:
         statistics = Statistics(results, protocol)
         parts = getattr(statistics, statistic)(**arguments)
         intervals = {part: interval(values) for part, values in parts.items()}
@@ -67,7 +72,7 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and recurrence step of the runs at one depth, at the end: gate opening, norm of the state,
     its relative change; means over seeds, with intervals."""
     rows = []
-    for protocol in results.profile.matrix.protocols:
+    for protocol in results.profile.protocols:
         statistics = Statistics(results, protocol)
         for arm in ("controller", "static", "none"):
             seen = {name: list(statistics.logged(arm, depth, f"steps/{name}").values())
@@ -84,12 +89,12 @@ def gate_table(results: Results, depth: int) -> pd.DataFrame:
     """How far the Controller's gate opens at each recurrence step, over training, at one depth: means over tokens and
     seeds, by protocol, update and step."""
     rows = []
-    for protocol in results.profile.matrix.protocols:
+    for protocol in results.profile.protocols:
         for run in Statistics(results, protocol).runs_of("controller", depth):
-            log = run.log[(run.log["split"] == "heldout") & (run.log["metric"] == "steps/gate_open")]
-            for row in log.drop_duplicates("update").itertuples():
-                rows += [{"protocol": protocol, "update": row.update, "step": step, "gate_open": value}
-                         for step, value in enumerate(row.value, 1)]
+            opened = run.series.get(("heldout", "curve/steps/gate_open"), Series([], []))
+            for update, values in zip(*opened, strict=True):
+                rows += [{"protocol": protocol, "update": update, "step": step, "gate_open": value}
+                         for step, value in enumerate(values, 1)]
     columns = ["protocol", "update", "step"]
     frame = pd.DataFrame(rows, columns=[*columns, "gate_open"])
     return frame.groupby(columns, sort=False)["gate_open"].agg(gate_open="mean", n="count").reset_index()
@@ -99,7 +104,7 @@ def modulation_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and projection at one depth: root mean square of m, of its standard deviation over tokens
     and of the mean vector's over steps, and the norm of the update relative to W; means over steps and seeds."""
     rows = []
-    for protocol in results.profile.matrix.protocols:
+    for protocol in results.profile.protocols:
         statistics = Statistics(results, protocol)
         for arm in ("controller", "static"):
             for projection in PROJECTIONS:
@@ -115,36 +120,28 @@ def instead_table(results: Results) -> pd.DataFrame:
     """What one would do instead, beside the loop at each depth, `corrected`: trained parameters, FLOPs of a token
     forward and of a whole run, loss minus the cut model's in nats per token and in percent of the gap."""
     statistics, profile, rows = Statistics(results, "corrected"), results.profile, []
-    loops = [(arm, depth) for arm in ("none", "static", "controller") for depth in profile.matrix.depths]
-    for arm, depth in [("full", None), *((arm, None) for arm in profile.matrix.instead), *loops]:
+    loops = [(arm, depth) for arm in ("none", "static", "controller") for depth in profile.depths]
+    for arm, depth in [("full", None), *((arm, None) for arm in profile.instead), *loops]:
         counted, by_seed = cost.Cost.of(profile, arm), statistics.against_cut(arm, depth)[""]
         row = {"arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
                "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
-               "training (TFLOP a run)": _training_flops(profile, arm, depth) / 1e12}
+               "training (TFLOP a run)": update_flops(
+                   RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12}
         share = fieller(statistics.share({seed: -value for seed, value in by_seed.items()}))
         rows.append(row | columns("arm - cut", t_interval(by_seed.values())) | {
             "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 
-def _training_flops(profile: Profile, arm: str, depth: int | None) -> float:
-    """FLOPs of what a run learns from: its updates, or a closed form's passes through the full model."""
-    counted, block = cost.Cost.of(profile, arm), profile.training.block
-    tokens = profile.training.updates * profile.training.tokens_per_update
-    if ARMS[arm].trained:
-        return tokens * counted.training(depth or 1, block)
-    return tokens * cost.Cost.of(profile, "full").forward(1, block) if ARMS[arm].fit != "none" else 0.0
-
-
 def one_run_table(results: Results) -> pd.DataFrame:
     """How sure one run is of itself, `corrected`, base depth, first seed: arm minus cut on the held-out blocks, its
     interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
-    statistics, seed, rows = Statistics(results, "corrected"), results.profile.matrix.seeds[0], []
+    statistics, seed, rows = Statistics(results, "corrected"), results.profile.seeds[0], []
     for arm in ("controller", "static", "none"):
         runs = [run for name in (arm, "cut") for run in statistics.runs_of(name) if run.manifest["seed"] == seed]
         if len(runs) < 2:
             continue
-        one, cut = (np.array(last_value(run, "heldout", "block_losses_t+1")) for run in runs)
+        one, cut = (np.array(run.last("heldout", "block_losses_t+1")) for run in runs)
         within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
         over = t_interval(statistics.split_against_cut(arm, results.profile.depth)["heldout"].values())
         rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
@@ -160,7 +157,7 @@ def search_table(results: Results) -> pd.DataFrame:
     for spec in results.profile.search_runs():
         if run := results.runs.get(spec.id):
             finished = run.manifest["status"] == "finished"
-            dev = last_value(run, "dev", "loss_t+1") if finished else math.nan
+            dev = run.last("dev", "loss_t+1") if finished else math.nan
             rows.append({"arm": spec.arm, "rate": spec.rate, "dev": dev})
     if not rows:
         return pd.DataFrame(columns=["arm", "best rate", "at the grid's end"])
@@ -180,25 +177,24 @@ def columns(name: str, found: Interval) -> dict:
 
 
 def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
-    """update, tokens and value of one metric over a run.
-
-    The last update is scored twice, last on more blocks: the curve keeps the first, on the blocks of its other points.
-    """
-    rows = run.log[(run.log["split"] == split) & (run.log["metric"] == metric)].drop_duplicates("update")
-    return rows[["update", "tokens", "value"]].astype({"value": float}).reset_index(drop=True)
+    """update and value of one metric over a run, always on the same few blocks."""
+    updates, values = run.series.get((split, f"curve/{metric}"), Series([], []))
+    return pd.DataFrame({"update": updates, "value": np.array(values, dtype=float)})
 
 
-def curves(results: Results, split: str = "heldout", metric: str = "loss_t+1") -> pd.DataFrame:
-    """Mean over seeds of a metric at each evaluation: protocol, arm, depth, update, value, n."""
-    parts = []
-    cells = _base_cells(results)
+def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
+    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol, arm,
+    update, value, n."""
+    parts, cells = [], _base_cells(results)
+    cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)]
     for row in cells[cells["status"] == "finished"].itertuples():
         if ARMS[row.arm].trained:
-            part = curve(results.runs[row.run], split, metric)
-            parts.append(part.assign(protocol=row.protocol, arm=row.arm, depth=row.depth))
+            results.note([row.run])
+            part = curve(results.runs[row.run], "heldout", "loss_t+1")
+            parts.append(part.assign(protocol=row.protocol, arm=row.arm))
+    keys = ["protocol", "arm", "update"]
     if not parts:
-        return pd.DataFrame(columns=["protocol", "arm", "depth", "update", "value", "n"])
-    keys = ["protocol", "arm", "depth", "update"]
+        return pd.DataFrame(columns=[*keys, "value", "n"])
     return pd.concat(parts).groupby(keys, sort=False)["value"].agg(value="mean", n="count").reset_index()
 
 
@@ -219,8 +215,8 @@ def base_table(run: Run | None) -> pd.DataFrame:
     """The base on held-out documents: itself, cut, a trigram model, and the differences; block bootstrap intervals."""
     if run is None:
         return pd.DataFrame(columns=["quantity", "documents", "loss", "loss_low", "loss_high"])
-    sizes = last_value(run, "heldout", "document_tokens")
-    losses = {name: np.array(last_value(run, "heldout", f"document_losses_{name}"))
+    sizes = run.last("heldout", "document_tokens")
+    losses = {name: np.array(run.last("heldout", f"document_losses_{name}"))
               for name in ("full", "cut", "3gram")}
     quantities = {"full base": losses["full"], "cut base": losses["cut"], "trigram": losses["3gram"],
                   "cut - full": losses["cut"] - losses["full"], "trigram - full": losses["3gram"] - losses["full"]}

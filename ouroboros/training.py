@@ -17,20 +17,20 @@ from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulation
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from . import arms, evaluation, rates
+from . import arms, evaluation
 from .corpus import Corpus, prepare, sha256
+from .cost import Cost
 from .errors import InputError, Preempted
-from .experiment import ARMS, Profile, RunSpec, switches
+from .experiment import ARMS, Profile, RunSpec, schedule, switches
+from .log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from .modeling import OuroborosForCausalLM
 from .provenance import check_environment, code_sha256, provenance
+from .rates import rate_of, read_searches
 from .resume import Checkpoints, asked_to_stop
-from .runlog import FORMAT, STEP_TABLES, NoLog, RunLog, read_run, write_atomic
-from .status import claim
+from .status import claim, made, refuse_frozen
 
-FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
-STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
 DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
@@ -64,16 +64,6 @@ def as_hidden(model: nn.Module) -> evaluation.Hidden:
 
 
 # --------------------------------------------------------------------------------------------------- the protocol
-
-def schedule(update: int, updates: int, kind: str) -> float:
-    """The share of the peak rate at an update, counted from 0 (AUDIT `schedule`)."""
-    warm_up = max(1, round(updates * (1 / 150 if kind == "stretched" else 0.02)))
-    horizon = updates * STRETCH if kind == "stretched" else updates
-    if update < warm_up:
-        return (update + 1) / warm_up
-    progress = (update - warm_up) / max(1, horizon - 1 - warm_up)
-    return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
-
 
 @torch.no_grad()
 def round_to_bfloat16(parameters) -> None:
@@ -145,7 +135,7 @@ def _reads_others(spec: RunSpec) -> bool:
     return ARMS[spec.arm].modulation == "controller_other"
 
 
-def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: RunLog,
+def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: WorkingLog,
           progress: bool, checkpoints: Checkpoints | None = None) -> None:
     """Train what of a model has gradients and log it, from the start or from a checkpoint.
 
@@ -170,7 +160,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
 
     def evaluate(update: int) -> None:
         if update in points:
-            score(model, sets, spec, profile, log, update, ("t+1",), blocks=False)
+            score(model, sets, spec, profile, log, update, ("t+1",), curve=True)
 
     state = None
     with accelerator.main_process_first():  # it removes what can't be gone on from
@@ -206,9 +196,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
             if protocol["precision"] == "bfloat16":
                 round_to_bfloat16(trained)
             update += 1
-            tokens = update * settings.tokens_per_update
-            log.row(update, tokens, "train", "loss", mean)
-            log.row(update, tokens, "train", "rate", optimizer.param_groups[0]["lr"])
+            log.row(update, "train", "loss", mean)
             evaluate(update)
             bar.update()
             if checkpoints and accelerator.is_main_process and (asked or checkpoints.due()):
@@ -225,15 +213,15 @@ def _check_finite(losses) -> None:
         raise Diverged
 
 
-def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: RunLog, update: int,
-          scored: tuple[str, ...], blocks: bool) -> evaluation.Watch:
+def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: WorkingLog, update: int,
+          scored: tuple[str, ...], curve: bool) -> evaluation.Watch:
     """Log the model's losses on token sets and, of held-out text, what happens at each recurrence step.
 
-    With `blocks` each block's loss too, and of held-out and foreign text the modulation. Returns what was met in the
-    loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
+    At the end (not a point of a `curve`) each block's loss too, and of held-out and foreign text the modulation.
+    Returns what was met in the loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
     """
     model.eval()
-    tokens, met = update * profile.training.tokens_per_update, None
+    met, prefix = None, "curve/" if curve else ""
     for split, tokens_of_split in sets.items():
         with evaluation.Watch(model) as watch:
             depths = evaluation.Depths(spec.depth, spec.seed)
@@ -244,32 +232,32 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
                                              scored)
         _check_finite([losses[target] for target in scored])
         for target in scored:
-            log.row(update, tokens, split, f"loss_{target}", float(np.mean(losses[target])))
-            if blocks:
-                log.row(update, tokens, split, f"block_losses_{target}", np.round(losses[target], DIGITS).tolist())
+            log.row(update, split, f"{prefix}loss_{target}", float(np.mean(losses[target])))
+            if not curve:
+                log.row(update, split, f"block_losses_{target}", np.round(losses[target], DIGITS).tolist())
         if split == "heldout":
             met = watch
             for name, values in watch.steps().items():
-                log.row(update, tokens, split, f"steps/{name}", values)
-        if blocks and split in ("heldout", "foreign"):
+                log.row(update, split, f"{prefix}steps/{name}", values)
+        if not curve and split in ("heldout", "foreign"):
             for name, values in watch.modulation().items():
-                log.row(update, tokens, split, f"modulation/{name}", values)
+                log.row(update, split, f"modulation/{name}", values)
     model.train()
     return met
 
 
-def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarray], log: RunLog, update: int) -> None:
+def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarray], log: WorkingLog,
+               update: int) -> None:
     """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
     held-out text at other depths, and of one with a Controller, interventions on what it sees."""
-    met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, True)
+    met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
     if met is None or met.loop is None:
         return
-    tokens = update * profile.training.tokens_per_update
     few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
 
     def told(name: str, losses: list[float]) -> None:
         _check_finite(losses)
-        log.row(update, tokens, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
+        log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 
     def again(name: str, depth: int | str) -> None:
         told(name, evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
@@ -277,7 +265,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarra
 
     model.eval()
     if met.largest:
-        log.row(update, tokens, "model", "max_modulation", met.largest)
+        log.row(update, "model", "max_modulation", met.largest)
     for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
         again(f"depth_{depth}", depth)
     if ARMS[spec.arm].modulation == "controller":
@@ -303,38 +291,40 @@ def base_sha256(profile: Profile, root: Path) -> str:
     return digest.hexdigest()
 
 
-def execute(profile: Profile, run_id: str, root: Path, folder: Path | None = None, progress: bool = True) -> Path:
-    """Make one run, unless it is finished; returns its folder, results/<profile>/runs/<run id>.
+def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None, progress: bool = True) -> Path:
+    """Make one run, unless it is made; returns its log, results/<profile>/runs/<run id>.jsonl, or `path`.
 
     Of several processes (`accelerate launch`) the first one writes. Raises Busy when the run is being made elsewhere,
     InputError when something doesn't fit, Preempted when asked to stop.
     """
     spec, root, main = profile.find(run_id), Path(root), _processes().is_main_process
-    folder = folder or profile.folder(root) / "runs" / run_id
+    refuse_frozen(profile)
     with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
             asked_to_stop() as stop:
-        if not (folder / "manifest.json").exists():
-            _make(spec, profile, root, folder, progress, began, stop)
+        if path or not made(spec, profile, root):
+            _make(spec, profile, root, path or profile.run_path(run_id, root), progress, began, stop)
         if stop():  # while it was scored: the run is finished, what comes after it isn't
             raise Preempted(f"{run_id}: asked to stop, it is finished; run the same command again", stop())
-    return folder
+    return path or profile.run_path(run_id, root)
 
 
-def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: bool, began: Callable[[int], None],
+def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: bool, began: Callable[[int], None],
           stop: Callable[[], int]) -> None:
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
-    accelerator, made, config = _accelerator(profile), provenance(root), profile.model_dump(mode="json")
     fit, protocol = ARMS[spec.arm].fit, switches(spec.protocol) if ARMS[spec.arm].fit != "none" else None
-    rate = rates.rate_of(spec, profile, root) if fit == "gradient" else None
+    rate = rate_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
+    profile = profile.at(spec)
+    accelerator, environment = _accelerator(profile), provenance(root)
+    config = profile.model_dump(mode="json", exclude={"plan", "siblings"})  # which other runs there are changes none
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
     hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
               "base": base_sha256(profile, root)}
     model = arms.build(spec, profile, base).to(accelerator.device)
-    log = RunLog(folder, fresh=rate is None) if accelerator.is_main_process else NoLog()
+    folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
+    log = WorkingLog(folder, fresh=rate is None) if accelerator.is_main_process else NoLog()
     status, update, trained, before = "finished", 0, {}, {}
-    checkpoint = folder / "checkpoint.safetensors"
     if fit != "none":
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         before = {name: p.detach().clone() for name, p in trained.items()}
@@ -348,40 +338,39 @@ def _make(spec: RunSpec, profile: Profile, root: Path, folder: Path, progress: b
                           (blocks[i:i + arms.FIT_BATCH] for i in range(0, len(blocks), arms.FIT_BATCH)))
         if fit == "gradient":
             # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
-            identity = {"id": spec.id, "rate": rate, "code": code_sha256(), "packages": made["packages"], **hashes,
-                        "config": {name: value for name, value in config.items() if name != "resources"}}
+            identity = {"id": spec.id, "rate": rate, "code": code_sha256(), "lock": environment["lock"],
+                        "packages": environment["packages"], **hashes, **profile.identity(spec)}
             train(model, spec, profile, corpus, rate, log, progress and accelerator.is_main_process,
-                  Checkpoints(checkpoint, identity, stop, began))
+                  Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
         _score_all(model, spec, profile, sets, log, update)
     except Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
         return
     if status == "finished":
-        _describe(model, spec, before, log, update, update * profile.training.tokens_per_update)
-    log.finish({
-        "format": FORMAT, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        _describe(model, spec, before, log, update)
+    log.finish(path, {
+        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
-        "switches": protocol, "seed": spec.seed, "level": spec.level,
-        "config": config, **made, "processes": accelerator.num_processes,
-        "hashes": hashes | {"trained": _save_trained(trained, folder)},
+        "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
+        "config": config, **environment, "processes": accelerator.num_processes,
+        "hashes": hashes | {"trained": _save_trained(trained, path)},
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained),
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
-    checkpoint.unlink(missing_ok=True)
 
 
-def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], log: RunLog, update: int, tokens: int) -> None:
+def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], log: WorkingLog, update: int) -> None:
     """Log how much of each trained tensor moved, and how far the gate's bias opens it."""
     parameters = dict(model.named_parameters())
     ran = max(evaluation.DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth  # steps that ever ran
     for name, start in before.items():
         of_steps = ran if name.removeprefix("recurrence.") in STEP_TABLES else None  # the rest only decays
         moved = (parameters[name].detach()[:of_steps] != start[:of_steps]).double().mean().item()
-        log.row(update, tokens, "model", f"moved/{name}", moved)
+        log.row(update, "model", f"moved/{name}", moved)
     if getattr(getattr(model, "recurrence", None), "gate", None) is not None:
         opening = torch.sigmoid(model.recurrence.gate.linear.bias).mean().item()
-        log.row(update, tokens, "model", "gate_open", opening)
+        log.row(update, "model", "gate_open", opening)
 
 
 def _parts(trained: dict[str, torch.Tensor]) -> dict[str, int]:
@@ -392,46 +381,64 @@ def _parts(trained: dict[str, torch.Tensor]) -> dict[str, int]:
     return counts
 
 
-def _save_trained(trained: dict[str, torch.Tensor], folder: Path) -> str | None:
+def _save_trained(trained: dict[str, torch.Tensor], path: Path) -> str | None:
     """Save the trained tensors beside the folder of logs (ignored by git); returns the file's hash."""
     if not trained:
         return None
     content = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in trained.items()})
-    path = folder.parents[1] / "trained" / f"{folder.name}.safetensors"
-    write_atomic(path, content)
+    write_atomic(path.parents[1] / "trained" / f"{path.stem}.safetensors", content)
     return sha256(content)
+
+
+def measure(profile: Profile) -> tuple[float, float]:
+    """FLOPs a second of the Controller's updates and evaluations on this machine, one thread, on a random base."""
+    torch.set_num_threads(1)
+    kind = dict(profile.base.model or {})
+    config = AutoConfig.for_model(kind.pop("model_type", "qwen2"), **kind)
+    depth, training = profile.depths[0], profile.training
+    spec = RunSpec("controller", depth, profile.rank, "corrected", 0)
+    model = arms.build(spec, profile, AutoModelForCausalLM.from_config(config).eval())
+    chunk = torch.randint(config.vocab_size, (training.micro_batch, training.block + evaluation.LOOK_AHEAD))
+    cost, head = Cost.of(profile, "controller"), model.get_output_embeddings().weight
+
+    def update() -> None:
+        training_loss(model, head, chunk, depth, "t+1").backward()
+
+    def evaluate() -> None:
+        evaluation.block_losses(as_hidden(model), chunk.numpy(), evaluation.Depths(depth, 0), training.micro_batch)
+
+    tokens = training.micro_batch * training.block
+    return (tokens * cost.training(depth, training.block) / _seconds(update),
+            tokens * cost.forward(depth, training.block) / _seconds(evaluate))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    """Seconds of a call, the median of three after one that warms up."""
+    taken = []
+    for _ in range(4):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))
 
 
 def rerun(profile: Profile, run_id: str, root: Path) -> int:
     """Make a committed run again in a temporary folder and compare the logs; 0 if they agree, 1 if not."""
-    committed = profile.folder(root) / "runs" / run_id
-    if not (committed / "manifest.json").exists():
-        raise InputError(f"{committed}: no finished run there; make runs PROFILE={profile.name} makes it")
-    old = read_run(committed)
+    refuse_frozen(profile)
+    if not made(profile.find(run_id), profile, root):
+        raise InputError(f"{profile.run_path(run_id, root)}: no such log; make runs PROFILE={profile.name} makes it")
+    old = read_run(profile.run_path(run_id, root))
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / run_id))
-    keys = ["update", "split", "metric"]
-    logs = [run.log for run in (old, new)]
-    if old.manifest["format"] != new.manifest["format"]:  # what both formats have: the last row of a kind is the result
-        logs = [log.drop_duplicates(keys, keep="last").set_index(keys) for log in logs]
-        common = logs[0].index[logs[0].index.isin(logs[1].index)]
-        # format 2 begins the draws of depths anew with each token set
-        if profile.find(run_id).depth == "mixed" and old.manifest["format"] == 1:
-            common = common[common.get_level_values("split") == "train"]
-        print(f"rerun {run_id}: {len(common)} of {len(old.log)} rows are compared, those that mean the same in both "
-              "formats of the log")
-        logs = [log.loc[common].reset_index() for log in logs]
-    elif not logs[0][keys].equals(logs[1][keys]):
-        print(f"rerun {run_id}: the rows differ: {len(old.log)} committed, {len(new.log)} made again")
+        new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / f"{run_id}.jsonl"))
+    if {name: found.updates for name, found in old.series.items()} != \
+            {name: found.updates for name, found in new.series.items()}:
+        print(f"rerun {run_id}: the series differ: {len(old.series)} committed, {len(new.series)} made again")
         return 1
-    losses = logs[0]["metric"].str.contains("loss")
-    gaps = [float(np.max(np.abs(np.asarray(a) - np.asarray(b))))
-            for a, b in zip(logs[0]["value"][losses], logs[1]["value"][losses], strict=True)]
-    worst = int(np.argmax(gaps))
-    row = logs[0][losses].iloc[worst]
-    agrees = gaps[worst] <= RERUN_TOLERANCE  # also false for nan
-    verdict = "agrees" if agrees else "DIFFERS"
-    print(f"rerun {run_id}: {verdict}: largest difference {gaps[worst]:.3g} nats per token (update {row['update']}, "
-          f"{row['split']}, {row['metric']}); tolerance {RERUN_TOLERANCE}")
+    gaps = {name: float(np.max(np.abs(np.hstack(found.values) - np.hstack(new.series[name].values))))
+            for name, found in old.series.items() if "loss" in name[1]}
+    worst = max(gaps, key=gaps.get)
+    agrees = gaps[worst] <= RERUN_TOLERANCE  # a log holds finite numbers only
+    print(f"rerun {run_id}: {'agrees' if agrees else 'DIFFERS'}: largest difference {gaps[worst]:.3g} nats per token "
+          f"({' '.join(worst)}); tolerance {RERUN_TOLERANCE}")
     return int(not agrees)

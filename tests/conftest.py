@@ -1,16 +1,17 @@
 """What several test files need: a generated corpus, a very small base, a profile that uses both. No network."""
 
-import json
 import random
 
 import pytest
 import torch
+from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.corpus import prepare
 from ouroboros.experiment import ARMS, CORE, parse_profile
 
 torch.set_num_threads(1)
+SEARCHED = ["controller", "static", "none", "lora", "linear"]
 PARTS = [name for name, arm in ARMS.items() if arm.loops and name not in CORE]
 INSTEAD = [name for name, arm in ARMS.items() if not arm.loops and name not in CORE]
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()
@@ -22,6 +23,24 @@ def write_text(folder, documents: int, seed: int) -> None:
     for number in range(documents):
         text = " ".join(generator.choice(WORDS) for _ in range(120))
         (folder / f"{number}.txt").write_text(f"{number} {seed} {text}")
+
+
+def plan() -> list[dict]:
+    """A search, the core under both protocols, every other arm, other rates; few runs of each."""
+    both = {"protocols": ["released", "corrected"], "seeds": [0, 1]}
+    return [{"purpose": "rate", "arms": SEARCHED, "depths": [2], "seeds": [9], "rates": [1e-3, 1e-2]},
+            {"arms": CORE, "depths": [1, 2], **both},
+            {"arms": INSTEAD, "seeds": [0, 1]},
+            {"arms": PARTS, "depths": [2], "seeds": [0, 1]},
+            {"arms": ["controller_nogate", "controller_nogate_nonorm"], "depths": [2], **both},
+            {"arms": ["controller", "static"], "depths": [2], "levels": {"low": 0.5, "high": 2}, "seeds": [0, 1]}]
+
+
+def sibling(arm) -> str:
+    """An arm of SEARCHED like it."""
+    if not arm.loops:
+        return "linear" if arm.middle == "maps" else "lora"
+    return arm.modulation.split("_")[0]
 
 
 def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
@@ -38,9 +57,8 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "training": {"updates": 6, "micro_batch": 2, "accumulation": 2, "block": 32},
         "evaluation": {"points": 3, "blocks": 2, "final_blocks": 3, "stream_batches": 4},
         "probes": {"blocks": 2, "depths": [1, 3]},
-        "search": {"grid": [1e-3, 1e-2], "depth": 2, "seed": 9},
-        "matrix": {"seeds": [0, 1], "depths": [1, 2], "parts": dict.fromkeys(PARTS, [2]),
-                   "rates": {"low": 0.5, "high": 2}, "instead": INSTEAD},
+        "plan": plan(),
+        "siblings": {name: sibling(arm) for name, arm in ARMS.items() if arm.trained and name not in SEARCHED},
         "resources": {"teraflops": 0.01}, **changes}
 
 
@@ -59,12 +77,11 @@ def profile(text):
 
 @pytest.fixture
 def root(tmp_path, profile):
-    """A results folder with a tokenizer, a random base and chosen rates, as if base and search had been made."""
+    """A results folder with a tokenizer, a random base and searched rates, as if base and search had been made."""
     corpus = prepare(profile, tmp_path)
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text))
     model.save_pretrained(profile.base_folder(tmp_path))
-    trained = [name for name, arm in ARMS.items() if arm.trained]
-    rates = {"own": dict.fromkeys(trained, 1e-2), "shared": 1e-3, "search": []}
-    (profile.folder(tmp_path) / "rates.json").write_text(json.dumps(rates))
+    for spec in profile.search_runs():  # the larger rate is each arm's best; the shared one may not be above 1e-3
+        write_run(tmp_path, profile, spec, 1.0 / spec.rate)
     return tmp_path

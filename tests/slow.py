@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ouroboros import training
 from ouroboros.experiment import parse_profile
-from ouroboros.runlog import RunLog
+from ouroboros.log import RunLog
 
 root = Path(sys.argv[1])
 row = RunLog.row

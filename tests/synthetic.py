@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ouroboros.experiment import ARMS, PROJECTIONS, RunSpec, load_profile, switches
-from ouroboros.runlog import RunLog
+from ouroboros.log import WorkingLog
 
 SPLITS = ("train", "heldout", "foreign", "stream", "reference")
 
@@ -30,48 +30,47 @@ def manifest(spec: RunSpec, profile, **changes) -> dict:
     """A run's manifest before it is sealed."""
     trained = ARMS[spec.arm].trained
     return {
-        "format": 1, "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or 1e-3) if trained else None,
         "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
-        "config": profile.model_dump(mode="json"), "commit": "0" * 40, "clean": True, "packages": {}, "locked": True,
-        "hardware": {}, "hashes": {"corpus": "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable": 0,
+        "level": spec.level, "protocol_version": profile.protocol_version,
+        "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
+        "clean": True, "lock": None, "packages": {}, "hardware": {},
+        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable": 0,
         "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000", "wall_seconds": 1.0,
         **changes}
 
 
 def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "finished", **changes) -> Path:
     """One run that ends at `value` on every split: t+1 and t+2 alike, its blocks around it."""
-    folder = profile.folder(root) / "runs" / spec.id
-    log, settings = RunLog(folder), profile.training
+    log, settings = WorkingLog(profile.unfinished(spec.id, root)), profile.at(spec).training
     updates = settings.updates if ARMS[spec.arm].trained else 0
     if updates:
         for update in range(1, updates + 1):
-            log.row(update, update * settings.tokens_per_update, "train", "loss",
-                    value + math.exp(-5 * update / updates))
+            log.row(update, "train", "loss", value + math.exp(-5 * update / updates))
         for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
-            log.row(update, int(update) * settings.tokens_per_update, "heldout", "loss_t+1",
-                    value + math.exp(-5 * update / updates))
+            log.row(update, "heldout", "curve/loss_t+1", value + math.exp(-5 * update / updates))
             if spec.depth and spec.rate is None:  # the gate opens over training, and more at later steps
-                log.row(update, int(update) * settings.tokens_per_update, "heldout", "steps/gate_open",
+                log.row(update, "heldout", "curve/steps/gate_open",
                         [update / updates / 2 + t / 100 for t in range(16 if spec.depth == "mixed" else spec.depth)])
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
         for split in SPLITS if spec.rate is None else ("dev",):
             for target in ("t+1", "t+2"):
                 spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
-                log.row(updates, updates * settings.tokens_per_update, split, f"loss_{target}", value)
-                log.row(updates, updates * settings.tokens_per_update, split, f"block_losses_{target}",
-                        (value + spread - spread.mean()).tolist())
+                log.row(updates, split, f"loss_{target}", value)
+                log.row(updates, split, f"block_losses_{target}", (value + spread - spread.mean()).tolist())
         if ARMS[spec.arm].loops and spec.rate is None:
             write_inside(log, profile, spec, value)
-    log.finish(manifest(spec, profile, status=status, **changes))
-    return folder
+    path = profile.run_path(spec.id, root)
+    log.finish(path, manifest(spec, profile, status=status, **changes))
+    return path
 
 
-def write_inside(log: RunLog, profile, spec: RunSpec, value: float) -> None:
+def write_inside(log: WorkingLog, profile, spec: RunSpec, value: float) -> None:
     """What a run logs of its loop: the step opens the gate by a tenth more each time and changes the state by 1 / step;
     0.01 nats more for each step away from the base depth; 0.03, 0.02 and 0.01 nats by interventions."""
-    update, depth = profile.training.updates, 16 if spec.depth == "mixed" else spec.depth
+    update, depth = profile.at(spec).training.updates, 16 if spec.depth == "mixed" else spec.depth
     rows = {"steps/gate_open": [0.1 * (t + 1) for t in range(depth)], "steps/state_norm": [2.0] * depth,
             "steps/change": [1 / (t + 1) for t in range(depth)]}
     if spec.depth in (profile.depth, "mixed"):
@@ -85,26 +84,26 @@ def write_inside(log: RunLog, profile, spec: RunSpec, value: float) -> None:
             inputs = [0.5 if modulation == "controller" else 0.0] * depth
             rows |= {f"modulation/size/{name}": [1.0] * depth, f"modulation/over_inputs/{name}": inputs,
                      f"modulation/over_steps/{name}": [0.25], f"modulation/update/{name}": [0.125] * depth}
-        log.row(update, update * profile.training.tokens_per_update, "model", "moved/recurrence.step_norm.weight", 0.0)
-        log.row(update, update * profile.training.tokens_per_update, "model", "moved/recurrence.modulation.table", 0.25)
+        log.row(update, "model", "moved/recurrence.step_norm.weight", 0.0)
+        log.row(update, "model", "moved/recurrence.modulation.table", 0.25)
     for metric, found in rows.items():
-        log.row(update, update * profile.training.tokens_per_update, "heldout", metric, found)
+        log.row(update, "heldout", metric, found)
 
 
 def write_base(root: Path, profile) -> None:
     """The base's log: full < cut by 1 nat per token, trigram between full and cut, documents of unequal size."""
-    log = RunLog(profile.base_folder(root))
+    log = WorkingLog(profile.unfinished("base", root))
     for update in (0, 10, 20):
         for split in ("dev", "heldout"):
-            log.row(update, update * 100, split, "loss_t+1", 8 - update / 5)
+            log.row(update, split, "curve/loss_t+1", 8 - update / 5)
     sizes = np.arange(10, 60)
     wobble = 0.2 * np.sin(sizes)
-    log.row(20, 2000, "heldout", "document_tokens", sizes.tolist())
+    log.row(20, "heldout", "document_tokens", sizes.tolist())
     for name, per_token in (("full", 2.0), ("cut", 3.0), ("3gram", 2.5)):
         scale = 1 if name == "full" else 1.5
-        log.row(20, 2000, "heldout", f"document_losses_{name}", (sizes * (per_token + scale * wobble)).tolist())
+        log.row(20, "heldout", f"document_losses_{name}", (sizes * (per_token + scale * wobble)).tolist())
     made = manifest(RunSpec("full", None, None, "any", 0), profile)
-    log.finish({**made, "run": "base", "purpose": "base"})
+    log.finish(profile.base_folder(root) / "base.jsonl", {**made, "run": "base", "purpose": "base"})
 
 
 def plain(spec: RunSpec) -> bool:
@@ -112,10 +111,10 @@ def plain(spec: RunSpec) -> bool:
     return "+" not in spec.protocol
 
 
-def write(root: Path, profile: str = "tiny", loss=loss, keep=plain, diverged=(), base: bool = True):
+def write(root: Path, profile: str = "tiny-first", loss=loss, keep=plain, diverged=(), base: bool = True):
     """A profile's matrix under `root`; `keep` chooses the runs that exist, `diverged` names those without a loss."""
     declared = load_profile(profile)
-    for spec in filter(keep, declared.runs()):
+    for spec in filter(keep, (spec for spec in declared.runs() if spec.purpose == "matrix")):
         status = "diverged" if spec.id in diverged else "finished"
         write_run(root, declared, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed), status)
     if base:

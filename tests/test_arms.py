@@ -11,7 +11,7 @@ from ouroboros.corpus import prepare
 from ouroboros.cost import Cost
 from ouroboros.errors import InputError
 from ouroboros.experiment import ARMS, RunSpec, SplitConfig, parse_profile
-from ouroboros.runlog import read_run
+from ouroboros.log import read_run
 from ouroboros.surgery import cut_layers
 
 IDS = torch.arange(40).view(2, 20)

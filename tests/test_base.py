@@ -14,7 +14,7 @@ from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import load_profile, parse_profile
 from ouroboros.ngram import Trigram
-from ouroboros.runlog import read_run
+from ouroboros.log import read_run
 from ouroboros.surgery import cut_layers
 from ouroboros.training import load_base
 

@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
@@ -21,10 +20,10 @@ from packaging.utils import canonicalize_name
 from synthetic import write
 
 import ouroboros
-from ouroboros import provenance, reproduce, sweep
+from ouroboros import metrics, provenance, reproduce, sweep
 from ouroboros.errors import InputError
 from ouroboros.experiment import PROFILES, parse_profile
-from ouroboros.runlog import read_run
+from ouroboros.log import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -114,13 +113,13 @@ from pathlib import Path
 from ouroboros import claims, figures, inventory, metrics, tables
 from ouroboros.reproduce import Output
 root, out = map(Path, sys.argv[1:])
-results = metrics.load("tiny", root)
+results = metrics.load("tiny-first", root)
 output = Output(results, out)
 output.figure(figures.advantage(results), "advantage")
 output.table(tables.arm_table(results), "arms")
 out.mkdir(exist_ok=True)
 (out / "claims.md").write_bytes(claims.markdown(results).encode())
-(out / "logs.md").write_bytes(inventory.markdown(root).encode())
+(out / "logs.md").write_bytes(inventory.markdown(root, {"tiny-first": results}).encode())
 """
 
 
@@ -138,14 +137,15 @@ def made(text, root):
     (root / "data.json").write_text(json.dumps(profile_data(text)))
 
     def make(*launcher, **variables):
-        shutil.rmtree(root / "results/test/runs", ignore_errors=True)
+        (root / LOG).unlink(missing_ok=True)
         done = python(*launcher, ROOT / "tests/command.py", root, "run", RUN, **variables)
         assert done.returncode == 0, done.stderr
-        return read_run(root / "results/test/runs" / RUN)
+        return read_run(root / LOG)
     return make
 
 
 RUN = "controller-d2-r4-corrected-s0"
+LOG = f"results/test/runs/{RUN}.jsonl"
 LAUNCH = ("-m", "accelerate.commands.launch")
 
 
@@ -161,10 +161,10 @@ def test_a_run_is_the_same_in_any_environment(made, tmp_path):
 
 def test_a_run_is_that_of_a_sweeps_job(made, text, root):
     alone = made(OMP_NUM_THREADS=2)
-    shutil.rmtree(root / "results/test/runs")
+    (root / LOG).unlink()
     worker = sweep.Worker(parse_profile(profile_data(text), "test.yaml"), root, "matrix", "local")
     worker._make(worker.profile.find(RUN))
-    job = read_run(root / "results/test/runs" / RUN)
+    job = read_run(root / LOG)
     assert job.log.equals(alone.log)
     assert job.manifest["hardware"] == alone.manifest["hardware"]
 
@@ -255,7 +255,7 @@ def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_pa
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
     script = ("import sys; from pathlib import Path; from ouroboros.reproduce import execute; a = Path(sys.argv[1]); "
-              "execute(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, a, a)")
+              "execute(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, {})")
     done = python("-c", script, tmp_path, IPYTHONDIR=tmp_path / "ipython", PYTHONSTARTUP=tmp_path / "startup.py",
                   JUPYTER_PATH=tmp_path / "jupyter", JUPYTER_DATA_DIR=tmp_path / "jupyter")
     assert done.returncode == 0, done.stderr
@@ -320,7 +320,8 @@ def test_without_a_history_one_line_says_so_and_all_else_goes_on(situation, said
     assert made["commit"] is None and made["clean"] is False
     out, err = capsys.readouterr()
     assert not out and err.startswith("note: no commit is recorded: ") and said in err and err.count("\n") == 1
-    assert list(reproduce._provenance_faults("tiny", folder)) == []
+    results = metrics.load("tiny-first", folder)
+    assert list(reproduce._provenance_faults(results, folder)) == []
     out, err = capsys.readouterr()
     assert not out and err.startswith("note: whether the commits of the runs exist isn't checked: ")
     assert said in err and err.count("\n") == 1
@@ -332,7 +333,8 @@ def test_a_shallow_clone_knows_its_commit_but_not_the_runs(tmp_path, capsys, ask
     subprocess.run([*GIT, "clone", "-q", "--depth", "1", f"file://{tmp_path}/whole", tmp_path / "shallow"], check=True)
     write(tmp_path / "shallow", keep=lambda spec: spec.arm == "cut")
     assert provenance.provenance(tmp_path / "shallow")["commit"]
-    assert list(reproduce._provenance_faults("tiny", tmp_path / "shallow")) == []
+    results = metrics.load("tiny-first", tmp_path / "shallow")
+    assert list(reproduce._provenance_faults(results, tmp_path / "shallow")) == []
     assert "shallow" in capsys.readouterr().err
 
 

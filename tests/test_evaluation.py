@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ouroboros import arms, evaluation, training
 from ouroboros.corpus import prepare, sha256
 from ouroboros.experiment import DRAWN_DEPTHS, PROJECTIONS, RunSpec, parse_profile
-from ouroboros.runlog import RunLog, read_run
+from ouroboros.log import RunLog, read_run
 
 
 def loss_of(run, update, split, metric):

@@ -13,7 +13,7 @@ from ouroboros.base import pretrain
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import load_profile, parse_profile
-from ouroboros.runlog import read_run
+from ouroboros.log import read_run
 
 SETS = ("train", "heldout", "foreign", "stream", "reference")
 

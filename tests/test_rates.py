@@ -7,7 +7,7 @@ import pytest
 from ouroboros import rates
 from ouroboros.errors import InputError
 from ouroboros.experiment import ARMS, RunSpec
-from ouroboros.runlog import MANIFEST_FIELDS, RunLog
+from ouroboros.log import MANIFEST_FIELDS, RunLog
 
 BLANK = {int: 0, str: "", dict: {}, bool: True}
 

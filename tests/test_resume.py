@@ -14,7 +14,7 @@ from conftest import profile_data
 from ouroboros import resume, training
 from ouroboros.errors import AGAIN
 from ouroboros.experiment import parse_profile
-from ouroboros.runlog import RunLog, read_run
+from ouroboros.log import RunLog, read_run
 
 RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all the state there is
 SCRIPT = Path(__file__).parent / "killed.py"

@@ -14,7 +14,7 @@ from conftest import profile_data
 from ouroboros import status, training
 from ouroboros.cli import main
 from ouroboros.errors import Busy, InputError
-from ouroboros.runlog import RunLog
+from ouroboros.log import RunLog
 
 RUN = "static-d2-r4-corrected-s0"
 SLOW = Path(__file__).parent / "slow.py"

@@ -15,7 +15,7 @@ from conftest import profile_data
 from ouroboros import cli, rates, status, sweep, training
 from ouroboros.errors import AGAIN, InputError
 from ouroboros.experiment import parse_profile
-from ouroboros.runlog import read_run
+from ouroboros.log import read_run
 
 COMMAND = Path(__file__).parent / "command.py"
 

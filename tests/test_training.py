@@ -14,7 +14,7 @@ from ouroboros import arms, evaluation, sweep, training
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import DRAWN_DEPTHS, RunSpec, parse_profile
-from ouroboros.runlog import RunLog, read_run
+from ouroboros.log import RunLog, read_run
 
 
 def trained(profile, root, run_id):
