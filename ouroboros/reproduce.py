@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from .errors import InputError
 from .experiment import PROFILES, RunSpec
 from .log import write_atomic
 from .metrics import Results
-from .provenance import git
+from .provenance import no_old_commits, note, unknown_commits
 from .rates import planned, rates_of
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -98,6 +97,10 @@ def execute(notebook: Path, target: Path, parameters: dict, environment: dict[st
         if name not in known:
             raise InputError(f"{notebook.name}: parameter '{name}' is unknown; it has {', '.join(known)}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    # the kernel is this Python and runs no startup file of the user's
+    ipython = tempfile.TemporaryDirectory()
+    environment = environment | {"PYTHONSTARTUP": "", "IPYTHONDIR": ipython.name, "JUPYTER_PATH": "",
+                                 "JUPYTER_PREFER_ENV_PATH": "1"}
     saved = {name: os.environ.get(name) for name in environment}
     os.environ |= environment  # the kernel inherits them
     try:
@@ -112,6 +115,7 @@ def execute(notebook: Path, target: Path, parameters: dict, environment: dict[st
     finally:
         for name, value in saved.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        ipython.cleanup()
     write_atomic(target, nbformat.writes(_clean(nbformat.read(target, 4))) + "\n")
 
 
@@ -260,14 +264,12 @@ def _other_rate(spec: RunSpec, results: Results) -> str | None:
 def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
     """Runs of commits that this repository doesn't have; nothing where it has no whole history."""
     commits = {run.manifest["commit"]: name for name, run in results.runs.items()}
-    if not commits or git(root, "rev-parse", "--is-shallow-repository") != "false":
+    if why := no_old_commits(root):
+        note(f"whether the commits of the runs exist isn't checked: {why}")
         return
-    asked = subprocess.run(["git", "-C", str(root), "cat-file", "--batch-check"], capture_output=True, text=True,
-                           input="".join(f"{commit}\n" for commit in commits))
-    for (commit, name), answer in zip(commits.items(), asked.stdout.splitlines(), strict=True):
-        if not answer.startswith(f"{commit} commit"):
-            yield (f"results/{results.profile.name}/runs/{name}.jsonl: field 'commit': {commit} is unknown to this "
-                   "repository")
+    for commit in unknown_commits(root, commits):
+        yield (f"results/{results.profile.name}/runs/{commits[commit]}.jsonl: field 'commit': {commit} is unknown to "
+               "this repository")
 
 
 # -------------------------------------------------------------------------------------------------------- commands

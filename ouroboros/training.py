@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, reduce
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, reduce
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from .experiment import ARMS, Profile, RunSpec, schedule, switches
 from .log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from .modeling import OuroborosForCausalLM
 from .ngram import Counts
-from .provenance import code_sha256, provenance
+from .provenance import check_environment, code_sha256, provenance
 from .rates import Rates, rates_of, read_searches
 from .resume import Checkpoints, asked_to_stop
 from .status import claim, made, refuse_frozen
@@ -110,7 +110,11 @@ class Diverged(Exception):
 
 
 def _processes() -> PartialState:
-    """The processes that make a run together: one, or those of `accelerate launch`."""
+    """The processes that make a run together: one, or those of `accelerate launch`.
+
+    Raises InputError for a setting of the environment that would change numbers.
+    """
+    check_environment()
     # accelerate must be told that processes without a GPU compute on the CPU
     return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
 
@@ -124,8 +128,12 @@ def _accelerator(profile: Profile) -> Accelerator:
     if accumulation % processes:
         raise InputError(f"profile '{profile.name}': field 'training.accumulation': {accumulation} micro-batches can't "
                          f"be shared by {processes} processes; launch a number of processes that divides it")
+    # a run's numbers don't depend on how many run beside it, nor on what the user's environment asks for
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
     # the frozen bases are buffers: they never change, so they needn't be sent at every step
-    return Accelerator(gradient_accumulation_steps=accumulation // processes,
+    return Accelerator(mixed_precision="no", dynamo_backend="no",
+                       gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation // processes),
                        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 
