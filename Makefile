@@ -1,73 +1,102 @@
 # `make help` lists the targets.
 
-PROFILE ?= tiny
-JOBS ?= 2
-CLUSTER ?= local
-PYTHON ?= python3
+# What a user gives stays text. Make doesn't expand values of its command line, and the shell meets
+# them only as environment variables in quotes, "$$PROFILE": `;`, spaces, quotes, backticks and $(...)
+# run nothing.
+$(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),\
+    $(eval override $(name) := $$(value $(name)))$(eval export $(name))))
 
 # The active virtual or conda environment (but never conda's base, which belongs to conda), else .venv.
-CONDA := $(if $(filter base,$(CONDA_DEFAULT_ENV)),,$(CONDA_PREFIX))
-ENV := $(or $(VIRTUAL_ENV),$(CONDA),.venv)
-RUN_PYTHON := $(ENV)/bin/python
-OUROBOROS := $(RUN_PYTHON) -m ouroboros
-
-# The stamp names the checkout that was installed: an environment shared by two of them is set up anew for each.
-STAMP := $(ENV)/.ouroboros-installed
-ifneq ($(shell cat "$(STAMP)" 2>/dev/null),$(CURDIR))
-.PHONY: $(STAMP)
+override CONDA :=
+ifneq ($(value CONDA_DEFAULT_ENV),base)
+override CONDA := $(value CONDA_PREFIX)
 endif
+override ENVIRONMENT := $(or $(value VIRTUAL_ENV),$(CONDA),.venv)
+export ENVIRONMENT
+override RUN_PYTHON := "$$ENVIRONMENT/bin/python"
+override OUROBOROS := $(RUN_PYTHON) -m ouroboros
 
-.PHONY: help reproduce test smoke runs rerun verify base bench lab lint clean
+# Options of the command line, each left out where its variable isn't given.
+override PROFILE_OR_ALL := $${PROFILE:+--profile="$$PROFILE"}
+override PROFILE_OR_TINY := --profile="$${PROFILE:-tiny}"
+override JOBS_OPTION := $${JOBS:+--jobs="$$JOBS"}
+override CLUSTER_OPTION := $${CLUSTER:+--cluster="$$CLUSTER"}
+# $(call flag,FORCE,--force): a variable that is 1 or not given.
+override flag = $(if $(filter-out 1,$(value $1)),$\
+    $(error error: $1 '$(value $1)': say $1=1 or leave it out),$(if $(value $1),$2))
+
+.PHONY: help reproduce test smoke runs rerun verify base bench lab lint clean environment
 .DEFAULT_GOAL := help
 # Targets share results/ and use all cores themselves: one after the other, under `make -j` too.
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo
-	@echo "  PROFILE=smoke|tiny|small|paper (now $(PROFILE)), JOBS=N runs at a time (now $(JOBS)); environment: $(ENV)"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@printf '\n  PROFILE=smoke|tiny|small|paper, JOBS=N runs at a time; '
+	@printf 'environment: %s\n' "$$ENVIRONMENT"
 
-$(STAMP): requirements.lock pyproject.toml
-	@$(or $(wildcard $(RUN_PYTHON)),$(PYTHON)) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
-	    "error: " + sys.executable + " is older than Python 3.11; name another: make PYTHON=python3.11 ...")'
-	@test -x $(RUN_PYTHON) || $(PYTHON) -m venv $(ENV)
-	$(RUN_PYTHON) -m pip install --quiet -r requirements.lock
-	$(RUN_PYTHON) -m pip install --quiet --no-deps --no-build-isolation -e .
-	@echo "$(CURDIR)" > $@
+# Installs the lock, unless this checkout was installed there since the lock changed: an environment
+# that two checkouts share is set up anew for each. What can't be used is refused before anything is
+# made or installed.
+environment:
+	@fail() { printf 'error: %s\n' "$$1" >&2; exit 2; }; \
+	stamp="$$ENVIRONMENT/.ouroboros-installed"; python="$$ENVIRONMENT/bin/python"; \
+	case "$$ENVIRONMENT" in *[[:space:]]*) \
+	    fail "environment '$$(printf %s "$$ENVIRONMENT" | tr '\n' ' ')': its path holds a space"; esac; \
+	if [ "$$(cat "$$stamp" 2>/dev/null)" = "$$(pwd -P)" ] && \
+	    [ -z "$$(find requirements.lock pyproject.toml -newer "$$stamp")" ]; then exit 0; fi; \
+	if [ ! -x "$$python" ] && [ "$$ENVIRONMENT" != .venv ]; then \
+	    fail "environment '$$ENVIRONMENT': no bin/python there; deactivate it, or make it anew"; fi; \
+	first="$$python"; [ -x "$$first" ] || first="$${PYTHON:-python3}"; \
+	command -v "$$first" >/dev/null || \
+	    fail "python '$$first': not found; name another: make PYTHON=python3.11 ..."; \
+	"$$first" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+	    fail "python '$$first': no Python 3.11 or newer; name another: make PYTHON=python3.11 ..."; \
+	[ -x "$$python" ] || "$$first" -m venv .venv || exit; \
+	"$$python" -m pip --version >/dev/null 2>&1 || \
+	    fail "environment '$$ENVIRONMENT': no pip; add it ($$python -m ensurepip) or remove the folder"; \
+	echo "installing requirements.lock into $$ENVIRONMENT"; \
+	"$$python" -m pip install --quiet -r requirements.lock && \
+	"$$python" -m pip install --quiet --no-deps --no-build-isolation -e . && \
+	pwd -P > "$$stamp"
 
-reproduce: $(if $(filter smoke,$(PROFILE)),smoke,$(STAMP)) ## raw logs -> every table, figure and verdict of PROFILE
-	$(if $(filter smoke,$(PROFILE)),,$(OUROBOROS) reproduce --profile $(PROFILE))
+ifeq ($(value PROFILE),smoke)
+reproduce: smoke
+else
+reproduce: environment ## raw logs -> every table, figure and verdict (of PROFILE, or of all)
+	$(OUROBOROS) reproduce $(PROFILE_OR_ALL)
+endif
 
-test: $(STAMP) ## the tests
+test: environment ## the tests
 	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -q -n 2 --dist loadfile
 
-smoke: $(STAMP) ## everything from nothing at the smallest scale: pretrain, cut, train every arm, derive
-	$(OUROBOROS) base --profile smoke
-	$(OUROBOROS) runs --profile smoke --jobs $(JOBS)
-	$(OUROBOROS) tour --profile smoke
-	$(OUROBOROS) reproduce --profile smoke
+smoke: environment ## everything from nothing at the smallest scale: pretrain, cut, train every arm, derive
+	$(OUROBOROS) base --profile=smoke
+	$(OUROBOROS) runs --profile=smoke $(JOBS_OPTION)
+	$(OUROBOROS) tour --profile=smoke
+	$(OUROBOROS) reproduce --profile=smoke
 
-runs: $(STAMP) ## make the runs of PROFILE that are missing; DRY_RUN=1: what they need; CLUSTER=slurm
-	$(OUROBOROS) runs --profile $(PROFILE) --jobs $(JOBS) --cluster $(CLUSTER) $(if $(DRY_RUN),--dry-run)
+runs: environment ## make the runs of PROFILE that are missing; DRY_RUN=1: what they need; CLUSTER=slurm
+	$(OUROBOROS) runs $(PROFILE_OR_TINY) $(JOBS_OPTION) $(CLUSTER_OPTION) $(call flag,DRY_RUN,--dry-run)
 
-rerun: $(STAMP) ## make one committed run again and compare with its log: make rerun RUN=<id>
-	$(OUROBOROS) rerun $(if $(RUN),'$(RUN)') --profile $(PROFILE)
+rerun: environment ## make one committed run again and compare with its log: make rerun RUN=<id>
+	$(OUROBOROS) rerun $(PROFILE_OR_TINY) -- $${RUN:+"$$RUN"}
 
-verify: $(STAMP) ## derive everything again, elsewhere, and compare with what is committed
-	$(OUROBOROS) verify --profile $(PROFILE)
+verify: environment ## derive the same again, elsewhere, and compare with what is committed
+	$(OUROBOROS) verify $(PROFILE_OR_ALL)
 
-base: $(STAMP) ## pretrain the base model of PROFILE, unless it is there; FORCE=1: again
-	$(OUROBOROS) base --profile $(PROFILE) $(if $(FORCE),--force)
+base: environment ## pretrain the base model of PROFILE, unless it is there; FORCE=1: again
+	$(OUROBOROS) base $(PROFILE_OR_TINY) $(call flag,FORCE,--force)
 
-bench: $(STAMP) ## time conversion and generation against their alternatives; run nothing beside it
+bench: environment ## time conversion and generation against their alternatives; run nothing beside it
 	$(OUROBOROS) bench
 
-lab: $(STAMP) ## open the notebooks in JupyterLab
+lab: environment ## open the notebooks in JupyterLab
 	$(RUN_PYTHON) -m jupyter lab notebooks
 
-lint: $(STAMP) ## ruff, and: no notebook holds outputs
+lint: environment ## ruff, and: no notebook holds outputs
 	$(RUN_PYTHON) -m ruff check .
-	$(RUN_PYTHON) -m nbstripout --verify notebooks/*.ipynb
+	$(RUN_PYTHON) -m nbstripout --verify --keep-id notebooks/*.ipynb
 
 clean: ## remove caches and what `make smoke` made; the environment and committed results stay
 	rm -rf .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info results/smoke figures/smoke

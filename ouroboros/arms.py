@@ -42,20 +42,37 @@ class MappedLayer(nn.Module):
         return h + self.after(h.to(self.after.weight.dtype)).to(h.dtype)
 
 
+class Affine(nn.Module):
+    """A scale and a shift of each channel, h * (1 + scale) + shift, in a layer's place; it starts as the identity."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.affine = nn.ParameterDict({"scale": torch.zeros(width), "shift": torch.zeros(width)})
+
+    def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """(B, T, d) -> (B, T, d)."""
+        scale, shift = self.affine["scale"], self.affine["shift"]
+        return (h.to(scale.dtype) * (1 + scale) + shift).to(h.dtype)
+
+
 def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     """The arm's model on `base`, whose weights it shares where it doesn't train them; what is trained has gradients.
 
-    `full` is the base itself. The maps of `linear_fit` are still to be fitted (`fit_maps`).
+    `full` is the base itself, and what stands for an arm without a network. The maps of `linear_fit` are still to be
+    fitted (`fit_maps`).
     """
     arm = ARMS[spec.arm]
     torch.manual_seed(spec.seed)
     base.requires_grad_(False)
-    if arm.middle == "all":
+    if arm.middle in ("all", "counts"):
         return base
     model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split, arm.middle == "two")
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
         layers[place] = MappedLayer(layers[place], model.config.hidden_size).to(model.device)
+    if arm.middle in ("affine", "none"):
+        affine = Affine(model.config.hidden_size).to(model.device)
+        model.model.layers[profile.split.prelude] = affine.requires_grad_(arm.trained)  # untrained it changes nothing
     if arm.coda and not arm.loops:
         model = copy.deepcopy(model).float()  # weights that are trained aren't the base's
     kept = model.base if arm.loops else model
@@ -94,11 +111,14 @@ def _add_lora(model: nn.Module, ranks: tuple[int, ...]) -> None:
 
 
 def part_of(name: str) -> str:
-    """Which part of an arm a trained tensor belongs to: `modulation`, `gate`, `step_norm`, `lora`, `maps`, `coda`."""
+    """Which part of an arm a trained tensor belongs to: `modulation`, `gate`, `step_norm`, `lora`, `maps`, `affine`,
+    `coda`."""
     if name.startswith("recurrence."):
         return name.split(".")[1]
     if ".lora_" in name:
         return "lora"
+    if ".affine." in name:
+        return "affine"
     return "maps" if ".before." in name or ".after." in name else "coda"
 
 

@@ -92,7 +92,8 @@ class Cost:
     def layers(self) -> int:
         """Layers whose weights are held."""
         kept = self.split.prelude + 1 + self.split.coda
-        return {"all": self.shape.layers, "two": kept + 1}.get(self.parts.middle, kept)
+        middle = {"all": self.shape.layers, "two": kept + 1, "affine": kept - 1, "none": kept - 1, "counts": 0}
+        return middle.get(self.parts.middle, kept)
 
     def applications(self, depth: int) -> int:
         """How often a layer is applied to a token."""
@@ -144,6 +145,8 @@ class Cost:
             found["lora"] = sum(self.lora_ranks) * self._ends
         if arm.middle == "maps":
             found["maps"] = 2 * (d * d + d)
+        if arm.middle == "affine":
+            found["affine"] = 2 * d
         if arm.coda:
             found["coda"] = self.split.coda * self.shape.layer_parameters
         return found
@@ -231,7 +234,7 @@ class Cost:
         layer = 2 * d * FLOAT32 + size * (2 * shape.queries + 2 * shape.keys + 3 * shape.intermediate)
         ends = d * FLOAT32 + self._read(dtype)
         if not arm.loops:
-            return self._reached() * layer + ends + (2 * d * FLOAT32 if arm.middle == "maps" else 0)
+            return self._reached() * layer + ends + {"maps": 2, "affine": 1}.get(arm.middle, 0) * d * FLOAT32
         step = layer + 2 * d * FLOAT32 * arm.step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * arm.gate
         if arm.modulated:
             step += 7 * self.rank * size

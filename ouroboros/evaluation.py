@@ -14,6 +14,7 @@ from .experiment import DRAWN_DEPTHS, PROJECTIONS, Profile, RunSpec
 TARGETS = ("t+1", "t+2")
 GIVEN_DEPTH_BATCH = 8  # blocks a forward pass; where depths are drawn, a draw is per micro-batch
 
+STREAM_SHARE = 0.01
 CHUNK = 512  # tokens whose logits are held at a time; from 256 to 1024 the time is the same, the memory proportional
 
 Hidden = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
@@ -72,6 +73,16 @@ def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch
     return losses
 
 
+def stream_kind(profile: Profile) -> str:
+    """Which blocks stand for the released final evaluation, the `start` of the training stream or `fresh` ones (AUDIT
+    `evaluation`, scaled form): the start is 0.02 % of the paper's training; where it is over 1 % of a run's, it would
+    be remembered."""
+    training = profile.training
+    share = profile.evaluation.stream_batches * training.micro_batch / (
+        training.updates * training.micro_batch * training.accumulation)
+    return "fresh" if share > STREAM_SHARE else "start"
+
+
 def during(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarray]:
     """The token set scored during training: held-out blocks, separated, the same for every run but the search's, which
     are scored on none."""
@@ -84,9 +95,9 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     """The token sets scored at the end of a run, each (blocks, T + 2): for the learning-rate search `dev` alone, which
     no other run looks at; for every other run what either column of the protocol reads.
 
-    `train` is text of the training split that the run didn't train on. `stream` is what the released code scores: the
-    first micro-batches of the training stream (AUDIT `evaluation`), with documents run together. `reference` is the
-    start of a few held-out documents (AUDIT `reference`).
+    `train` is text of the training split that the run didn't train on. `stream` stands for what the released code
+    scores, the first micro-batches of the training stream with documents run together; see `stream_kind`. `reference`
+    is the start of a few held-out documents (AUDIT `reference`).
     """
     training, count = profile.training, profile.evaluation.final_blocks
     if spec.purpose == "rate":
@@ -97,7 +108,8 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     # a copy, or the whole stream would stay in memory
     sets["train"] = corpus.blocks("train", training.block, seen + count, "separated", spec.seed)[-count:].copy()
     stream = profile.evaluation.stream_batches * training.micro_batch
-    sets["stream"] = corpus.blocks("train", training.block, stream, "joined", spec.seed)
+    start = seen if stream_kind(profile) == "fresh" else 0
+    sets["stream"] = corpus.blocks("train", training.block, start + stream, "joined", spec.seed)[start:].copy()
     sets["reference"] = corpus.reference()
     return sets
 
@@ -201,6 +213,32 @@ class Watch:
             a, b, w = (t.detach().cpu().double() for t in (projection.A, projection.B, projection.weight))
             found[f"update/{name}"] = [(projection.scale * ((b * step) @ a).norm() / w.norm()).item() for step in m]
         return found
+
+
+SINKS = 4  # first positions of a block, where the residual stream is far larger than elsewhere
+
+
+@torch.no_grad()
+def stream_rms(model, blocks: np.ndarray, depth: int) -> list[float]:
+    """The root mean square of what each step norm reads in the untrained loop, (depth,): the median over tokens of
+    training text, (n, T + 2), without each block's first SINKS.
+
+    Measured with step norms that are matched already: the weight of each step is set to what that step reads, on the
+    way through the loop. They stay so.
+    """
+    norm, found = model.recurrence.step_norm, []
+
+    def match(module, inputs) -> None:
+        h, t = inputs
+        found.append(h[:, SINKS:].float().square().mean(-1).sqrt().median().item())
+        module.weight[t:] = found[-1]
+
+    hook = norm.register_forward_pre_hook(match)
+    try:
+        model.hidden(torch.from_numpy(blocks)[:, :-LOOK_AHEAD].long().to(model.device), depth=depth)
+    finally:
+        hook.remove()
+    return found
 
 
 @contextmanager

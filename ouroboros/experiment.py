@@ -25,12 +25,14 @@ IDENTITY = ("corpus", "base", "split", "rank", "depth", "max_steps", "controller
 class Arm:
     """What an arm puts in place of the removed layers, and what it trains."""
 
-    middle: Literal["all", "one", "two", "maps", "loop"]
+    middle: Literal["all", "one", "two", "maps", "loop", "affine", "none", "counts"]
     """Between prelude and coda: every layer of the base; the recurrent layer once; it and the layer after it; it once,
-    between two linear maps; it, looped."""
+    between two linear maps; it, looped; a scale and a shift of each channel; nothing. `counts`: no network at all, but
+    the frequencies of tokens in the training text."""
     modulation: str = "none"  # of a loop: `modulation.MODULATIONS`
     gate: bool = False
     step_norm: bool = False
+    matched: bool = False  # step norms begin at the stream's root mean square instead of 1
     lora: Literal["none", "kept", "coda"] = "none"  # where LoRA is trained: every kept layer, or the coda alone
     coda: bool = False  # trained whole
     fit: Literal["none", "least squares", "gradient"] = "gradient"
@@ -47,9 +49,14 @@ class Arm:
     def modulated(self) -> bool:
         return self.modulation != "none"
 
+    @property
+    def elementwise(self) -> bool:
+        """Whether it trains step norms, a table or an affine: tensors whose travel is about rate times updates."""
+        return self.step_norm or self.modulation == "static" or self.middle == "affine"
 
-def _loop(modulation: str, gate: bool = True, step_norm: bool = True, **coda) -> Arm:
-    return Arm("loop", modulation, gate, step_norm, **coda)
+
+def _loop(modulation: str, gate: bool = True, step_norm: bool = True, **more) -> Arm:
+    return Arm("loop", modulation, gate, step_norm, **more)
 
 
 ARMS = {
@@ -66,6 +73,8 @@ ARMS = {
     "controller_nonorm": _loop("controller", step_norm=False),
     "static_nonorm": _loop("static", step_norm=False),
     "controller_nogate_nonorm": _loop("controller", gate=False, step_norm=False),
+    # step norms that begin where the stream is
+    **{f"{name}_matched": _loop(name, matched=True) for name in ("controller", "static", "none")},
     # blind to the input, with as many parameters as the Controller
     "static_wide": _loop("static_wide"),
     "controller_blind": _loop("controller_blind"),
@@ -81,6 +90,11 @@ ARMS = {
     "linear": Arm("maps"),
     "cut_coda_lora": Arm("one", lora="coda"),
     "cut_coda_full": Arm("one", coda=True),
+    # how much of a loss is the target's alone
+    "affine": Arm("affine"),
+    "bare": Arm("none", fit="none"),
+    "unigram": Arm("counts", fit="none"),
+    "bigram": Arm("counts", fit="none"),  # under t+2 a skip-bigram
 }
 CORE = ("full", "cut", "controller", "static", "none")
 
@@ -103,6 +117,7 @@ SWITCHES: dict[str, tuple[str, str]] = {
     "reference": ("short", "same"),
 }
 COLUMNS = ("released", "corrected")
+RATES = tuple(float(f"{digit}e{power}") for power in range(-7, 3) for digit in (1, 3))  # that a search may try
 READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
 READS = ("controller", "controller_other")  # modulations that read the state: computed for each token
 DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
@@ -249,7 +264,8 @@ class Entry(Strict):
     updates: Positive | None = None  # None: the profile's
     levels: dict[str, Rate] = {}  # {name in a run's id: factor of the chosen rate}
     purpose: Literal["matrix", "rate"] = "matrix"
-    rates: tuple[Rate, ...] = ()  # of a search, `rate`: the rates that are tried, judged on dev
+    rates: tuple[Rate, ...] = ()  # of a search, `rate`: the matrix rates that are tried, judged on dev
+    factors: tuple[Rate, ...] = ()  # then, at the best of them, of the elementwise rate, beside 1; see docs/protocol.md
 
 
 @dataclass(frozen=True)
@@ -262,18 +278,20 @@ class RunSpec:
     protocol: str
     seed: int
     rate: float | None = None  # of a search; None: the rate that the search chose
+    factor: float | None = None  # of a search: the elementwise rate as a multiple of that one; None: what it chose
     level: str | None = None  # a factor of that rate, by its name
     updates: int | None = None  # None: the profile's
 
     @property
     def id(self) -> str:
         parts = [self.arm, self.depth and f"d{self.depth}", self.rank and f"r{self.rank}", self.protocol,
-                 f"s{self.seed}", self.rate and f"lr{self.rate:g}", self.level, self.updates and f"u{self.updates}"]
+                 f"s{self.seed}", self.rate and f"lr{self.rate:g}", self.factor and f"x{self.factor:g}", self.level,
+                 self.updates and f"u{self.updates}"]
         return "-".join(part for part in parts if part)
 
     @property
     def purpose(self) -> str:
-        return "matrix" if self.rate is None else "rate"
+        return "matrix" if self.rate is None and self.factor is None else "rate"
 
 
 @dataclass(frozen=True)
@@ -392,16 +410,22 @@ class Profile(Strict):
         """An entry's runs, each once; of a search, a run for each rate that is tried."""
         runs = [cell.run for cell in self._of(entry)]
         if entry.purpose == "rate":
-            runs = [replace(run, rate=rate) for run in runs for rate in entry.rates]
+            runs = [run for first in runs for run in self._search(first, entry)]
         return list(dict.fromkeys(runs))
 
+    def _search(self, run: RunSpec, entry: Entry) -> list[RunSpec]:
+        factors = entry.factors if ARMS[run.arm].elementwise else ()
+        return [*(replace(run, rate=rate) for rate in entry.rates),
+                *(replace(run, factor=factor) for factor in factors)]
+
     def runs(self) -> list[RunSpec]:
-        """Every run of the plan, searches too, each once, in the plan's order."""
+        """Every run of the plan, searches too, each once, in the plan's order; without the steps outward that a search
+        may take (`rates.planned`)."""
         return list(dict.fromkeys(run for entry in self.plan for run in self.runs_of(entry)))
 
     def search_runs(self) -> list[RunSpec]:
         """The learning-rate searches' runs alone."""
-        return [run for run in self.runs() if run.purpose == "rate"]
+        return list(dict.fromkeys(run for entry in self.plan if entry.purpose == "rate" for run in self.runs_of(entry)))
 
     def at(self, spec: RunSpec) -> "Profile":
         """The profile as one of its runs sees it: with that run's updates."""
@@ -426,7 +450,8 @@ class Profile(Strict):
 
     def find(self, run_id: str) -> RunSpec:
         """The run of that id. Raises InputError when the profile declares none."""
-        for spec in self.runs():
+        outward = (replace(spec, rate=rate) for spec in self.search_runs() if spec.rate for rate in RATES)
+        for spec in itertools.chain(self.runs(), outward):
             if spec.id == run_id:
                 return spec
         raise InputError(f"run '{run_id}': profile '{self.name}' declares no such run; finished ones are in results/"
@@ -535,6 +560,11 @@ def _check_plan(profile: Profile, file: str) -> None:
                 switches(protocol)
             except InputError as error:
                 raise InputError(f"{where}.protocols: {error}") from None
+        if rates := [rate for rate in entry.rates if rate not in RATES]:
+            raise InputError(f"{where}.rates: {rates[0]:g}: rates are 1 or 3 times a power of ten, so that a search "
+                             "can go one step outward")
+        if entry.factors and entry.purpose != "rate":
+            raise InputError(f"{where}.factors: {list(entry.factors)}: only an entry of purpose 'rate' has factors")
         if (entry.purpose == "rate") != bool(entry.rates):
             raise InputError(f"{where}.rates: {list(entry.rates)}: an entry of purpose 'rate' names the rates that it "
                              "tries, others name none")

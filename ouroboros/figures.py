@@ -7,8 +7,10 @@ import functools
 import hashlib
 import io
 import json
+import os
 from pathlib import Path
 
+os.environ["MPLBACKEND"] = "Agg"  # importing matplotlib fails at a backend that it doesn't know
 import matplotlib
 
 matplotlib.use("Agg")
@@ -34,6 +36,7 @@ MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
+plt.rcdefaults()  # a user's matplotlibrc changes no figure
 plt.rcParams.update(STYLE)
 
 

@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -24,11 +23,11 @@ import pandas as pd
 from . import claims, figures, findings, inventory, metrics
 from .corpus import sha256
 from .errors import InputError
-from .experiment import PROFILES
+from .experiment import PROFILES, RunSpec
 from .log import write_atomic
 from .metrics import Results
-from .provenance import git
-from .rates import rate_of
+from .provenance import no_old_commits, note, unknown_commits
+from .rates import planned, rates_of
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits
@@ -98,6 +97,10 @@ def execute(notebook: Path, target: Path, parameters: dict, environment: dict[st
         if name not in known:
             raise InputError(f"{notebook.name}: parameter '{name}' is unknown; it has {', '.join(known)}")
     target.parent.mkdir(parents=True, exist_ok=True)
+    # the kernel is this Python and runs no startup file of the user's
+    ipython = tempfile.TemporaryDirectory()
+    environment = environment | {"PYTHONSTARTUP": "", "IPYTHONDIR": ipython.name, "JUPYTER_PATH": "",
+                                 "JUPYTER_PREFER_ENV_PATH": "1"}
     saved = {name: os.environ.get(name) for name in environment}
     os.environ |= environment  # the kernel inherits them
     try:
@@ -112,6 +115,7 @@ def execute(notebook: Path, target: Path, parameters: dict, environment: dict[st
     finally:
         for name, value in saved.items():
             os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+        ipython.cleanup()
     write_atomic(target, nbformat.writes(_clean(nbformat.read(target, 4))) + "\n")
 
 
@@ -222,12 +226,12 @@ def _provenance_faults(results: Results, root: Path) -> Iterator[str]:
     """Runs that may not be committed: not of the plan, of another identity or base, of an unclean or unknown commit, in
     packages that aren't the lock's, or at a rate that the search didn't choose. A run that isn't made is no fault."""
     profile, runs, base = results.profile, results.runs, metrics.base_run(results.profile, root)
-    planned = {spec.id: spec for spec in profile.runs()}
+    plan = {spec.id: spec for spec in planned(profile, runs)}
     if base and not base.manifest["clean"]:
         yield f"{profile.base_folder(root)}/base.jsonl: field 'clean': false; make base PROFILE={profile.name} FORCE=1"
     for name, run in runs.items():
         where, manifest = f"results/{profile.name}/runs/{name}.jsonl", run.manifest
-        if name not in planned:
+        if name not in plan:
             yield f"{where}: no run of the profile's plan; remove it, or add it to the plan"
             continue
         if manifest["packages"]:
@@ -235,36 +239,37 @@ def _provenance_faults(results: Results, root: Path) -> Iterator[str]:
             yield f"{where}: field 'packages': '{package}' is {version}, not the lock's version; make the run again"
         if base and manifest["hashes"]["base"] != base.manifest["hashes"]["base"]:
             yield f"{where}: field 'hashes.base': isn't the base of {profile.base_folder(Path())}; make the run again"
-        if why := profile.mismatch(manifest, planned[name]):
+        if why := profile.mismatch(manifest, plan[name]):
             yield f"{where}: {why}; make the run again"
         if not manifest["clean"]:
             yield f"{where}: field 'clean': false; the run is of uncommitted code, make it again from a clean commit"
-        if manifest["rate"] is not None and (why := _other_rate(name, results)):
+        if manifest["rate"] is not None and (why := _other_rate(plan[name], results)):
             yield f"{where}: field 'rate': {why}"
     yield from _unknown_commits(results, root)
 
 
-def _other_rate(name: str, results: Results) -> str | None:
-    """Why a run's rate isn't what the finished searches chose; None if it is."""
-    run = results.runs[name]
+def _other_rate(spec: RunSpec, results: Results) -> str | None:
+    """Why a run's rates aren't what the finished searches chose; None if they are."""
+    run = results.runs[spec.id]
     try:
-        chosen = rate_of(results.profile.find(name), results.profile, results.runs)
+        chosen = rates_of(spec, results.profile, results.runs)
     except InputError as error:
         return str(error).partition(": ")[2]
-    return None if run.manifest["rate"] == chosen else f"{run.manifest['rate']:g}, the search chose {chosen:g}"
+    found = run.manifest["rate"], run.manifest.get("elementwise_rate", chosen.elementwise)  # tiny-first's have one
+    if found != (chosen.matrix, chosen.elementwise):
+        return f"{found[0]:g} and {found[1]:g}, the search chose {chosen.matrix:g} and {chosen.elementwise:g}"
+    return None
 
 
 def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
     """Runs of commits that this repository doesn't have; nothing where it has no whole history."""
     commits = {run.manifest["commit"]: name for name, run in results.runs.items()}
-    if not commits or git(root, "rev-parse", "--is-shallow-repository") != "false":
+    if why := no_old_commits(root):
+        note(f"whether the commits of the runs exist isn't checked: {why}")
         return
-    asked = subprocess.run(["git", "-C", str(root), "cat-file", "--batch-check"], capture_output=True, text=True,
-                           input="".join(f"{commit}\n" for commit in commits))
-    for (commit, name), answer in zip(commits.items(), asked.stdout.splitlines(), strict=True):
-        if not answer.startswith(f"{commit} commit"):
-            yield (f"results/{results.profile.name}/runs/{name}.jsonl: field 'commit': {commit} is unknown to this "
-                   "repository")
+    for commit in unknown_commits(root, commits):
+        yield (f"results/{results.profile.name}/runs/{commits[commit]}.jsonl: field 'commit': {commit} is unknown to "
+               "this repository")
 
 
 # -------------------------------------------------------------------------------------------------------- commands

@@ -20,7 +20,7 @@ import pandas as pd
 from .errors import Busy, InputError
 from .experiment import ARMS, PROTOCOL_VERSION, Profile, RunSpec
 from .log import Run, read_manifest, read_run, working_rows
-from .rates import read_searches, waits
+from .rates import planned, read_searches, waits
 
 STATES = ("running", "interrupted", "missing", "planned", "mismatched", "diverged", "finished")
 LOSSES = (("train", "loss"), ("heldout", "curve/loss_t+1"), ("heldout", "loss_t+1"))  # the last of an update is shown
@@ -125,13 +125,14 @@ def refuse_frozen(profile: Profile) -> None:
 
 def missing(profile: Profile, root: Path, purpose: str | None = None) -> list[RunSpec]:
     """The runs of the plan (of one purpose) that aren't made, in the plan's order. Raises InputError as `made` does."""
-    return [spec for spec in profile.runs() if purpose in (None, spec.purpose) and not made(spec, profile, root)]
+    runs = planned(profile, read_searches(profile, root))
+    return [spec for spec in runs if purpose in (None, spec.purpose) and not made(spec, profile, root)]
 
 
 def status(profile: Profile, root: Path) -> Iterator[Status]:
     """The state of every run of the plan, in its order."""
     searches = read_searches(profile, root)
-    for spec in profile.runs():
+    for spec in planned(profile, searches):
         yield _status(spec, profile, Path(root), searches)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, reduce
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, reduce
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
@@ -26,14 +26,17 @@ from .errors import InputError, Preempted
 from .experiment import ARMS, Profile, RunSpec, schedule, switches
 from .log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from .modeling import OuroborosForCausalLM
-from .provenance import code_sha256, provenance
-from .rates import rate_of, read_searches
+from .ngram import Counts
+from .provenance import check_environment, code_sha256, provenance
+from .rates import Rates, rates_of, read_searches
 from .resume import Checkpoints, asked_to_stop
 from .status import claim, made, refuse_frozen
 
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
+STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
 DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
+PAPER_RATE = 3e-4  # SYSTEM section 7
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
@@ -67,9 +70,37 @@ def as_hidden(model: nn.Module) -> evaluation.Hidden:
 
 @torch.no_grad()
 def round_to_bfloat16(parameters) -> None:
-    """Trained tensors as if kept in bf16, computed in float32 (AUDIT `precision`, scaled form)."""
+    """Trained tensors as if kept in bf16, computed in float32 (AUDIT `precision`)."""
     for parameter in parameters:
         parameter.copy_(parameter.bfloat16().float())
+
+
+@torch.no_grad()
+def add_in_bfloat16(parameter: torch.Tensor, before: torch.Tensor, rate: float) -> None:
+    """What an optimizer's step did to a tensor, done again as if it were kept in bf16 (AUDIT `precision`, scaled form).
+
+    The update, decay included, is applied in ceil(rate / 3e-4) equal parts, each rounded: the ratio of a part to the
+    rounding step is that of an update at the paper's rate, whatever the peak `rate` is here.
+    """
+    parts = math.ceil(rate / PAPER_RATE - 1e-9)  # 3e-4 / 3e-4 may come out above 1
+    part, value = (parameter - before) / parts, before.clone()
+    for _ in range(parts):
+        value = (value + part).bfloat16().float()
+    parameter.copy_(value)
+
+
+def is_elementwise(name: str) -> bool:
+    """Whether a trained tensor's travel is about rate times updates: a step norm, a table, an affine
+    (docs/protocol.md)."""
+    return name in ("recurrence.step_norm.weight", "recurrence.modulation.table") or ".affine." in name
+
+
+def parameter_groups(named: dict[str, nn.Parameter], rates: Rates) -> list[dict]:
+    """The trained tensors as an optimizer's groups, each with its peak rate."""
+    kinds = ((rates.matrix, False), (rates.elementwise, True))
+    groups = [{"params": [p for name, p in named.items() if is_elementwise(name) == kind], "peak": rate}
+              for rate, kind in kinds]
+    return [group for group in groups if group["params"]]
 
 
 # -------------------------------------------------------------------------------------------------------- the loop
@@ -79,7 +110,11 @@ class Diverged(Exception):
 
 
 def _processes() -> PartialState:
-    """The processes that make a run together: one, or those of `accelerate launch`."""
+    """The processes that make a run together: one, or those of `accelerate launch`.
+
+    Raises InputError for a setting of the environment that would change numbers.
+    """
+    check_environment()
     # accelerate must be told that processes without a GPU compute on the CPU
     return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
 
@@ -93,8 +128,12 @@ def _accelerator(profile: Profile) -> Accelerator:
     if accumulation % processes:
         raise InputError(f"profile '{profile.name}': field 'training.accumulation': {accumulation} micro-batches can't "
                          f"be shared by {processes} processes; launch a number of processes that divides it")
+    # a run's numbers don't depend on how many run beside it, nor on what the user's environment asks for
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
     # the frozen bases are buffers: they never change, so they needn't be sent at every step
-    return Accelerator(gradient_accumulation_steps=accumulation // processes,
+    return Accelerator(mixed_precision="no", dynamo_backend="no",
+                       gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation // processes),
                        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
 
 
@@ -127,7 +166,7 @@ def _reads_others(spec: RunSpec) -> bool:
     return ARMS[spec.arm].modulation == "controller_other"
 
 
-def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rate: float, log: WorkingLog,
+def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rates: Rates, log: WorkingLog,
           progress: bool, checkpoints: Checkpoints | None = None) -> None:
     """Train what of a model has gradients and log it, from the start or from a checkpoint.
 
@@ -139,7 +178,9 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
     trained = list(named.values())
     if protocol["precision"] == "bfloat16":
         round_to_bfloat16(trained)
-    optimizer = torch.optim.AdamW(trained, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
+    groups = parameter_groups(named, rates)
+    optimizer = torch.optim.AdamW(groups, lr=rates.matrix, betas=settings.betas, weight_decay=settings.weight_decay)
+    peaks = {parameter: group["peak"] for group in groups for parameter in group["params"]}
     blocks = training_blocks(spec, profile, corpus)
     # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
     loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
@@ -172,7 +213,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
         depth = [depths.next() for _ in range(accelerator.num_processes)][accelerator.process_index]
         with accelerator.accumulate(prepared):
             for group in optimizer.param_groups:
-                group["lr"] = rate * schedule(update, settings.updates, protocol["schedule"])
+                group["lr"] = group["peak"] * schedule(update, settings.updates, protocol["schedule"])
             loss = training_loss(prepared, head, chunk, depth, protocol["target"])
             losses.append(loss.detach())
             accelerator.backward(loss)
@@ -182,11 +223,13 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
                 if not mean <= limit:  # nor is nan
                     raise Diverged
                 accelerator.clip_grad_norm_(trained, settings.clip)
+            in_bfloat16 = accelerator.sync_gradients and protocol["precision"] == "bfloat16"
+            before = [parameter.detach().clone() for parameter in trained] if in_bfloat16 else []
             optimizer.step()
+            for parameter, value in zip(trained, before, strict=False):
+                add_in_bfloat16(parameter, value, peaks[parameter])
             optimizer.zero_grad()
         if accelerator.sync_gradients:
-            if protocol["precision"] == "bfloat16":
-                round_to_bfloat16(trained)
             update += 1
             log.row(update, "train", "loss", mean)
             evaluate(update)
@@ -212,7 +255,8 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     At the end (not a point of a `curve`) each block's loss too, and of held-out and foreign text the modulation.
     Returns what was met in the loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
     """
-    model.eval()
+    if not isinstance(model, Counts):
+        model.eval()
     met, prefix = None, "curve/" if curve else ""
     for split, tokens_of_split in sets.items():
         with evaluation.Watch(model) as watch:
@@ -220,8 +264,12 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
             if _reads_others(spec):
                 batch = profile.training.micro_batch if depths.drawn else evaluation.GIVEN_DEPTH_BATCH
                 tokens_of_split = evaluation.apart(tokens_of_split, batch)
-            losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths, profile.training.micro_batch,
-                                             scored)
+            if isinstance(model, Counts):
+                losses = {target: model.block_losses(tokens_of_split, 1 + evaluation.TARGETS.index(target),
+                                                     evaluation.LOOK_AHEAD) for target in scored}
+            else:
+                losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths,
+                                                 profile.training.micro_batch, scored)
         _check_finite([losses[target] for target in scored])
         for target in scored:
             log.row(update, split, f"{prefix}loss_{target}", float(np.mean(losses[target])))
@@ -234,7 +282,8 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
         if not curve and split in ("heldout", "foreign"):
             for name, values in watch.modulation().items():
                 log.row(update, split, f"modulation/{name}", values)
-    model.train()
+    if not isinstance(model, Counts):
+        model.train()
     return met
 
 
@@ -304,7 +353,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
           stop: Callable[[], int]) -> None:
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     fit, protocol = ARMS[spec.arm].fit, switches(spec.protocol) if ARMS[spec.arm].fit != "none" else None
-    rate = rate_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
+    rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
     profile = profile.at(spec)
     accelerator, environment = _accelerator(profile), provenance(root)
     config = profile.model_dump(mode="json", exclude={"plan", "siblings"})  # which other runs there are changes none
@@ -313,10 +362,16 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
     hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
               "base": base_sha256(profile, root)}
-    model = arms.build(spec, profile, base).to(accelerator.device)
+    if ARMS[spec.arm].middle == "counts":
+        text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
+        model = Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
+    else:
+        model = arms.build(spec, profile, base).to(accelerator.device)
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
-    log = WorkingLog(folder, fresh=rate is None) if accelerator.is_main_process else NoLog()
-    status, update, trained, before = "finished", 0, {}, {}
+    log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
+    status, update, trained, before, stream = "finished", 0, {}, {}, None
+    if ARMS[spec.arm].step_norm:
+        stream = _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
     if fit != "none":
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         before = {name: p.detach().clone() for name, p in trained.items()}
@@ -330,9 +385,9 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
                           (blocks[i:i + arms.FIT_BATCH] for i in range(0, len(blocks), arms.FIT_BATCH)))
         if fit == "gradient":
             # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
-            identity = {"id": spec.id, "rate": rate, "code": code_sha256(), "lock": environment["lock"],
+            identity = {"id": spec.id, **_told(rates), "code": code_sha256(), "lock": environment["lock"],
                         "packages": environment["packages"], **hashes, **profile.identity(spec)}
-            train(model, spec, profile, corpus, rate, log, progress and accelerator.is_main_process,
+            train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
                   Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
         _score_all(model, spec, profile, sets, log, update)
     except Diverged:
@@ -340,28 +395,61 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     if not accelerator.is_main_process:
         return
     if status == "finished":
-        _describe(model, spec, before, log, update)
+        _describe(model, spec, before, stream, log, update)
     log.finish(path, {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
-        "depth": spec.depth, "rank": spec.rank, "rate": rate, "protocol": spec.protocol,
+        "depth": spec.depth, "rank": spec.rank, **_told(rates), "protocol": spec.protocol,
         "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
         "config": config, **environment, "processes": accelerator.num_processes,
         "hashes": hashes | {"trained": _save_trained(trained, path)},
+        "travel": _travel(rates, profile, spec) if rates else None, "stream": evaluation.stream_kind(profile),
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained),
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
 
 
-def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], log: WorkingLog, update: int) -> None:
-    """Log how much of each trained tensor moved, and how far the gate's bias opens it."""
-    parameters = dict(model.named_parameters())
-    ran = max(evaluation.DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth  # steps that ever ran
+def _told(rates: Rates | None) -> dict[str, float | None]:
+    """A run's rates as a manifest's fields."""
+    return {"rate": rates and rates.matrix, "elementwise_rate": rates and rates.elementwise}
+
+
+def _travel(rates: Rates, profile: Profile, spec: RunSpec) -> dict[str, float]:
+    """How far an entry of each kind of tensor can move: the sum of its learning rates (AUDIT `travel`)."""
+    updates, kind = profile.training.updates, switches(spec.protocol)["schedule"]
+    total = sum(schedule(update, updates, kind) for update in range(updates))
+    return {"matrix": rates.matrix * total, "elementwise": rates.elementwise * total}
+
+
+def _steps(spec: RunSpec) -> int | None:
+    """How many recurrence steps a run ever takes; None without a loop."""
+    return max(evaluation.DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth
+
+
+def _match(model, spec: RunSpec, blocks: np.ndarray) -> list[float]:
+    """The stream's root mean square at each step; the step norms of a `matched` arm begin there, others stay at 1."""
+    weight = model.recurrence.step_norm.weight
+    stream = evaluation.stream_rms(model, blocks, _steps(spec))
+    if not ARMS[spec.arm].matched:
+        nn.init.ones_(weight)
+    return stream
+
+
+def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], stream: list[float] | None, log: WorkingLog,
+              update: int) -> None:
+    """Log how much of each trained tensor moved, how far norms and table went, how far the gate's bias opens it."""
+    parameters, ran = dict(model.named_parameters()), _steps(spec)
+    recurrence = getattr(model, "recurrence", None)
+    if stream:
+        log.row(update, "model", "stream_rms", stream)
+        log.row(update, "model", "step_norm", recurrence.step_norm.weight[:ran].detach().mean(-1).tolist())
+    if ARMS[spec.arm].modulation == "static":
+        log.row(update, "model", "table", recurrence.modulation.table[:ran].detach().abs().max().item())
     for name, start in before.items():
         of_steps = ran if name.removeprefix("recurrence.") in STEP_TABLES else None  # the rest only decays
         moved = (parameters[name].detach()[:of_steps] != start[:of_steps]).double().mean().item()
         log.row(update, "model", f"moved/{name}", moved)
-    if getattr(getattr(model, "recurrence", None), "gate", None) is not None:
-        opening = torch.sigmoid(model.recurrence.gate.linear.bias).mean().item()
+    if getattr(recurrence, "gate", None) is not None:
+        opening = torch.sigmoid(recurrence.gate.linear.bias).mean().item()
         log.row(update, "model", "gate_open", opening)
 
 

@@ -1,19 +1,29 @@
-"""pyproject.toml, requirements.lock, environment.yml and the Makefile never disagree."""
+"""pyproject.toml, requirements.lock, environment.yml and the Makefile never disagree; the user's environment changes no
+result."""
 
 import importlib.metadata
+import json
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from conftest import profile_data
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from synthetic import write
 
 import ouroboros
-from ouroboros.experiment import PROFILES
+from ouroboros import metrics, provenance, reproduce, sweep
+from ouroboros.errors import InputError
+from ouroboros.experiment import PROFILES, parse_profile
+from ouroboros.log import read_run
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -85,3 +95,265 @@ def test_make_uses_the_active_environment(settings, folder):
     environment = {"PATH": "/usr/bin:/bin", **settings}
     help = subprocess.run(["make", "-s", "help"], cwd=ROOT, env=environment, capture_output=True, text=True).stdout
     assert help.endswith(f"environment: {folder}\n")
+
+
+# ------------------------------------------------------------------------- the user's environment changes no result
+
+HOSTILE = {
+    "ACCELERATE_MIXED_PRECISION": "bf16", "ACCELERATE_DYNAMO_BACKEND": "inductor",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+    "OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2", "PYTHONHASHSEED": "7", "TZ": "Asia/Kolkata",
+    "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0",  # open() reads and writes ASCII
+    "MPLBACKEND": "no such backend",
+}
+MATPLOTLIBRC = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\nsavefig.dpi: 20\naxes.facecolor: red\n"
+ANALYSIS = """
+import sys
+from pathlib import Path
+from ouroboros import claims, figures, inventory, metrics, tables
+from ouroboros.reproduce import Output
+root, out = map(Path, sys.argv[1:])
+results = metrics.load("tiny-first", root)
+output = Output(results, out)
+output.figure(figures.advantage(results), "advantage")
+output.table(tables.arm_table(results), "arms")
+out.mkdir(exist_ok=True)
+(out / "claims.md").write_bytes(claims.markdown(results).encode())
+(out / "logs.md").write_bytes(inventory.markdown(root, {"tiny-first": results}).encode())
+"""
+
+
+def python(*arguments, cwd=ROOT, **variables) -> subprocess.CompletedProcess:
+    """A Python process that finds this checkout, with variables set (None: not set) beside those that are."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+    environment = {name: str(value) for name, value in environment.items() if value is not None}
+    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, env=environment,
+                          capture_output=True, text=True, errors="replace")
+
+
+@pytest.fixture
+def made(text, root):
+    """A function that makes one run in a process with some variables, and returns it."""
+    (root / "data.json").write_text(json.dumps(profile_data(text)))
+
+    def make(*launcher, **variables):
+        (root / LOG).unlink(missing_ok=True)
+        done = python(*launcher, ROOT / "tests/command.py", root, "run", RUN, **variables)
+        assert done.returncode == 0, done.stderr
+        return read_run(root / LOG)
+    return make
+
+
+RUN = "controller-d2-r4-corrected-s0"
+LOG = f"results/test/runs/{RUN}.jsonl"
+LAUNCH = ("-m", "accelerate.commands.launch")
+
+
+def test_a_run_is_the_same_in_any_environment(made, tmp_path):
+    here = made(**dict.fromkeys(HOSTILE))
+    there = made(cwd=tmp_path, **HOSTILE)
+    assert there.log.equals(here.log)
+    for run in (here, there):  # as in a job of a sweep, whatever the environment says
+        assert run.manifest["hardware"]["threads"] == 1
+        assert run.manifest["hardware"]["device"] == "cpu"
+        assert run.manifest["hardware"]["mixed_precision"] == "no"
+
+
+def test_a_run_is_that_of_a_sweeps_job(made, text, root):
+    alone = made(OMP_NUM_THREADS=2)
+    (root / LOG).unlink()
+    worker = sweep.Worker(parse_profile(profile_data(text), "test.yaml"), root, "matrix", "local")
+    worker._make(worker.profile.find(RUN))
+    job = read_run(root / LOG)
+    assert job.log.equals(alone.log)
+    assert job.manifest["hardware"] == alone.manifest["hardware"]
+
+
+def test_accelerates_own_configuration_changes_no_run(made, tmp_path):
+    folder = tmp_path / "home/accelerate"
+    folder.mkdir(parents=True)
+    alone = made()
+    (folder / "default_config.yaml").write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\n"
+        "dynamo_config: {dynamo_backend: INDUCTOR}\nnum_machines: 1\nnum_processes: 1\nuse_cpu: false\n")
+    launched = made(*LAUNCH, HF_HOME=tmp_path / "home")
+    assert launched.log.equals(alone.log)
+
+
+@pytest.mark.parametrize("name", provenance.REFUSED)
+def test_a_setting_that_nothing_overrides_is_refused(name, monkeypatch):
+    for harmless in ("", "0", "false", "False"):
+        monkeypatch.setenv(name, harmless)
+        provenance.check_environment()
+    monkeypatch.setenv(name, "True")
+    with pytest.raises(InputError, match=f"{name} 'True'"):
+        provenance.check_environment()
+
+
+@pytest.mark.parametrize("command", ["base", "run"])
+def test_it_is_refused_in_one_line_before_anything_is_made(command, text, root):
+    (root / "data.json").write_text(json.dumps(profile_data(text)))
+    before = {path for path in root.rglob("*") if "results" in path.parts}
+    arguments = ["base", "--force"] if command == "base" else ["run", RUN]
+    done = python(ROOT / "tests/command.py", root, *arguments, ACCELERATE_USE_FSDP="true")
+    assert done.returncode == 2 and not done.stdout
+    assert done.stderr.startswith("error: environment variable ACCELERATE_USE_FSDP 'true'")
+    assert done.stderr.count("\n") == 1
+    assert {path for path in root.rglob("*") if "results" in path.parts} == before
+
+
+@pytest.fixture(scope="module")
+def locales(tmp_path_factory):
+    """A folder with locales of a decimal comma, of another encoding, and in which I's lower case isn't i."""
+    folder = tmp_path_factory.mktemp("locales")
+    for name, encoding in (("de_DE", "ISO-8859-1"), ("tr_TR", "UTF-8")):
+        try:
+            subprocess.run(["localedef", "-i", name, "-f", encoding, folder / f"{name}.{encoding}"],
+                           capture_output=True)
+        except FileNotFoundError:
+            pytest.skip("localedef isn't installed")
+        if not (folder / f"{name}.{encoding}").exists():
+            pytest.skip(f"the source of locale {name} isn't installed")
+    return folder
+
+
+def analysed(root: Path, folder: Path, **variables) -> dict[Path, bytes]:
+    """What a process of that working directory derives from the logs under a root."""
+    done = python("-c", ANALYSIS, root, folder / "out", cwd=folder, **variables)
+    assert done.returncode == 0, done.stderr
+    return {path.relative_to(folder): path.read_bytes() for path in (folder / "out").rglob("*.*")}
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory):
+    """Logs, and what is derived from them in a plain environment."""
+    root, folder = tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("here")
+    write(root)
+    return root, analysed(root, folder, **dict.fromkeys(HOSTILE))
+
+
+@pytest.mark.parametrize("locale", ["C", "de_DE.ISO-8859-1", "tr_TR.UTF-8"])
+def test_tables_figures_and_verdicts_are_the_same_in_any_environment(locale, locales, here, tmp_path):
+    (tmp_path / "matplotlibrc").write_text(MATPLOTLIBRC)
+    root, derived = here
+    variables = HOSTILE | {"LC_ALL": locale, "LOCPATH": locales, "MATPLOTLIBRC": tmp_path}
+    assert len(derived) == 7 and analysed(root, tmp_path, **variables) == derived
+
+
+def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_path):
+    code = "import sys, os\nprint(sys.prefix, {'marked', 'marked_too'} & set(globals()), 1 / 3)"
+    cells = [nbformat.v4.new_code_cell("profile = ''", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell(code)]
+    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, tmp_path / "a.ipynb")
+    for file, text in (("ipython/profile_default/startup/a.py", "marked = 1"), ("startup.py", "marked_too = 1"),
+                       ("ipython/profile_default/ipython_kernel_config.py",
+                        "get_config().InteractiveShell.separate_in = ''\n1 / 0"),
+                       ("jupyter/kernels/python3/kernel.json",
+                        json.dumps({"argv": ["false"], "display_name": "other", "language": "python"}))):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text(text)
+    script = ("import sys; from pathlib import Path; from ouroboros.reproduce import execute; a = Path(sys.argv[1]); "
+              "execute(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, {})")
+    done = python("-c", script, tmp_path, IPYTHONDIR=tmp_path / "ipython", PYTHONSTARTUP=tmp_path / "startup.py",
+                  JUPYTER_PATH=tmp_path / "jupyter", JUPYTER_DATA_DIR=tmp_path / "jupyter")
+    assert done.returncode == 0, done.stderr
+    printed = nbformat.read(tmp_path / "out/a.ipynb", 4).cells[-1].outputs[0].text
+    assert printed == f"{sys.prefix} set() {1 / 3}\n"
+
+
+# ------------------------------------------------------------------------------------------------ git and its absence
+
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@b")
+
+
+def repository(folder: Path) -> str:
+    """A repository with one commit; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "file").write_text("text")
+    for command in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "one"]):
+        subprocess.run([*GIT, "-C", folder, *command], check=True)
+    return subprocess.run([*GIT, "-C", folder, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture
+def asked_anew():
+    """What is asked, or said, once a process."""
+    provenance._state.cache_clear()
+    provenance.note.cache_clear()
+
+
+def no_git(folder: Path, monkeypatch) -> None:
+    repository(folder)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def no_history(folder: Path, monkeypatch) -> None:
+    folder.mkdir()
+
+
+def history_of_a_folder_above(folder: Path, monkeypatch) -> None:
+    repository(folder.parent)
+    folder.mkdir()
+
+
+def another_users(folder: Path, monkeypatch) -> None:
+    repository(folder)
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+
+
+def no_commit(folder: Path, monkeypatch) -> None:
+    subprocess.run([*GIT, "init", "-q", folder], check=True)
+
+
+@pytest.mark.parametrize("situation, said", [
+    (no_git, "git isn't installed"), (no_history, "no git history"), (history_of_a_folder_above, "no git history"),
+    (another_users, "safe.directory"), (no_commit, "has no commit")])
+def test_without_a_history_one_line_says_so_and_all_else_goes_on(situation, said, tmp_path, monkeypatch, capsys,
+                                                                 asked_anew):
+    folder = tmp_path / "checkout"
+    situation(folder, monkeypatch)
+    write(folder, keep=lambda spec: spec.arm == "cut")
+    for _ in range(2):
+        made = provenance.provenance(folder)
+    assert made["commit"] is None and made["clean"] is False
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("note: no commit is recorded: ") and said in err and err.count("\n") == 1
+    results = metrics.load("tiny-first", folder)
+    assert list(reproduce._provenance_faults(results, folder)) == []
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("note: whether the commits of the runs exist isn't checked: ")
+    assert said in err and err.count("\n") == 1
+
+
+def test_a_shallow_clone_knows_its_commit_but_not_the_runs(tmp_path, capsys, asked_anew):
+    repository(tmp_path / "whole")
+    subprocess.run([*GIT, "-C", tmp_path / "whole", "commit", "-q", "--allow-empty", "-m", "two"], check=True)
+    subprocess.run([*GIT, "clone", "-q", "--depth", "1", f"file://{tmp_path}/whole", tmp_path / "shallow"], check=True)
+    write(tmp_path / "shallow", keep=lambda spec: spec.arm == "cut")
+    assert provenance.provenance(tmp_path / "shallow")["commit"]
+    results = metrics.load("tiny-first", tmp_path / "shallow")
+    assert list(reproduce._provenance_faults(results, tmp_path / "shallow")) == []
+    assert "shallow" in capsys.readouterr().err
+
+
+def test_the_commit_is_the_checkouts_whatever_the_users_git_is_told(tmp_path, monkeypatch, asked_anew):
+    mine, other = repository(tmp_path / "mine"), tmp_path / "other"
+    repository(other)
+    subprocess.run([*GIT, "-C", other, "commit", "-q", "--allow-empty", "-m", "two"], check=True)
+    monkeypatch.setenv("GIT_DIR", str(other / ".git"))
+    monkeypatch.setenv("GIT_WORK_TREE", str(other))
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "status.showUntrackedFiles")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", "no")
+    assert provenance._state(tmp_path / "mine") == (mine, True)
+    provenance._state.cache_clear()
+    (tmp_path / "mine/new.py").touch()
+    assert provenance._state(tmp_path / "mine") == (mine, False)
+
+
+@pytest.mark.parametrize("variables", [{"PATH": "/nowhere"}, {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}])
+def test_a_run_without_git_names_no_commit_and_says_so(variables, made, root, text):
+    run = made(**variables)
+    assert run.manifest["commit"] is None and not run.manifest["clean"]
