@@ -91,9 +91,10 @@ def _row(quantity: str, value: Decimal | int | str, how: str, limit: str,
         decimals = _decimals(reported)
     shown = value if isinstance(value, str) else f"{value:{sign},.{decimals}f}"
     agrees = "" if reported is None else _yes(Decimal(shown.replace(",", "")) == reported)
-    return {"quantity": quantity, "reported": "" if reported is None
-            else f"{reported:{sign},} {unit}", "recomputed": f"{shown} {unit}".strip(), "how": how,
-            "agrees": agrees, "what it can't show": limit}
+    return {"quantity": quantity,
+            "reported": "" if reported is None else f"{reported:{sign},} {unit}".strip(),
+            "recomputed": f"{shown} {unit}".strip(), "how": how, "agrees": agrees,
+            "what it can't show": limit}
 
 
 def _decimals(number: Decimal) -> int:
