@@ -5,6 +5,7 @@ depths; paired quantities are differences within a seed, so that what the seed d
 """
 
 import functools
+import itertools
 import json
 import math
 import os
@@ -38,8 +39,7 @@ class Results:
 
     profile: Profile
     runs: Mapping[str, Run]
-    cells: pd.DataFrame
-
+    given: pd.DataFrame | None = None  # other rows than those of the runs
     _read: list[set[str]] = field(default_factory=list)
 
     @contextmanager
@@ -55,6 +55,11 @@ class Results:
         """Say that these runs were read."""
         for read in self._read:
             read.update(name for name in runs if name in self.runs)
+
+    @functools.cached_property
+    def cells(self) -> pd.DataFrame:
+        """See the function `cells`."""
+        return cells(self.profile, self.runs) if self.given is None else self.given
 
     @functools.cached_property
     def places(self) -> dict[tuple, list]:
@@ -86,40 +91,49 @@ def load(profile: str, root: Path) -> Results:
     """Read every finished run of a profile. Raises InputError when there is none, or one isn't what it says."""
     declared = load_profile(profile)
     parsed = os.environ.get("OUROBOROS_PARSED")
-    runs = _handed_over(Path(parsed) / f"{profile}.npz") if parsed else read_runs(declared.folder(root))
+    runs = _HandedOver(Path(parsed) / f"{profile}.npz") if parsed else read_runs(declared.folder(root))
     if not runs:
         raise InputError(f"{declared.folder(root)}/runs: no finished run there; make runs PROFILE={profile} makes them")
-    return Results(declared, runs, cells(declared, runs))
+    return Results(declared, runs)
 
 
 def hand_over(results: Results, folder: Path) -> None:
     """Write a profile's parsed logs for the kernels of its notebooks, which then parse none: see `load`."""
     index, numbers = {}, array("d")
     for name, run in results.runs.items():
-        series = []
+        start, series = len(numbers), []
         for (split, metric), found in run.series.items():
             sizes = [len(value) if isinstance(value, list) else 0 for value in found.values]  # 0: a number
             series.append([split, metric, found.updates, sizes])
             for value, size in zip(found.values, sizes, strict=True):
                 numbers.extend(value) if size else numbers.append(value)
-        index[name] = {"manifest": run.manifest, "series": series}
+        index[name] = [start, len(numbers), json.dumps({"manifest": run.manifest, "series": series})]
     np.savez(folder / f"{results.profile.name}.npz", numbers=np.frombuffer(numbers), index=np.array(json.dumps(index)))
 
 
-def _handed_over(file: Path) -> dict[str, Run]:
-    with np.load(file, allow_pickle=False) as parsed:
-        numbers, index = parsed["numbers"].tolist(), json.loads(str(parsed["index"]))
-    runs, place = {}, 0
-    for name, run in index.items():
-        series = {}
-        for split, metric, updates, sizes in run["series"]:
-            values = []
-            for size in sizes:
-                values.append(numbers[place:place + size] if size else numbers[place])
-                place += size or 1
-            series[split, metric] = Series(updates, values)
-        runs[name] = Run(run["manifest"], series)
-    return runs
+class _HandedOver(Mapping):
+    """The runs of a file that `hand_over` wrote, each put together when it is asked for."""
+
+    def __init__(self, file: Path):
+        with np.load(file, allow_pickle=False) as parsed:
+            self.numbers, self.index = parsed["numbers"], json.loads(str(parsed["index"]))
+        self.made: dict[str, Run] = {}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.index)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, name: str) -> Run:
+        if name not in self.made:
+            start, end, text = self.index[name]
+            numbers, run, series = iter(self.numbers[start:end].tolist()), json.loads(text), {}
+            for split, metric, updates, sizes in run["series"]:
+                values = [list(itertools.islice(numbers, size)) if size else next(numbers) for size in sizes]
+                series[split, metric] = Series(updates, values)
+            self.made[name] = Run(run["manifest"], series)
+        return self.made[name]
 
 
 def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:

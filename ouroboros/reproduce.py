@@ -17,7 +17,6 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 
 from . import claims, figures, findings, inventory, metrics
@@ -90,6 +89,7 @@ def execute(notebook: Path, target: Path, parameters: dict, environment: dict[st
     Raises InputError for a parameter that its `parameters` cell doesn't have (papermill would only warn), and when a
     cell fails.
     """
+    import nbformat  # here, since it takes a second and every notebook's kernel imports this module
     import papermill
 
     known = papermill.inspect_notebook(str(notebook))
@@ -138,7 +138,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
         metrics.hand_over(results, Path(parsed))
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "OUROBOROS_PARSED": parsed}
         running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
-                               environment) for notebook in notebooks]
+                               environment) for notebook in reversed(notebooks)]  # the longest, the audit, first
         write_atomic(folder / "claims.md", claims.markdown(results))
         for notebook in running:
             notebook.result()  # what it raised
@@ -187,6 +187,8 @@ def _sidecar(path: Path) -> str:
 
 def _notebook(path: Path) -> str:
     """What a notebook says: sources and text outputs; its pictures are compared as figures."""
+    import nbformat
+
     lines = []
     for cell in nbformat.read(path, 4).cells:
         lines.append(cell.source)
@@ -207,7 +209,7 @@ def _difference(old: Path, new: Path) -> str | None:
         if old.suffix == ".csv":
             return _same_table(old, new)
         return _same_text(read(old), read(new))
-    except (ValueError, KeyError, nbformat.reader.NotJSONError) as error:
+    except (ValueError, KeyError) as error:  # a NotJSONError of nbformat's is a ValueError
         return f"can't be read ({str(error).splitlines()[0]})"
 
 
