@@ -36,8 +36,8 @@ def manifest(spec: RunSpec, profile, **changes) -> dict:
         "level": spec.level, "protocol_version": profile.protocol_version,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
         "clean": True, "lock": None, "packages": {}, "hardware": {},
-        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable": 0,
-        "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000", "wall_seconds": 1.0,
+        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable":
+        0, "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000", "wall_seconds": 1.0,
         **changes}
 
 
@@ -48,7 +48,7 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
     if updates:
         for update in range(1, updates + 1):
             log.row(update, "train", "loss", value + math.exp(-5 * update / updates))
-        for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
+        for update in sorted(set(np.linspace(0, updates, profile.evaluation.points).round().astype(int))):
             log.row(update, "heldout", "curve/loss_t+1", value + math.exp(-5 * update / updates))
             if spec.depth and spec.purpose == "matrix":  # the gate opens over training, and more at later steps
                 log.row(update, "heldout", "curve/steps/gate_open",
