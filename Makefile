@@ -56,8 +56,8 @@ rerun: $(STAMP) ## make one committed run again and compare with its log: make r
 verify: $(STAMP) ## derive everything again, elsewhere, and compare with what is committed
 	$(OUROBOROS) verify --profile $(PROFILE)
 
-base: $(STAMP) ## pretrain the base model of PROFILE, unless it is there; FORCE=1: again
-	$(OUROBOROS) base --profile $(PROFILE) $(if $(FORCE),--force)
+base: $(STAMP) ## pretrain or fetch the base model of PROFILE, unless it is there; FORCE=1: again; WHEEL=file
+	$(OUROBOROS) base --profile $(PROFILE) $(if $(FORCE),--force) $(if $(WHEEL),--wheel '$(WHEEL)')
 
 bench: $(STAMP) ## time conversion and generation against their alternatives; run nothing beside it
 	$(OUROBOROS) bench

