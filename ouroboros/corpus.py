@@ -246,7 +246,7 @@ def _tokenizer(profile: Profile, root: Path, texts: Iterable[str]):
 
     path = profile.tokenizer_path(root)
     if not path.exists():
-        if profile.base.path:
+        if profile.base.pretraining is None:
             raise InputError(f"{path}: no tokenizer.json there; put the base's own beside its weights")
         from .log import write_atomic
 
