@@ -270,8 +270,13 @@ class Training(Strict):
 class Evaluation(Strict):
     points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
     blocks: Positive  # held-out blocks at those points
-    final_blocks: Positive  # blocks a split (train, heldout, foreign; dev in the search) at the end
+    final_blocks: Positive  # blocks of held-out text at the end
+    other_blocks: Positive | None = None  # of train and foreign, and of dev in a search; None: as many
     stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
+
+    @property
+    def others(self) -> int:
+        return self.other_blocks or self.final_blocks
 
 
 class Probes(Strict):
@@ -377,6 +382,7 @@ class Profile(Strict):
     plan: Annotated[tuple[Entry, ...], Field(min_length=1)]  # most important first: an unfinished plan is a smaller one
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
+    packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
 
     @property
     def frozen(self) -> bool:
@@ -400,7 +406,7 @@ class Profile(Strict):
 
     def fetched_base(self, root: Path) -> Path:
         """The folder that `fetch` makes of a GGUF file; git ignores it."""
-        return Path(root) / ".cache" / "bases" / self.name
+        return Path(root) / ".cache" / "bases" / (self.base_of or self.name)
 
     def base_source(self, root: Path) -> Path:
         """The folder of the base: the one pretrained here, the one made of a GGUF file, a local one,
