@@ -135,7 +135,7 @@ def test_models_are_told_by_what_they_were_trained_on(results):
 @pytest.mark.parametrize("column", ["released", "corrected"])
 def test_alpha_is_told_at_the_other_ranks(results, column):
     rows = audit.switch_table(results).query("switch == 'alpha' and column == @column").set_index("quantity")
-    assert {*rows["rank"]} == {*results.profile.matrix.ranks} and {*rows["depth"]} == {results.profile.depth}
+    assert {*rows["rank"]} == {*results.profile.ranks} and {*rows["depth"]} == {results.profile.depth}
     assert rows.loc["static - Controller", "effect"] == pytest.approx(0.125 if column == "corrected" else -0.125)
     assert rows.loc["gap recovery (%)", "effect_n"] == 1 and "none" not in rows.index
 

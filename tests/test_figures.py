@@ -22,7 +22,7 @@ FIGURES = {
     "instead": figures.instead,
     "other depths": figures.other_depths,
     "interventions": figures.interventions,
-    "steps": lambda r: figures.steps(r, r.profile.matrix.depths[-1]),
+    "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
     "audit": lambda r: figures.audit(r, "static - Controller"),
     **{f"audit {name}": getattr(figures, f"audit_{name}") for name in findings.FINDINGS},
     "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
@@ -33,7 +33,7 @@ FIGURES = {
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     write(root, diverged=("static-d4-r8-corrected-s1",))
-    return metrics.load("tiny", root)
+    return metrics.load("tiny-first", root)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_two_makings_are_the_same_bytes(name, results, tmp_path):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_path):
-    figure, protocols = FIGURES[name](results), results.profile.matrix.protocols
+    figure, protocols = FIGURES[name](results), results.profile.protocols
     if name in ("ladder", "coda", "instead"):
         protocols = ("corrected",) * len(figure.axes)
     several = name.startswith("audit ")  # these show all their protocols on one axis
@@ -131,5 +131,5 @@ def test_costs_are_shown_in_percent_of_the_full_model(results, tmp_path):
     lines = {line["label"]: line for line in plotted}
     assert lines["full"]["y"] == [100, 100]
     loop = lines["FLOPs, forward"]
-    assert loop["x"] == list(results.profile.matrix.depths) and loop["y"] == sorted(loop["y"])
+    assert loop["x"] == list(results.profile.depths) and loop["y"] == sorted(loop["y"])
     assert len(set(lines["weights held"]["y"])) == 1 and lines["weights held"]["y"][0] < 100
