@@ -17,7 +17,7 @@ REPORTED = {
     "L36": 1.378, "L17": 8.975, "Lc": [5.073, 5.082], "red": 43.4, "rec": 51.3, "c1": 5.082, "c4": 5.075, "c8": 5.080,
     "s1": 6.519, "s4": 5.246, "s8": 5.119, "adv1": 1.437, "adv4": 0.171, "adv8": 0.039, "ahead": None, "nogate": 0.20,
     "gate": -3.49, "params": 9.2, "heldout": None, "range": 0.009}
-TINY = load_profile("tiny-first").matrix
+TINY = load_profile("tiny").matrix
 SEEDS, RANKS = len(TINY.seeds), TINY.ranks
 TRENDS = [name for name, claim in LEDGER.items() if claim["rule"] not in ("value", "count")]
 # the seeds of `synthetic.loss` agree closely, so every trend that it has can be told
@@ -29,7 +29,7 @@ AS_REPORTED = {"helps": "holds", "ahead": "holds", "ahead_ranks": "holds" if RAN
 
 def results_of(root, loss=synthetic.loss, **options):
     write(root, loss=loss, **options)
-    return metrics.load("tiny-first", root)
+    return metrics.load("tiny", root)
 
 
 def mirrored(arm, depth, protocol, seed):
@@ -221,7 +221,7 @@ def test_the_sentences_follow_the_numbers(results, flipped):
     assert "depth 8 is better than the cut model (-2 " in claims.found_gap(results, "corrected")
     worse = 2 - 0.02 * sum(TINY.seeds) / SEEDS
     assert f"depth 8 is worse than the cut model ({worse:.4g} [" in claims.found_gap(flipped, "corrected")
-    for depth in results.profile.depths:
+    for depth in results.profile.matrix.depths:
         assert f"at depth {depth} the Controller is ahead" in claims.found_advantage(results, "corrected")
         assert f"at depth {depth} static is ahead" in claims.found_advantage(flipped, "corrected")
     before, after = claims.found_gate(results, "corrected"), claims.found_gate(flipped, "corrected")
@@ -241,7 +241,7 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(synthetic, "write_inside", still)
             synthetic.write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed), 4.0)
-    assert claims.found_interventions(metrics.load("tiny-first", tmp_path), "corrected").count("can't be told to move") == 3
+    assert claims.found_interventions(metrics.load("tiny", tmp_path), "corrected").count("can't be told to move") == 3
     assert "on `heldout` text it is better than the cut model (-2 " in claims.found_splits(results, "released")
 
 
