@@ -1,36 +1,34 @@
-"""The claims ledger: reported, recomputed, measured, verdict. Never imports torch.
+"""Verdicts: each claim of the ledger judged on the raw logs, and what was found in words. No torch.
 
-`claims.yaml` holds what is reported and the rule by which each claim is judged; nothing measured stands in it.
+`claims.yaml`, which `ledger.py` reads, holds what is reported and the rule that judges it.
 """
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import yaml
 
 from . import intervals, metrics, tables
-from .experiment import switches
-from .intervals import Interval, t_interval
+from .experiment import ARMS, Cell, Profile, switches
+from .intervals import BySeed, Interval, Ratio, t_interval
+from .ledger import PAPER_RANK, STATISTICS, Claim, Measure, load, recomputed, reported
 from .metrics import Results, Statistics
 from .rates import search_of
 
-FILE = Path(__file__).parent / "claims.yaml"
 FEWEST = 3  # seeds: the interval of two rests on one difference
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
+MARGIN, MARGIN_SHARE = 0.01, 0.01  # nats per token; share of the gap
 REPORTED_SCALE = "paper"
 SMOKE = "**smoke: not a result.** "
-# SYSTEM section 6, at d = 2048 and r = 32; the tests count the same on the model
-PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_072}
-
-RECOMPUTE = {
-    "difference": lambda a, b: a - b,
-    "reduction": metrics.reduction,
-    "recovery": lambda cut, arm, full: metrics.recovery(cut, arm, full),
-    "spread": lambda ends: max(ends) - min(ends),
-    "parameters": lambda: sum(PAPER_PARAMETERS.values()) / 1e6,
+SOURCES = ("A: the paper's abstract; R: README of the authors' release; C: its code; D: a third "
+           "party's digest of the full text, secondary where it is alone")
+RULES = {  # as docs/claims.md says them
+    "value": "the reported value, at profile `paper` only",
+    "positive": "above 0 in every part",
+    "negative": "below 0 in every part",
+    "small": f"within {100 * SMALL_SHARE:g} % of the Controller's loss reduction",
+    "count": "exact, counted on the model",
 }
 
 
@@ -43,38 +41,61 @@ class Judged:
     why: str
 
 
-def load() -> list[dict]:
-    return yaml.safe_load(FILE.read_text(encoding="utf-8"))
+def margin(gap: float | None) -> float:
+    """Nats per token below which a difference counts as none: the smaller of 0.01 and 1 % of the
+    gap, cut - full; 0.01 where the gap is undefined (None, NaN or not above 0)."""
+    return min(MARGIN, MARGIN_SHARE * gap) if gap and gap > 0 else MARGIN
 
 
-def reported(claims: list[dict]) -> dict[str, object]:
-    """{id: what is reported}: a number, a range as a list of two, or None where it is stated in words."""
-    return {claim["id"]: claim.get("reported") for claim in claims}
+def measured(measure: Measure, statistics: Statistics) -> dict[str, BySeed | Ratio]:
+    """The parts of a measure on the runs of one profile and protocol. An arm or a rank that isn't
+    there has no seeds."""
+    profile = statistics.results.profile
+    if not all(arm in ARMS for arm in measure.arms):
+        return {"": {}}
+    options = measure.model_dump(exclude={"statistic", "baseline"}, exclude_none=True)
+    if measure.rank:
+        options["rank"] = _scaled(measure.rank, profile)
+        if options["rank"] is None:
+            return {"": {}}
+    if measure.statistic == "against":
+        baseline = statistics.loss(measure.baseline)[""]
+        return {"": metrics.minus(statistics.loss(**options)[""], baseline)}
+    return getattr(statistics, measure.statistic)(**options)
 
 
-def recomputed(claim: dict, claims: list[dict]) -> float | None:
-    """The claim's value from the other reported values; where one is a range, its middle, None without a formula."""
-    if "recompute" not in claim:
-        return None
-    function, told = claim["recompute"]["function"], reported(claims)
-    values = [told[name] for name in claim["recompute"]["of"]]
-    if function != "spread":
-        values = [sum(v) / 2 if isinstance(v, list) else v for v in values]
-    return RECOMPUTE[function](*values)
+def _scaled(rank: int, profile: Profile) -> int | None:
+    """A rank of the paper at a profile's base rank; None where that is no whole number."""
+    scaled, rest = divmod(rank * profile.rank, PAPER_RANK)
+    return None if rest else scaled
 
 
-def judge(claim: dict, results: Results, protocol: str) -> Judged:
+def _draws_depths(arm: str, protocol: str) -> bool:
+    """Whether the protocol makes one run of all depths of an arm (AUDIT `depth`)."""
+    if not ARMS[arm].loops:
+        return False
+    one, other = (Cell(arm, depth, None, protocol, 0).run for depth in (1, 2))
+    return one == other
+
+
+def judge(claim: Claim, results: Results, protocol: str) -> Judged:
     """Judge one claim by its rule on the measured parts of one protocol."""
-    if claim["rule"] == "count":
+    if claim.rule == "count":
         return Judged({}, "holds", "counted on the model at the paper's shape, in the tests")
-    measure = dict(claim["measure"])
+    if claim.measure is None:
+        return Judged({}, "no runs", claim.unmeasured)
     statistics = Statistics(results, protocol)
-    by_part = getattr(statistics, measure.pop("statistic"))(**measure)
+    by_part = measured(claim.measure, statistics)
     parts = {name: intervals.interval(values) for name, values in by_part.items()}
     verdict, why = _verdict(claim, parts, statistics)
-    if statistics.diverged and verdict in ("holds", "fails") and claim["rule"] in ("positive", "negative"):
+    signed = claim.rule in ("positive", "negative")
+    if signed and statistics.diverged and verdict in ("holds", "fails"):
         verdict, why = _with_diverged(claim, results, protocol, verdict, why)
-    note = claim.get("notes", {}).get(protocol)
+    loops = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
+    one_run = len(parts) > 1 and all(_draws_depths(arm, protocol) for arm in loops)
+    if one_run and verdict in ("holds", "fails"):
+        why += "; every part is the same run, so this is one measurement"
+    note = claim.notes.get(protocol)
     return Judged(parts, verdict, why + (f"; {note}" if note else "") + _diverged(statistics))
 
 
@@ -83,12 +104,12 @@ def _diverged(statistics: Statistics) -> str:
     return f"; diverged, so in no mean: {', '.join(f'`{name}`' for name in names)}" if names else ""
 
 
-def _with_diverged(claim: dict, results: Results, protocol: str, verdict: str, why: str) -> tuple[str, str]:
+def _with_diverged(claim: Claim, results: Results, protocol: str, verdict: str,
+                   why: str) -> tuple[str, str]:
     """A verdict of the runs that are left stands if the diverged ones, as endless losses, say the same."""
-    measure = dict(claim["measure"])
     with np.errstate(invalid="ignore"):
-        parts = getattr(Statistics(results, protocol, endless=True), measure.pop("statistic"))(**measure)
-    claimed = 1 if claim["rule"] == "positive" else -1
+        parts = measured(claim.measure, Statistics(results, protocol, endless=True))
+    claimed = 1 if claim.rule == "positive" else -1
     signs = {claimed * math.copysign(1, value) for values in parts.values() for value in values.values()
              if math.isinf(value)}
     expected = 1 if verdict == "holds" else -1
@@ -97,23 +118,23 @@ def _with_diverged(claim: dict, results: Results, protocol: str, verdict: str, w
     return "undecided", f"{why}, but a diverged run, which has no loss, says otherwise"
 
 
-def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) -> tuple[str, str]:
-    rule, results, protocol = claim["rule"], statistics.results, statistics.protocol
+def _verdict(claim: Claim, parts: dict[str, Interval], statistics: Statistics) -> tuple[str, str]:
+    rule, results, protocol = claim.rule, statistics.results, statistics.protocol
     if any(interval.n == 0 for interval in parts.values()):
         if statistics.diverged:
             return "undecided", "a part has no finished run"
         return "no runs", "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
+    if claim.measure.of_depths and _draws_depths(claim.measure.arm, protocol):
+        return "by construction", "this protocol draws the depth itself, so all depths are one run"
     if rule == "value" and results.profile.name != REPORTED_SCALE:
         return "not testable at this scale", "an absolute value of the paper's own model"
-    if switches(protocol).get(claim.get("by_construction")) == "drawn":
-        return "by construction", "this protocol draws the depth itself, so all depths are one run"
     if any(interval.n == 1 for interval in parts.values()):
         return "undecided", "one seed has no interval"
     if any(interval.n < FEWEST for interval in parts.values()):
         return "undecided", f"fewer than {FEWEST} seeds finished"
     if rule == "value":
-        ends = claim["reported"] if isinstance(claim["reported"], list) else [claim["reported"]]
-        low, high = min(ends) - _half_a_digit(ends), max(ends) + _half_a_digit(ends)
+        half = 0.5 * 10.0 ** -claim.decimals  # a reported value is meant to its last digit
+        low, high = min(claim.numbers) - half, max(claim.numbers) + half
         return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
                              "an interval that meets the reported value")
     if rule == "small":
@@ -131,11 +152,6 @@ def _verdict(claim: dict, parts: dict[str, Interval], statistics: Statistics) ->
     return _by_intervals(family, lambda i: min(sign * i.low, sign * i.high) > 0,
                          lambda i: sign * i.mean < 0 and i.p < 1 - intervals.LEVEL,
                          "above 0" if sign == 1 else "below 0")
-
-
-def _half_a_digit(numbers: list[float]) -> float:
-    """Half of the last digit that was reported."""
-    return 0.5 * 10.0 ** -max(len(f"{number!r}".partition(".")[2]) for number in numbers)
 
 
 def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
@@ -161,8 +177,10 @@ def ledger(results: Results) -> pd.DataFrame:
         for protocol in results.profile.protocols:
             judged = judge(claim, results, protocol)
             rows.append({
-                "id": claim["id"], "claim": claim["what"], "reported": _reported(claim), "source": claim["source"],
-                "recomputed": "" if again is None else f"{again:.4g}", "protocol": protocol,
+                "id": claim.id, "claim": claim.what, "reported": claim.told,
+                "source": claim.sources,
+                "recomputed": "" if again is None else f"{again:.{claim.decimals}f}",
+                "protocol": protocol,
                 "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
                 "verdict": judged.verdict, "why": judged.why})
     return pd.DataFrame(rows)
@@ -173,34 +191,88 @@ def _searched(results: Results) -> int:
     return search_of("controller", None, results.profile)[0].depth
 
 
-def _reported(claim: dict) -> str:
-    value = claim.get("reported")
-    if value is None:
-        return "as stated"
-    text = " to ".join(f"{v:g}" for v in value) if isinstance(value, list) else f"{value:g}"
-    return f"{text} {claim['unit']}"
-
-
 def markdown(results: Results) -> str:
     """The whole of claims.md."""
     made = results.cells.drop_duplicates("run")["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
     mark = SMOKE if results.profile.name == "smoke" else ""
     return (f"# Claims at profile `{results.profile.name}`\n\n"
-            f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Reported values are typed from "
-            "their sources (A: the paper's abstract, R: README of the release), recomputed ones follow from other "
-            "reported values, measured ones are means over seeds with paired 95 % Student t intervals, nats per token "
-            "unless said otherwise; the intervals cover training seeds, not the choice of evaluation blocks. Under "
-            f"`corrected` an arm trains at one rate, the best on `dev` at depth {_searched(results)} with a "
-            "spare seed. The rules are in `ouroboros/claims.yaml`, written before the runs but for what is dated "
-            "there.\n\n"
-            + ledger(results).to_markdown(index=False) + "\n")
+            f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Reported values are "
+            f"typed from their sources ({SOURCES}), recomputed ones follow from other reported "
+            "values, measured ones are means over seeds with paired 95 % Student t intervals, nats "
+            "per token unless said otherwise; the intervals cover training seeds, not the choice "
+            "of evaluation blocks. Under `corrected` an arm trains at one rate, the best on `dev` at "
+            f"depth {_searched(results)} with a spare seed. The rules are in "
+            "`ouroboros/claims.yaml`, written before the runs but for what is dated there.\n\n"
+            + ledger(results).to_markdown(index=False, disable_numparse=True) + "\n")
+
+
+# -------------------------------------------------------------------------------------------- sheet
+
+def sheet() -> pd.DataFrame:
+    """What will be judged and how, before any run: one row a claim, nothing measured."""
+    rows = [{"id": claim.id, "claim": claim.what, "source": claim.sources,
+             "reported": claim.told, "open": claim.unsupported or claim.open or "",
+             "judged by": _judged_by(claim), "rule": RULES[claim.rule], "margin": _margin(claim)}
+            for claim in load()]
+    return pd.DataFrame(rows)
+
+
+def _judged_by(claim: Claim) -> str:
+    """The arms and runs that a claim's measure reads."""
+    measure = claim.measure
+    if measure is None:
+        return f"nothing yet: {claim.unmeasured}" if claim.unmeasured else "the model, not trained"
+    own, (_, over) = [], STATISTICS[measure.statistic]
+    if measure.depth:
+        own.append(f"depth {measure.depth}")
+    if measure.rank:
+        own.append(f"rank {measure.rank} (base rank {PAPER_RANK})")
+    if over:
+        own.append(over)
+    loops = any(arm not in ARMS or ARMS[arm].loops for arm in measure.arms)
+    where = f"; {', '.join(own) or 'base depth'}" if loops else ""
+    return ", ".join(f"`{arm}`" for arm in measure.arms) + where
+
+
+def _margin(claim: Claim) -> str:
+    function = claim.recompute.function if claim.recompute else ""
+    if claim.rule == "count":
+        return "none"
+    share = {"reduction": ", in % of the cut model's loss", "recovery": ", in % of the gap"}
+    return f"min({MARGIN:g} nats, {100 * MARGIN_SHARE:g} % of the gap){share.get(function, '')}"
+
+
+def sheet_markdown() -> str:
+    """The whole of docs/claims.md."""
+    claims = reported(load())
+    gap = claims["L17"] - claims["L36"]
+    return f"""# What the paper claims, and how each claim is judged
+
+Made from `ouroboros/claims.yaml` by `claims.sheet_markdown()`, before and without any run; verdicts
+are in `results/<profile>/claims.md`.
+
+- **Source.** {SOURCES}.
+  Numbers have the digits of their source.
+- **Open.** What no source states about a claim, or why no reported number stands behind it.
+- **Judged by.** The arms whose runs are read, each seed paired with itself. Without a depth, the
+  profile's base depth; ranks are the paper's, a profile has the same shares of its base rank.
+- **Rule.** A sign holds where every part's 95 % interval lies on its side, and fails where one lies
+  on the other after Holm's correction over the parts. Where the protocol makes one run of all
+  depths, what a claim says of one arm at a depth, or at different depths, is `by construction`.
+- **Margin.** Two losses closer than the smaller of {MARGIN:g} nats per token and
+  {100 * MARGIN_SHARE:g} % of the gap (cut - full) count as equal; {MARGIN:g} nats where the gap is
+  undefined. At the reported gap of {gap:.3f} nats that is {margin(gap):g} nats. No rule uses it
+  yet.
+
+{sheet().to_markdown(index=False, disable_numparse=True)}
+"""
 
 
 def summary(results: Results) -> str:
     """The verdicts on signs, orders and trends as a short table, one row a claim: README's first screen."""
     frame = ledger(results)
-    judged = frame[~frame["id"].isin([c["id"] for c in load() if c["rule"] in ("value", "count")])].copy()
+    judged = frame[~frame["id"].isin([c.id for c in load() if c.rule in ("value", "count")])].copy()
     judged.loc[judged["why"].str.contains("diverged, so in no mean"), "verdict"] += " (a run diverged)"
     table = judged.pivot(index=["id", "claim"], columns="protocol", values="verdict")
     order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]

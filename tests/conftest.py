@@ -1,6 +1,7 @@
 """What several test files need: a generated corpus, a very small base, a profile that uses both. No network."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,7 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
 
 
 @pytest.fixture(scope="session")
-def committed():
+def tiny_first():
     """The committed logs of `tiny-first`: no test changes them."""
     return metrics.load("tiny-first", Path(__file__).resolve().parents[1])
 
@@ -90,6 +91,12 @@ def root(tmp_path, profile):
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text))
     model.save_pretrained(profile.base_folder(tmp_path))
-    for spec in profile.search_runs():  # the larger rate is each arm's best; the shared one may not be above 1e-3
-        write_run(tmp_path, profile, spec, 1.0 / spec.rate)
+    write_searches(tmp_path, profile)
     return tmp_path
+
+
+def write_searches(root, profile) -> None:
+    """Logs of every search: 1e-2 is each arm's best, 3e-2, the step outward, is worse; the shared rate is 1e-3."""
+    for spec in profile.search_runs():
+        write_run(root, profile, spec, 1e-2 / spec.rate)
+        write_run(root, profile, replace(spec, rate=3e-2), 9.0)

@@ -50,17 +50,17 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
             log.row(update, "train", "loss", value + math.exp(-5 * update / updates))
         for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
             log.row(update, "heldout", "curve/loss_t+1", value + math.exp(-5 * update / updates))
-            if spec.depth and spec.rate is None:  # the gate opens over training, and more at later steps
+            if spec.depth and spec.purpose == "matrix":  # the gate opens over training, and more at later steps
                 log.row(update, "heldout", "curve/steps/gate_open",
                         [update / updates / 2 + t / 100 for t in range(16 if spec.depth == "mixed" else spec.depth)])
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
-        for split in SPLITS if spec.rate is None else ("dev",):
+        for split in SPLITS if spec.purpose == "matrix" else ("dev",):
             for target in ("t+1", "t+2"):
                 spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
                 log.row(updates, split, f"loss_{target}", value)
                 log.row(updates, split, f"block_losses_{target}", (value + spread - spread.mean()).tolist())
-        if ARMS[spec.arm].loops and spec.rate is None:
+        if ARMS[spec.arm].loops and spec.purpose == "matrix":
             write_inside(log, profile, spec, value)
     path = profile.run_path(spec.id, root)
     log.finish(path, manifest(spec, profile, status=status, **changes))

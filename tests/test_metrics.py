@@ -304,14 +304,14 @@ def test_the_tables_of_steps_and_of_the_modulation(results):
 
 # ---------------------------------------------------------------------------- what was read, and is handed to kernels
 
-def test_a_handed_over_log_is_the_parsed_one_value_for_value(committed, tmp_path):
-    metrics.hand_over(committed, tmp_path)
+def test_a_handed_over_log_is_the_parsed_one_value_for_value(tiny_first, tmp_path):
+    metrics.hand_over(tiny_first, tmp_path)
     again = metrics.handed_over("tiny-first", tmp_path)
-    assert again.profile == committed.profile and list(again.runs) == list(committed.runs)
-    for name, run in committed.runs.items():
+    assert again.profile == tiny_first.profile and list(again.runs) == list(tiny_first.runs)
+    for name, run in tiny_first.runs.items():
         assert again.runs[name].manifest == run.manifest and list(again.runs[name].manifest) == list(run.manifest)
         assert again.runs[name].series == run.series and list(again.runs[name].series) == list(run.series)
-    pd.testing.assert_frame_equal(again.cells, committed.cells, check_exact=True)
+    pd.testing.assert_frame_equal(again.cells, tiny_first.cells, check_exact=True)
 
 
 @settings(max_examples=25)
