@@ -36,9 +36,9 @@ def manifest(spec: RunSpec, profile, **changes) -> dict:
         "level": spec.level, "protocol_version": profile.protocol_version,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
         "clean": True, "lock": None, "packages": {}, "hardware": {},
-        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable": 0,
-        "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000", "wall_seconds": 1.0,
-        **changes}
+        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None},
+        "trainable": 0, "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000",
+        "wall_seconds": 1.0, **changes}
 
 
 def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "finished", **changes) -> Path:
@@ -69,7 +69,8 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
 
 def write_inside(log: WorkingLog, profile, spec: RunSpec, value: float) -> None:
     """What a run logs of its loop: the step opens the gate by a tenth more each time and changes the state by 1 / step;
-    0.01 nats more for each step away from the base depth; 0.03, 0.02 and 0.01 nats by interventions."""
+    0.01 nats more for each step away from the base depth; 0.03, 0.02 and 0.01 nats by interventions; 0.04 on a block's
+    first half when its second half is replaced."""
     update, depth = profile.at(spec).training.updates, 16 if spec.depth == "mixed" else spec.depth
     rows = {"steps/gate_open": [0.1 * (t + 1) for t in range(depth)], "steps/state_norm": [2.0] * depth,
             "steps/change": [1 / (t + 1) for t in range(depth)]}
@@ -78,12 +79,14 @@ def write_inside(log: WorkingLog, profile, spec: RunSpec, value: float) -> None:
     modulation = ARMS[spec.arm].modulation
     if modulation == "controller":
         rows |= {f"loss_t+1/{kind}": value + rise for kind, rise in
-                 (("as_trained", 0), ("other_sequence", 0.03), ("corpus_mean", 0.02), ("step_mean", 0.01))}
+                 (("as_trained", 0), ("other_sequence", 0.03), ("corpus_mean", 0.02), ("step_mean", 0.01),
+                  ("first_half", 0), ("first_half/other_future", 0.04))}
     if modulation != "none":
         for name in PROJECTIONS:
             inputs = [0.5 if modulation == "controller" else 0.0] * depth
             rows |= {f"modulation/size/{name}": [1.0] * depth, f"modulation/over_inputs/{name}": inputs,
                      f"modulation/over_steps/{name}": [0.25], f"modulation/update/{name}": [0.125] * depth}
+        log.row(update, "model", "max_modulation", 1.5)
         log.row(update, "model", "moved/recurrence.step_norm.weight", 0.0)
         log.row(update, "model", "moved/recurrence.modulation.table", 0.25)
     for metric, found in rows.items():
