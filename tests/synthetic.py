@@ -26,12 +26,16 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
     return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)
 
 
+RATE = 1e-3  # that runs train at, unless a level or a search says otherwise
+
+
 def manifest(spec: RunSpec, profile, **changes) -> dict:
     """A run's manifest before it is sealed."""
     trained = ARMS[spec.arm].trained
+    level = next((entry.levels[spec.level] for entry in profile.plan if spec.level in entry.levels), 1.0)
     return {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
-        "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or 1e-3) if trained else None,
+        "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or RATE * level) if trained else None,
         "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
         "level": spec.level, "protocol_version": profile.protocol_version,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
@@ -91,6 +95,12 @@ def write_inside(log: WorkingLog, profile, spec: RunSpec, value: float) -> None:
         log.row(update, "model", "moved/recurrence.modulation.table", 0.25)
     for metric, found in rows.items():
         log.row(update, "heldout", metric, found)
+
+
+def write_searches(root: Path, profile, best: float = RATE) -> None:
+    """The learning-rate searches of a profile: every arm's best rate is `best`."""
+    for spec in profile.search_runs():
+        write_run(root, profile, spec, 4 + abs(math.log(spec.rate / best)))
 
 
 def write_base(root: Path, profile) -> None:
