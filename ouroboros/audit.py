@@ -6,6 +6,7 @@ ten together are the other column. Losses are nats per token, intervals 95 % Stu
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import pandas as pd
 
@@ -37,15 +38,21 @@ def places(results: Results, switch: str) -> list[tuple[int, int]]:
     return [(depth, profile.rank) for depth in _depths(results)]
 
 
-def quantities(statistics: Statistics, depth: int, rank: int) -> dict[str, BySeed | Ratio]:
+def quantities(statistics: Statistics, depth: int, rank: int, only: str = "") -> dict[str, BySeed | Ratio]:
     """The headline numbers that a protocol reports at one depth and rank, the losses behind them and what these differ
-    by."""
-    ranks = {arm: rank for arm in LOOPS if ARMS[arm].modulated}
-    losses = {arm: statistics.loss(arm, depth, ranks.get(arm))[""] for arm in ("full", "cut", *LOOPS)}
+    by; or `only` one of them, so that no run of another is read."""
+    def loss(arm: str) -> BySeed:
+        return statistics.loss(arm, depth, rank if ARMS[arm].modulated else None)[""]
+
+    def difference(a: str, b: str) -> BySeed:
+        return minus(loss(a.lower()), loss(b.lower()))
+
     pairs = (("static", "Controller"), ("none", "Controller"), ("Controller", "cut"), ("cut", "full"))
-    differences = {f"{a} - {b}": minus(losses[a.lower()], losses[b.lower()]) for a, b in pairs}
-    return losses | differences | {"loss reduction (%)": statistics.reduction("controller", depth, rank)[""],
-                                   "gap recovery (%)": statistics.recovery("controller", depth, rank)[""]}
+    measured = {arm: partial(loss, arm) for arm in ("full", "cut", *LOOPS)}
+    measured |= {f"{a} - {b}": partial(difference, a, b) for a, b in pairs}
+    measured |= {"loss reduction (%)": lambda: statistics.reduction("controller", depth, rank)[""],
+                 "gap recovery (%)": lambda: statistics.recovery("controller", depth, rank)[""]}
+    return {name: measure() for name, measure in measured.items() if only in ("", name)}
 
 
 def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> intervals.Interval:
@@ -67,20 +74,20 @@ def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> interv
 def effect_on(results: Results, column: str, switch: str, quantity: str) -> intervals.Interval:
     """The `effect` of one switch on one quantity at the audit's deepest depth and the base rank."""
     place = _deepest(results), results.profile.rank
-    return effect(column, *(quantities(Statistics(results, protocol), *place)[quantity]
+    return effect(column, *(quantities(Statistics(results, protocol), *place, quantity)[quantity]
                             for protocol in (column, f"{column}+{switch}")))
 
 
 @per_results
-def switch_table(results: Results) -> pd.DataFrame:
-    """Every quantity under every protocol of the audit, and the effect on it of the switch's released setting: one row
-    a column (what all else is), switch, depth, rank and quantity. Nothing is in it that wasn't run."""
+def switch_table(results: Results, quantity: str = "") -> pd.DataFrame:
+    """Every quantity (or one) under every protocol of the audit, and the effect on it of the switch's released setting:
+    one row a column (what all else is), switch, depth, rank and quantity. It contains completed runs only."""
     rows, found = [], {}
 
     def told(protocol: str, depth: int, rank: int) -> dict[str, BySeed | Ratio]:
         """Read once: every switch is set against its column."""
         if (protocol, depth, rank) not in found:
-            found[protocol, depth, rank] = quantities(Statistics(results, protocol), depth, rank)
+            found[protocol, depth, rank] = quantities(Statistics(results, protocol), depth, rank, quantity)
         return found[protocol, depth, rank]
 
     for column, switch, protocol in flipped(results):
@@ -107,13 +114,13 @@ def scored(statistics: Statistics, arm: str, depth: int, target: str) -> BySeed:
     return statistics.logged(arm, depth, f"loss_{target}")
 
 
-def target_table(results: Results) -> pd.DataFrame:
+def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOPS)) -> pd.DataFrame:
     """Held-out text scored on the next token and on the one after it, by what a model was trained to predict."""
     rows, depth = [], _deepest(results)
     protocols = [protocol for _, switch, protocol in flipped(results) if switch in ("", "target")]
     for protocol in dict.fromkeys(protocols):
         statistics = Statistics(results, protocol)
-        for arm in ("full", "cut", *LOOPS):
+        for arm in arms:
             runs = statistics.runs_of(arm, depth)
             if runs and not (ARMS[arm].fit == "none" and protocol != COLUMNS[1]):  # those two are the same in all
                 trained = switches(protocol)["target"] if ARMS[arm].trained else "not trained here"
@@ -135,13 +142,13 @@ def target_effect(results: Results, column: str) -> intervals.Interval:
     return effect(column, *differences)
 
 
-def leak_table(results: Results) -> pd.DataFrame:
+def leak_table(results: Results, other: bool = True) -> pd.DataFrame:
     """What the next-token loss on a block's first half rises by when its second half is replaced, by what the
     Controller pools; 0 where it doesn't look ahead. A part of the leak: tokens of the first half stay in the pool.
 
-    Beside it the Controller's lead over static, and that of one trained to read another sequence, always at the given
-    depth: not set against a Controller whose depths are drawn. Also where the rule for the depth is flipped: the pool
-    stays, and the depth is one that both have."""
+    Beside it the Controller's lead over static, and (unless `other` is false) that of one trained to read another
+    sequence, always at the given depth: not set against a Controller whose depths are drawn. Also where the rule for
+    the depth is flipped: the pool stays, and the depth is one that both have."""
     rows = []
     for column, switch, protocol in flipped(results):
         if switch in ("", "pooling", "depth"):
@@ -149,15 +156,16 @@ def leak_table(results: Results) -> pd.DataFrame:
             for depth in _depths(results):
                 own, replaced = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
                                  for suffix in ("", "/other_future"))
-                other = statistics.behind("controller_other", "static", depth)
-                informed = statistics.behind("controller", "controller_other", depth) \
-                    if setting["depth"] == "given" else {}
-                rows.append({"column": column, "protocol": protocol, "pooling": setting["pooling"], "depth": depth,
-                             **tables.columns("second half replaced", t_interval(minus(replaced, own).values())),
-                             **tables.columns("static - Controller", t_interval(
-                                 statistics.advantage(depth)[""].values())),
-                             **tables.columns("static - Controller reading another sequence", interval(other)),
-                             **tables.columns("Controller reading another sequence - Controller", interval(informed))})
+                row = {"column": column, "protocol": protocol, "pooling": setting["pooling"], "depth": depth,
+                       **tables.columns("second half replaced", t_interval(minus(replaced, own).values())),
+                       **tables.columns("static - Controller", t_interval(statistics.advantage(depth)[""].values()))}
+                if other:
+                    lead = statistics.behind("controller_other", "static", depth)
+                    informed = statistics.behind("controller", "controller_other", depth) \
+                        if setting["depth"] == "given" else {}
+                    row |= tables.columns("static - Controller reading another sequence", interval(lead))
+                    row |= tables.columns("Controller reading another sequence - Controller", interval(informed))
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -191,15 +199,16 @@ def moved_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["protocol", "precision", "rate", "arm", "tensor", "moved"])
 
 
-def reach_table(results: Results) -> pd.DataFrame:
-    """The largest |m| met on held-out text, mean over seeds, beside where an entry of a table would be that moves by
-    the whole logged rate at every update, and the m that would add the whole mean residual."""
+def reach_table(results: Results, depths: tuple[int, ...] | None = None) -> pd.DataFrame:
+    """At each depth of the audit, or some: the largest |m| met on held-out text, mean over seeds, beside where an entry
+    of a table would be that moves by the whole logged rate at every update, and the m that would add the whole mean
+    residual."""
     rows = []
     for _, switch, protocol in flipped(results):
         if switch in ("", "rate", "precision"):
             setting = switches(protocol)
             for arm in LOOPS[:2]:
-                for depth in _depths(results):
+                for depth in _depths(results) if depths is None else depths:
                     runs = Statistics(results, protocol).runs_of(arm, depth)
                     largest = [run.last("model", "max_modulation", math.nan) for run in runs]
                     rates = [_rates(run) for run in runs if arm == "static"]  # the same in every seed

@@ -116,7 +116,7 @@ def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None, shift:
 @_shows_runs
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
     """Loss against depth for some arms, between the full and the cut model."""
-    table = tables.arm_table(results, ("full", "cut", *arms))
+    table = tables.arm_table(results, ("full", "cut", *arms), results.profile.protocols)
     figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
     for protocol, axis in axes.items():
         part = table[table["protocol"] == protocol]
@@ -134,7 +134,7 @@ def losses_by_depth(results: Results, arms: tuple[str, ...]):
 @_shows_runs
 def advantage(results: Results):
     """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
-    table = tables.difference_table(results, "advantage_by_depth")
+    table = tables.difference_table(results, "advantage_by_depth", gap=None)
     figure, axes = _axes_by_protocol(results, "static - Controller", "depth (recurrence steps)",
                                      "difference (nats per token)")
     for protocol, axis in axes.items():
@@ -257,8 +257,8 @@ def gate_opening(results: Results, depth: int):
 @_shows_runs
 def audit(results: Results, quantity: str):
     """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
-    table = audited.switch_table(results)
-    table = table[(table["quantity"] == quantity) & (table["switch"] != "none")]
+    table = audited.switch_table(results, quantity)
+    table = table[table["switch"] != "none"]
     figure, axes = plt.subplots(len(audited.COLUMNS), 1)
     figure.set_size_inches(7.0, 7.0)
     for axis, column in zip(axes, audited.COLUMNS, strict=True):
@@ -296,8 +296,7 @@ def _settings(axis, switch: str) -> None:
 @_shows_runs
 def audit_target(results: Results):
     """Each arm minus the cut model on held-out text, a panel the target that is scored."""
-    table = audited.target_table(results)
-    table = table[table["trained on"] != "not trained here"] if len(table) else table
+    table = audited.target_table(results, audited.LOOPS)
     figure, axes = plt.subplots(1, 2, sharey=True)
     figure.set_size_inches(7.0, 3.8)
     for axis, target in zip(axes, ("t+1", "t+2"), strict=True):
@@ -311,7 +310,7 @@ def audit_target(results: Results):
 @_shows_runs
 def audit_pooling(results: Results):
     """The leak, and Controller against static, by what the Controller pools."""
-    table = audited.leak_table(results)
+    table = audited.leak_table(results, other=False)
     figure, axes = plt.subplots(1, 2)
     figure.set_size_inches(7.0, 3.8)
     for axis, column, words in zip(axes, ("second half replaced", "static - Controller"),
@@ -386,8 +385,7 @@ def audit_rate(results: Results):
           lambda row: _setting("rate", row["rates"]))
     _settings(axes[0], "rate")
     axes[0].set(title="who is ahead", xlabel="protocol, depth", ylabel="static - Controller (nats per token)")
-    table = audited.reach_table(results)
-    table = table[table["depth"] == table["depth"].max()] if len(table) else table
+    table = audited.reach_table(results, results.profile.audit_depths[-1:])
     _rows(axes[1], table, "largest m", lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
     if len(table):
         axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")

@@ -8,7 +8,6 @@ import functools
 import itertools
 import json
 import math
-import os
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -53,8 +52,9 @@ class Results:
 
     def note(self, runs: Iterable[str]) -> None:
         """Say that these runs were read."""
+        made = [name for name in runs if name in self.runs]
         for read in self._read:
-            read.update(name for name in runs if name in self.runs)
+            read.update(made)
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
@@ -90,25 +90,29 @@ def per_results(function):
 def load(profile: str, root: Path) -> Results:
     """Read every finished run of a profile. Raises InputError when there is none, or one isn't what it says."""
     declared = load_profile(profile)
-    parsed = os.environ.get("OUROBOROS_PARSED")
-    runs = _HandedOver(Path(parsed) / f"{profile}.npz") if parsed else read_runs(declared.folder(root))
+    runs = read_runs(declared.folder(root))
     if not runs:
         raise InputError(f"{declared.folder(root)}/runs: no finished run there; make runs PROFILE={profile} makes them")
     return Results(declared, runs)
 
 
 def hand_over(results: Results, folder: Path) -> None:
-    """Write a profile's parsed logs for the kernels of its notebooks, which then parse none: see `load`."""
+    """Write a profile's parsed logs for the kernels of its notebooks, which then parse none: see `handed_over`."""
     index, numbers = {}, array("d")
     for name, run in results.runs.items():
         start, series = len(numbers), []
         for (split, metric), found in run.series.items():
-            sizes = [len(value) if isinstance(value, list) else 0 for value in found.values]  # 0: a number
+            sizes = [len(value) if isinstance(value, list) else None for value in found.values]  # None: a number
             series.append([split, metric, found.updates, sizes])
             for value, size in zip(found.values, sizes, strict=True):
-                numbers.extend(value) if size else numbers.append(value)
+                numbers.append(value) if size is None else numbers.extend(value)
         index[name] = [start, len(numbers), json.dumps({"manifest": run.manifest, "series": series})]
     np.savez(folder / f"{results.profile.name}.npz", numbers=np.frombuffer(numbers), index=np.array(json.dumps(index)))
+
+
+def handed_over(profile: str, folder: Path) -> Results:
+    """What `hand_over` wrote of a profile, as `load` gives it."""
+    return Results(load_profile(profile), _HandedOver(folder / f"{profile}.npz"))
 
 
 class _HandedOver(Mapping):
@@ -130,7 +134,7 @@ class _HandedOver(Mapping):
             start, end, text = self.index[name]
             numbers, run, series = iter(self.numbers[start:end].tolist()), json.loads(text), {}
             for split, metric, updates, sizes in run["series"]:
-                values = [list(itertools.islice(numbers, size)) if size else next(numbers) for size in sizes]
+                values = [next(numbers) if size is None else list(itertools.islice(numbers, size)) for size in sizes]
                 series[split, metric] = Series(updates, values)
             self.made[name] = Run(run["manifest"], series)
         return self.made[name]

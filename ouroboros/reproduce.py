@@ -75,9 +75,12 @@ def home() -> Path:
 
 
 def open_profile(profile: str) -> tuple[Results, Output]:
-    """A notebook's first call: the profile's raw logs, and where its tables and figures go."""
-    root = home()
-    results = metrics.load(profile, root)
+    """A notebook's first call: the profile's raw logs, and where its tables and figures go.
+
+    `derive` hands the logs over parsed: `OUROBOROS_PARSED` is the folder.
+    """
+    root, parsed = home(), os.environ.get("OUROBOROS_PARSED")
+    results = metrics.handed_over(profile, Path(parsed)) if parsed else metrics.load(profile, root)
     return results, Output(results, Path(os.environ.get("OUROBOROS_OUT", root)))
 
 

@@ -24,11 +24,11 @@ def _base_cells(results: Results) -> pd.DataFrame:
 
 
 @per_results
-def arm_table(results: Results, arms: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Per protocol, arm (of all, or of some) and depth: loss, held-out loss, loss reduction and gap recovery over
+def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str, ...] = ()) -> pd.DataFrame:
+    """Per protocol and arm (of all, or of some) and depth: loss, held-out loss, loss reduction and gap recovery over
     seeds; convergence."""
     rows, cells = [], _base_cells(results)
-    cells = cells[cells["arm"].isin(arms or cells["arm"])]
+    cells = cells[cells["arm"].isin(arms or cells["arm"]) & cells["protocol"].isin(protocols or cells["protocol"])]
     groups = cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
     for (protocol, arm, depth), group in groups:
         depth = None if pd.isna(depth) else int(depth)
@@ -183,10 +183,11 @@ def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
 
 
 def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
-    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol, arm,
-    update, value, n."""
+    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole
+    column), arm, update, value, n."""
     parts, cells = [], _base_cells(results)
-    cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)]
+    cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)
+                  & cells["protocol"].isin(results.profile.protocols)]
     for row in cells[cells["status"] == "finished"].itertuples():
         if ARMS[row.arm].trained:
             results.note([row.run])

@@ -2,12 +2,14 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from ouroboros import metrics
 from ouroboros.corpus import prepare
 from ouroboros.experiment import ARMS, CORE, parse_profile
 
@@ -61,6 +63,12 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "plan": plan(),
         "siblings": {name: sibling(arm) for name, arm in ARMS.items() if arm.trained and name not in SEARCHED},
         "resources": {"teraflops": 0.01}, **changes}
+
+
+@pytest.fixture(scope="session")
+def tiny_first():
+    """The committed logs of `tiny-first`: no test changes them."""
+    return metrics.load("tiny-first", Path(__file__).resolve().parents[1])
 
 
 @pytest.fixture(scope="session")

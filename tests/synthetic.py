@@ -26,19 +26,23 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
     return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)
 
 
+RATE = 1e-3  # that runs train at, unless a level or a search says otherwise
+
+
 def manifest(spec: RunSpec, profile, **changes) -> dict:
     """A run's manifest before it is sealed."""
     trained = ARMS[spec.arm].trained
+    level = next((entry.levels[spec.level] for entry in profile.plan if spec.level in entry.levels), 1.0)
     return {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
-        "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or 1e-3) if trained else None,
+        "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or RATE * level) if trained else None,
         "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
         "level": spec.level, "protocol_version": profile.protocol_version,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
         "clean": True, "lock": None, "packages": {}, "hardware": {},
-        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None}, "trainable":
-        0, "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000", "wall_seconds": 1.0,
-        **changes}
+        "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None},
+        "trainable": 0, "trainable_parts": {}, "status": "finished", "started": "2026-01-01T00:00:00+0000",
+        "wall_seconds": 1.0, **changes}
 
 
 def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "finished", **changes) -> Path:
@@ -69,7 +73,8 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
 
 def write_inside(log: WorkingLog, profile, spec: RunSpec, value: float) -> None:
     """What a run logs of its loop: the step opens the gate by a tenth more each time and changes the state by 1 / step;
-    0.01 nats more for each step away from the base depth; 0.03, 0.02 and 0.01 nats by interventions."""
+    0.01 nats more for each step away from the base depth; 0.03, 0.02 and 0.01 nats by interventions; 0.04 on a block's
+    first half when its second half is replaced."""
     update, depth = profile.at(spec).training.updates, 16 if spec.depth == "mixed" else spec.depth
     rows = {"steps/gate_open": [0.1 * (t + 1) for t in range(depth)], "steps/state_norm": [2.0] * depth,
             "steps/change": [1 / (t + 1) for t in range(depth)]}
@@ -78,16 +83,24 @@ def write_inside(log: WorkingLog, profile, spec: RunSpec, value: float) -> None:
     modulation = ARMS[spec.arm].modulation
     if modulation == "controller":
         rows |= {f"loss_t+1/{kind}": value + rise for kind, rise in
-                 (("as_trained", 0), ("other_sequence", 0.03), ("corpus_mean", 0.02), ("step_mean", 0.01))}
+                 (("as_trained", 0), ("other_sequence", 0.03), ("corpus_mean", 0.02), ("step_mean", 0.01),
+                  ("first_half", 0), ("first_half/other_future", 0.04))}
     if modulation != "none":
         for name in PROJECTIONS:
             inputs = [0.5 if modulation == "controller" else 0.0] * depth
             rows |= {f"modulation/size/{name}": [1.0] * depth, f"modulation/over_inputs/{name}": inputs,
                      f"modulation/over_steps/{name}": [0.25], f"modulation/update/{name}": [0.125] * depth}
+        log.row(update, "model", "max_modulation", 1.5)
         log.row(update, "model", "moved/recurrence.step_norm.weight", 0.0)
         log.row(update, "model", "moved/recurrence.modulation.table", 0.25)
     for metric, found in rows.items():
         log.row(update, "heldout", metric, found)
+
+
+def write_searches(root: Path, profile, best: float = RATE) -> None:
+    """The learning-rate searches of a profile: every arm's best rate is `best`."""
+    for spec in profile.search_runs():
+        write_run(root, profile, spec, 4 + abs(math.log(spec.rate / best)))
 
 
 def write_base(root: Path, profile) -> None:

@@ -2,11 +2,12 @@
 
 import math
 
+import pandas as pd
 import pytest
 from synthetic import plain, write, write_run
 
 from ouroboros import audit, findings, metrics
-from ouroboros.experiment import RunSpec
+from ouroboros.experiment import RunSpec, load_profile
 
 SHIFTS = {"target": 0.5, "rate": -0.25, "alpha": 0.125}  # of static, where the switch is flipped
 
@@ -55,8 +56,12 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     found = metrics.load("smoke", tmp_path)
     table = audit.switch_table(found)
     assert set(table[table["quantity"] == "controller"]["switch"]) == {"none", "all", "evaluation", "reference"}
+    idle = table[table["switch"].isin(("pooling", "depth")) & (table["quantity"] == "static")]
+    assert len(idle) == 8 and (idle["effect"] == 0).all()  # these two don't enter it: no run is missing
+    write(tmp_path, keep=lambda spec: plain(spec) and spec.arm in ("static", "none") and spec.depth in (1, 8))
+    table = audit.switch_table(metrics.load("tiny-first", tmp_path))
     idle = table[table["switch"].isin(("pooling", "depth")) & table["quantity"].isin(("static", "none"))]
-    assert len(idle) == 16 and (idle["effect"] == 0).all()  # these two don't enter them: no run is missing
+    assert len(idle) == 16 and (idle["effect"] == 0).all()
     write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
     none = metrics.load("paper", tmp_path)  # a profile without an audit
     assert audit.switch_table(none).empty and findings.last_table(none).empty
@@ -64,7 +69,7 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
 
 
 def test_reading_alone_retrains_nothing(results):
-    runs = {cell.run.id for cell in results.profile.plan() if cell.protocol == "released+evaluation"}
+    runs = {cell.run.id for cell in results.profile.cells() if cell.protocol == "released+evaluation"}
     assert "static-d4-r4-released-s0" in runs and not [name for name in runs if "+" in name]
 
 
@@ -135,7 +140,7 @@ def test_models_are_told_by_what_they_were_trained_on(results):
 @pytest.mark.parametrize("column", ["released", "corrected"])
 def test_alpha_is_told_at_the_other_ranks(results, column):
     rows = audit.switch_table(results).query("switch == 'alpha' and column == @column").set_index("quantity")
-    assert {*rows["rank"]} == {*results.profile.matrix.ranks} and {*rows["depth"]} == {results.profile.depth}
+    assert {*rows["rank"]} == {*results.profile.ranks} and {*rows["depth"]} == {results.profile.depth}
     assert rows.loc["static - Controller", "effect"] == pytest.approx(0.125 if column == "corrected" else -0.125)
     assert rows.loc["gap recovery (%)", "effect_n"] == 1 and "none" not in rows.index
 
@@ -157,19 +162,35 @@ def test_the_pool_and_the_depth_and_the_reach_are_told(results):
     assert {(row.protocol, row.pooling) for row in leak.itertuples()} == {
         ("released", "sequence"), ("corrected", "causal"), ("released+pooling", "causal"),
         ("corrected+pooling", "sequence"), ("released+depth", "sequence"), ("corrected+depth", "causal")}
-    other = leak["static - Controller reading another sequence"]
-    assert other[~leak["protocol"].str.endswith("+depth")].notna().all()
+    other = leak["static - Controller reading another sequence"].notna()  # planned at depth 4, not with `depth` flipped
+    assert (other == (leak["depth"].eq(4) & ~leak["protocol"].str.endswith("+depth"))).all()
+    assert leak["second half replaced"].dropna().to_list() == pytest.approx([0.04] * 12)
+    assert list(audit.leak_table(results, other=False)) == [name for name in leak if "another" not in name]
     depth = audit.depth_table(results).set_index(["protocol", "arm"])
     assert depth.loc[("released", "controller"), "depth rule"] == "drawn"
     assert depth.loc[("corrected+depth", "static"), "depth 1 - depth 4"] == 0
-    assert list(audit.reach_table(results)["arm"].unique()) == ["controller", "static"]
+    reach = audit.reach_table(results)
+    assert list(reach["arm"].unique()) == ["controller", "static"] and set(reach["depth"]) == {1, 4}
+    assert (reach["largest m"] == 1.5).all() and set(audit.reach_table(results, (4,))["depth"]) == {4}
 
 
 def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tmp_path):
-    profile = write(tmp_path, "smoke", loss, keep=lambda spec: spec.protocol == "corrected")
+    profile = load_profile("smoke")
+    for spec in (RunSpec(arm, 4, 4, "corrected", seed) for arm in ("static", "controller") for seed in (0, 1)):
+        write_run(tmp_path, profile, spec, 4.5, converted={"format": 1})
     old = audit.moved_table(metrics.load("smoke", tmp_path))  # format 1: 0 of all rows is 0 of the used ones
+    assert len(old) == 4
     assert (old[old["tensor"] == "step_norm.weight"]["moved"] == 0).all()
     assert old[old["tensor"] == "modulation.table"]["moved"].isna().all()
-    write_run(tmp_path, profile, RunSpec("static", 4, 4, "corrected", 1), 4.5, format=4)
-    new = audit.moved_table(metrics.load("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
-    assert new["static", "modulation.table"] == 0.25
+    for changes in ({"converted": {"format": 4}}, {}):  # formats that count the used rows: converted, and as it is
+        write_run(tmp_path, profile, RunSpec("static", 4, 4, "corrected", 1), 4.5, **changes)
+        new = audit.moved_table(metrics.load("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
+        assert new["static", "modulation.table"] == 0.25 and math.isnan(new["controller", "modulation.table"])
+
+
+def test_the_table_of_one_quantity_is_that_part_of_the_table_of_all(results):
+    whole = audit.switch_table(results)
+    for quantity in audit.HEADLINES:
+        part = whole[whole["quantity"] == quantity].reset_index(drop=True)
+        assert len(part)
+        pd.testing.assert_frame_equal(audit.switch_table(results, quantity), part)

@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+import random
+import re
 
 import matplotlib.pyplot as plt
 import pytest
 from synthetic import write
 
 from ouroboros import figures, findings, metrics, tables
+from ouroboros.log import Run, Series
 
 ARMS = ("controller", "static", "none")
 FIGURES = {
@@ -22,7 +25,7 @@ FIGURES = {
     "instead": figures.instead,
     "other depths": figures.other_depths,
     "interventions": figures.interventions,
-    "steps": lambda r: figures.steps(r, r.profile.matrix.depths[-1]),
+    "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
     "audit": lambda r: figures.audit(r, "static - Controller"),
     **{f"audit {name}": getattr(figures, f"audit_{name}") for name in findings.FINDINGS},
     "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
@@ -33,7 +36,7 @@ FIGURES = {
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     write(root, diverged=("static-d4-r8-corrected-s1",))
-    return metrics.load("tiny", root)
+    return metrics.load("tiny-first", root)
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +53,8 @@ def closed():
     assert not plt.get_fignums()  # saved figures are closed
 
 
-def sidecar(figure, results, folder, **options) -> dict:
-    figures.save(figure, "name", results, folder, **options)
+def sidecar(figure, results, folder) -> dict:
+    figures.save(figure, "name", results, folder)
     return json.loads((folder / "name.json").read_text())
 
 
@@ -66,7 +69,7 @@ def test_two_makings_are_the_same_bytes(name, results, tmp_path):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_path):
-    figure, protocols = FIGURES[name](results), results.profile.matrix.protocols
+    figure, protocols = FIGURES[name](results), results.profile.protocols
     if name in ("ladder", "coda", "instead"):
         protocols = ("corrected",) * len(figure.axes)
     several = name.startswith("audit ")  # these show all their protocols on one axis
@@ -79,12 +82,92 @@ def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_pat
     figures.save(figure, name, results, tmp_path)
 
 
-def test_the_sidecar_names_the_logs_and_pictures_by_hash(results, tmp_path):
+def test_the_sidecar_names_logs_by_their_seals_and_pictures_by_their_hashes(results, tmp_path):
     data = sidecar(figures.advantage(results), results, tmp_path)
-    assert set(data["inputs"]) == set(results.runs)
-    assert data["inputs"]["cut-any-s0"] == results.runs["cut-any-s0"].manifest["log_sha256"]
+    lost = "static-d4-r8-corrected-s1"  # diverged: read, and in no mean
+    assert data["inputs"] == {name: run.manifest["seal"] for name, run in sorted(results.runs.items())
+                              if whole(run, "corrected", "released") and run.manifest["arm"] in ARMS[:2]
+                              and run.manifest["rank"] == 8 and not run.manifest["level"]}
+    assert lost in data["inputs"] and "controller-dmixed-r8-released-s2" in data["inputs"]
+    assert set(data["files"]) == {"png", "pdf"}
     for kind, digest in data["files"].items():
         assert hashlib.sha256((tmp_path / f"name.{kind}").read_bytes()).hexdigest() == digest
+
+
+def whole(run, *protocols) -> bool:
+    return run.manifest["protocol"] in protocols
+
+
+def test_a_figure_of_three_arms_names_no_run_of_another(results, tmp_path):
+    data = sidecar(figures.losses_by_depth(results, ARMS), results, tmp_path)
+    found = [results.runs[name].manifest for name in data["inputs"]]
+    assert {manifest["arm"] for manifest in found} == {"full", "cut", *ARMS}
+    assert {manifest["level"] for manifest in found} == {None}
+    seeds, both = results.profile.seeds, (0, 1, 2)
+    expected = {f"{arm}-any-s{seed}" for arm in ("full", "cut") for seed in seeds}
+    expected |= {f"{arm}-d{depth}{rank}-corrected-s{seed}" for depth in (1, 4, 8, 16) for seed in seeds
+                 for arm, rank in (("controller", "-r8"), ("static", "-r8"), ("none", ""))}
+    expected |= {f"{arm}-d{depth}{rank}-released-s{seed}" for depth in (1, 4, 8, 16) for seed in both
+                 for arm, rank in (("static", "-r8"), ("none", ""))}
+    expected |= {f"controller-dmixed-r8-released-s{seed}" for seed in both}
+    assert set(data["inputs"]) == expected
+
+
+@pytest.fixture(scope="module")
+def irregular(tmp_path_factory):
+    """Every run of the smoke profile, the audit's too, with values that no other run has."""
+    root = tmp_path_factory.mktemp("irregular")
+    write(root, "smoke", keep=lambda spec: True)
+    results = metrics.load("smoke", root)
+    return metrics.Results(results.profile, {name: shaken(run, 0.01) for name, run in results.runs.items()})
+
+
+def shaken(run, share: float):
+    """A run with each of its values raised by up to a share."""
+    generator = random.Random(f"{run.manifest['run']} {share}")
+
+    def raised(value):
+        return [*map(raised, value)] if isinstance(value, list) else value * (1 + share * generator.random())
+
+    return Run(run.manifest, {key: Series(found.updates, [*map(raised, found.values)])
+                              for key, found in run.series.items()})
+
+
+def drawn(name, results) -> tuple[set[str], list]:
+    figure = FIGURES[name](results)
+    plt.close(figure)
+    return set(figure.runs), figures._plotted(figure)
+
+
+# a run minus itself is drawn, which is 0 whatever it measured
+IDLE = {"audit depth": {"controller-dmixed-r4-released", "controller-dmixed-r4-corrected+depth"}}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_names_exactly_the_runs_behind_what_it_shows(name, irregular):
+    named, plotted = drawn(name, irregular)
+    kept = {run: irregular.runs[run] for run in named}
+    assert drawn(name, metrics.Results(irregular.profile, kept)) == (named, plotted)  # no other run is needed
+    idle = set()
+    without_seed = {run: re.sub(r"-s\d+", "", run) for run in named}
+    for configuration in set(without_seed.values()):  # its seeds together: half the time
+        seeds = {run: shaken(kept[run], 0.1) for run in kept if without_seed[run] == configuration}
+        if drawn(name, metrics.Results(irregular.profile, kept | seeds))[1] == plotted:
+            idle.add(configuration)
+    assert idle == IDLE.get(name, set())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_made_of_kept_tables_names_the_same_runs(name, irregular):
+    results = metrics.Results(irregular.profile, irregular.runs)
+    with results.reading():
+        first = drawn(name, results)
+    assert drawn(name, results) == first == drawn(name, irregular)
+
+
+def test_what_shows_no_run_names_none(results, tmp_path):
+    assert sidecar(figures.reach(), results, tmp_path)["inputs"] == {}
+    assert sidecar(figures.cost([results.profile]), results, tmp_path)["inputs"] == {}
 
 
 def test_the_sidecar_holds_what_was_plotted_intervals_too(results, tmp_path):
@@ -119,11 +202,13 @@ def test_results_of_other_profiles_are_not_watermarked(results, tmp_path):
 def test_the_base_curve_is_made_from_the_bases_log(results, tmp_path):
     write(tmp_path, keep=lambda spec: False)
     base = metrics.base_run(results.profile, tmp_path)
-    data = sidecar(figures.base_curve(base), results, tmp_path, runs={"base": base})
-    assert data["inputs"] == {"base": base.manifest["log_sha256"]}
-    assert [(line["label"], line["x"]) for line in data["plotted"]] == [("heldout", [0, 1000, 2000]),
-                                                                        ("dev", [0, 1000, 2000])]
-    assert sidecar(figures.base_curve(None), results, tmp_path, runs={})["plotted"] == []
+    data = sidecar(figures.base_curve(base), results, tmp_path)
+    assert data["inputs"] == {"base": base.manifest["seal"]}
+    tokens = [0, 10 * 8 * 256, 20 * 8 * 256]  # 10 and 20 updates of 8 blocks of 256 tokens
+    assert [(line["label"], line["x"]) for line in data["plotted"]] == [("heldout", tokens), ("dev", tokens)]
+    assert data["plotted"][0]["y"] == [8, 6, 4]
+    empty = sidecar(figures.base_curve(None), results, tmp_path)
+    assert empty["plotted"] == [] and empty["inputs"] == {}
 
 
 def test_costs_are_shown_in_percent_of_the_full_model(results, tmp_path):
@@ -131,5 +216,5 @@ def test_costs_are_shown_in_percent_of_the_full_model(results, tmp_path):
     lines = {line["label"]: line for line in plotted}
     assert lines["full"]["y"] == [100, 100]
     loop = lines["FLOPs, forward"]
-    assert loop["x"] == list(results.profile.matrix.depths) and loop["y"] == sorted(loop["y"])
+    assert loop["x"] == list(results.profile.depths) and loop["y"] == sorted(loop["y"])
     assert len(set(lines["weights held"]["y"])) == 1 and lines["weights held"]["y"][0] < 100

@@ -3,21 +3,25 @@
 import math
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic import loss, write, write_run
+from synthetic import loss, plain, write, write_run
 
-from ouroboros import intervals, metrics, tables
+from ouroboros import audit, claims, intervals, metrics, tables
 from ouroboros.errors import InputError
 from ouroboros.experiment import RunSpec, load_profile
 from ouroboros.intervals import block_bootstrap, t_interval
+from ouroboros.log import Series
 from ouroboros.metrics import Statistics
 
-SEEDS = load_profile("tiny").matrix.seeds
+SEEDS = load_profile("tiny-first").seeds
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(root):
-    return metrics.load("tiny", root)
+    return metrics.load("tiny-first", root)
 
 
 def reported(run, arm, protocol) -> float:
@@ -152,12 +156,12 @@ def test_statistics_are_paired_by_seed(results):
     assert statistics.without_gate_minus_with()["depth 4"][2] == pytest.approx(2.5)
     assert statistics.gain_over_none_by_depth("controller")["depth 1"][2] == pytest.approx(1.5)
     assert only(statistics.spread("static"))[0] == pytest.approx(1 - 1 / 16)
-    assert list(statistics.without_gate_minus_with()) == [f"depth {d}" for d in results.profile.matrix.gateless_depths]
+    assert list(statistics.without_gate_minus_with()) == ["depth 1", "depth 4", "depth 8"]
 
 
 def test_a_seed_that_lacks_a_part_is_in_no_pair(tmp_path):
     write(tmp_path, keep=lambda spec: spec.id != "static-d4-r8-corrected-s1")
-    statistics = Statistics(metrics.load("tiny", tmp_path), "corrected")
+    statistics = Statistics(metrics.load("tiny-first", tmp_path), "corrected")
     assert sorted(only(statistics.advantage(4))) == sorted(set(SEEDS) - {1})
     assert sorted(only(statistics.advantage(8))) == list(SEEDS)
 
@@ -167,8 +171,7 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     for seed in range(3):
         write_run(tmp_path, profile, RunSpec("controller", 8, 2, "corrected", seed), 1.0)
         write_run(tmp_path, profile, RunSpec("static", 8, 2, "corrected", seed), 4.125)
-    runs = metrics.load("tiny", tmp_path).runs
-    results = metrics.Results(profile, runs, metrics.cells(profile, runs))
+    results = metrics.load("tiny-first", tmp_path)
     statistics, table = Statistics(results, "corrected"), tables.arm_table(results)
     assert only(statistics.loss("controller", 8))[0] == pytest.approx(4.0)
     by_rank = statistics.advantage_by_rank()
@@ -176,7 +179,7 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     assert by_rank["rank 2"] == pytest.approx(dict.fromkeys(range(3), 3.125)) and by_rank["rank 16"] == {}
     row = table.query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
     assert len(row) == 1 and row["loss"].item() == pytest.approx(4 + 0.01 * np.mean(SEEDS))
-    curve = tables.curves(results).query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
+    curve = tables.curves(results, ("controller",), 8).query("protocol == 'corrected'")
     assert (curve["n"] == len(SEEDS)).all()
 
 
@@ -215,13 +218,13 @@ def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its
     for seed in range(3):
         write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed, level="high"), 4.5)
         write_run(tmp_path, profile, RunSpec("static", 8, 8, "corrected", seed, level="high"), 4.75)
-    statistics = Statistics(metrics.load("tiny", tmp_path), "corrected")
+    statistics = Statistics(metrics.load("tiny-first", tmp_path), "corrected")
     found = statistics.advantage_by_configuration()
     assert list(found) == [*(f"depth {d}" for d in (1, 4, 8, 16)), "rank 2", "rank 16", "rate low", "rate high"]
     assert found["rate high"] == dict.fromkeys(range(3), 0.25)
     assert only(statistics.loss("controller", 8))[0] == pytest.approx(4.0)  # a level enters nothing else
     assert only(statistics.spread("controller")) == pytest.approx({0: 0.5, 1: 0.49, 2: 0.48})
-    assert list(Statistics(metrics.load("tiny", tmp_path), "released").configurations("static")) == [
+    assert list(Statistics(metrics.load("tiny-first", tmp_path), "released").configurations("static")) == [
         f"depth {d}" for d in (1, 4, 8, 16)]
 
 
@@ -246,16 +249,12 @@ def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
     values = {("heldout", "t+1"): 1.0, ("heldout", "t+2"): 2.0, ("stream", "t+1"): 3.0, ("stream", "t+2"): 4.0,
               ("reference", "t+1"): 5.0, ("reference", "t+2"): 6.0}
     first = metrics.CUT_STREAM_BATCHES * profile.training.micro_batch
-    run = metrics.load("tiny", tmp_path).runs["cut-any-s0"]
-    log = run.log.copy()
+    run = metrics.load("tiny-first", tmp_path).runs["cut-any-s0"]
     for (split, target), value in values.items():
-        rows = (log["split"] == split) & (log["metric"] == f"loss_{target}")
-        log.loc[rows, "value"] = value
-        place = log.index[(log["split"] == split) & (log["metric"] == f"block_losses_{target}")][0]
-        count = len(log.at[place, "value"])
+        run.series[split, f"loss_{target}"].values[-1] = value
+        blocks = run.series[split, f"block_losses_{target}"].values
         spread = 0.5 if split == "stream" else 0.0
-        log.at[place, "value"] = [value + spread] * first + [value - spread] * (count - first)
-    run = metrics.Run(run.manifest, log)
+        blocks[-1] = [value + spread] * first + [value - spread] * (len(blocks[-1]) - first)
     assert {arm: reported(run, arm, "corrected") for arm in ("full", "cut", "static")} == \
         {"full": 1.0, "cut": 1.0, "static": 1.0}
     released = {arm: reported(run, arm, "released") for arm in ("full", "cut", "static")}
@@ -270,11 +269,9 @@ def test_no_share_of_a_gap_that_the_blocks_do_not_tell(tmp_path, full, defined):
         return {"full": full, "cut": 6.0}.get(arm, 5.5)
 
     write(tmp_path, loss=loss, keep=lambda spec: spec.arm in ("full", "cut", "controller") and not spec.rate)
-    results = metrics.load("tiny", tmp_path)
+    results = metrics.load("tiny-first", tmp_path)
     if full == 5.99:  # each block as far above as the next below
-        log = results.runs["full-any-s0"].log
-        place = log.index[(log["split"] == "heldout") & (log["metric"] == "block_losses_t+1")][0]
-        log.at[place, "value"] = [6.5, 5.5, 6.4, 5.6]
+        results.runs["full-any-s0"].series["heldout", "block_losses_t+1"].values[-1] = [6.5, 5.5, 6.4, 5.6]
     found = intervals.interval(only(Statistics(results, "corrected").recovery("controller", 8)))
     assert math.isnan(found.mean) != defined
     if defined:
@@ -298,14 +295,117 @@ def test_the_tables_of_steps_and_of_the_modulation(results):
     found = row["gate_open"], row["change"], row["state_norm"], row["change_n"]
     assert found == pytest.approx((0.3, 1 / 3, 2, len(SEEDS)))
     assert table.groupby(["protocol", "arm"]).size().eq(16).all()
-    none = metrics.Results(results.profile, {}, metrics.cells(results.profile, {}))
+    none = metrics.Results(results.profile, {})
     assert list(tables.steps_table(none, 16)) == ["protocol", "arm", "step"]  # a table without rows can be read again
     table = tables.modulation_table(results, 8)
     found = table.query("protocol == 'released' and projection == 'up_proj'").set_index("arm")["over_inputs"]
     assert found.to_dict() == {"controller": 0.5, "static": 0.0} and len(table) == 2 * 2 * 7
 
 
+# ---------------------------------------------------------------------------- what was read, and is handed to kernels
+
+def test_a_handed_over_log_is_the_parsed_one_value_for_value(tiny_first, tmp_path):
+    metrics.hand_over(tiny_first, tmp_path)
+    again = metrics.handed_over("tiny-first", tmp_path)
+    assert again.profile == tiny_first.profile and list(again.runs) == list(tiny_first.runs)
+    for name, run in tiny_first.runs.items():
+        assert again.runs[name].manifest == run.manifest and list(again.runs[name].manifest) == list(run.manifest)
+        assert again.runs[name].series == run.series and list(again.runs[name].series) == list(run.series)
+    pd.testing.assert_frame_equal(again.cells, tiny_first.cells, check_exact=True)
+
+
+@settings(max_examples=25)
+@given(st.dictionaries(
+    st.tuples(st.sampled_from(["train", "heldout"]), st.text(max_size=3)),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9)
+             | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3), min_size=1, max_size=4)))
+def test_any_series_is_handed_over_as_it_is(found):
+    series = {key: Series(list(range(len(values))), values) for key, values in found.items()}
+    run = metrics.Run({"run": "a", "text": "\u00e9"}, series)
+    with tempfile.TemporaryDirectory() as folder:
+        metrics.hand_over(metrics.Results(load_profile("smoke"), {"a": run, "b": run}), Path(folder))
+        again = metrics.handed_over("smoke", Path(folder)).runs
+    assert dict(again) == {"a": run, "b": run}
+
+
+def test_statistics_say_what_they_read(results):
+    with results.reading() as outer:
+        Statistics(results, "corrected").against_cut("none", 4)
+        with results.reading() as inner:
+            Statistics(results, "released").loss("full")
+    assert inner == {f"full-any-s{seed}" for seed in (0, 1, 2)}  # seeds 3 and 4 are of `corrected` alone
+    assert outer == inner | {f"{name}-s{seed}" for name in ("none-d4-corrected", "cut-any") for seed in SEEDS}
+    with results.reading() as after:
+        pass
+    assert after == set()
+
+
+def test_a_run_that_was_not_made_is_not_read(tmp_path):
+    write(tmp_path, keep=lambda spec: spec.arm in ("cut", "none") and spec.seed == 1)
+    results = metrics.load("tiny-first", tmp_path)
+    with results.reading() as read:
+        Statistics(results, "corrected").against_cut("none", 4)
+    assert read == {"cut-any-s1", "none-d4-corrected-s1"}
+
+
+def test_a_kept_table_says_again_what_it_read(results):
+    read = []
+    for _ in range(2):
+        with results.reading() as found:
+            table = tables.arm_table(results, ("static",))
+        read.append((found, table))
+    assert read[0][0] == read[1][0] and read[0][1] is read[1][1]
+    assert {results.runs[name].manifest["arm"] for name in read[0][0]} == {"static", "full", "cut"}
+
+
 # ------------------------------------------------------------------------------------------------------------ cells
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory):
+    """Two profiles of runs that differ only in those of other budgets: made and far off, and not made."""
+    made, without = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("without")
+    profile = write(made, "smoke")
+    longer = [spec for spec in profile.runs() if spec.updates]
+    for spec in longer:
+        write_run(made, profile, spec, -5.0)
+    write(without, "smoke", keep=lambda spec: plain(spec) and not spec.updates)
+    return metrics.load("smoke", made), metrics.load("smoke", without)
+
+
+TABLES = {
+    "arms": tables.arm_table, "instead": tables.instead_table, "one run": tables.one_run_table,
+    "search": tables.search_table, "switches": audit.switch_table, "target": audit.target_table,
+    "leak": audit.leak_table, "moved": audit.moved_table, "reach": audit.reach_table, "depth": audit.depth_table,
+    "rate": audit.rate_table, "reference": audit.reference_table, "claims": claims.ledger,
+    "steps": lambda r: tables.steps_table(r, 4), "gate": lambda r: tables.gate_table(r, 4),
+    "modulation": lambda r: tables.modulation_table(r, 4),
+    "curves": lambda r: tables.curves(r, ("controller", "static"), 4),
+    "configurations": lambda r: tables.difference_table(r, "configurations", arm="static"),
+    "advantage": lambda r: tables.difference_table(r, "advantage_by_depth"),
+    "interventions": lambda r: tables.difference_table(r, "interventions", depth=4),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_runs_of_another_budget_enter_no_table(name, ladder):
+    with_, without = ladder
+    with with_.reading() as read:
+        table = TABLES[name](with_)
+    pd.testing.assert_frame_equal(table, TABLES[name](without))
+    assert not {run for run in read if run.endswith("-u16")}
+
+
+def test_the_rows_of_another_budget_have_their_own_places(ladder):
+    with_, without = ladder
+    longer = with_.cells[with_.cells["updates"] == 16]
+    assert set(longer["run"]) == {"controller-d4-r4-corrected-s0-u16", "static-d4-r4-corrected-s0-u16"}
+    assert longer["loss"].to_list() == pytest.approx([-5, -5]) and not longer["shared"].any()
+    assert (without.cells[without.cells["updates"] == 16]["status"] == "missing").all()
+    (row,) = with_.places["corrected", "static", 4, 4, "", 16]
+    assert row.run == "static-d4-r4-corrected-s0-u16"
+    assert with_.runs[row.run].manifest["config"]["training"]["updates"] == 16
+
+
 
 def test_rows_that_are_one_run_say_so(results):
     cells = results.cells
@@ -320,7 +420,7 @@ def test_rows_that_are_one_run_say_so(results):
 
 def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
     write(tmp_path, keep=lambda spec: spec.seed < 2 or spec.arm == "cut", diverged=("none-d4-corrected-s1",))
-    results = metrics.load("tiny", tmp_path)
+    results = metrics.load("tiny-first", tmp_path)
     status = results.cells["status"]
     assert set(status) == {"finished", "missing", "diverged"}
     assert results.cells[status != "finished"]["loss"].isna().all()
@@ -333,16 +433,19 @@ def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
 
 
 def test_no_run_at_all_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no finished run there; make runs PROFILE=tiny"):
-        metrics.load("tiny", tmp_path)
+    with pytest.raises(InputError, match="no finished run there; make runs PROFILE=tiny-first"):
+        metrics.load("tiny-first", tmp_path)
 
 
-def test_a_log_without_a_row_that_is_read_is_refused(tmp_path):
+def test_a_log_without_a_series_that_is_read_is_refused(tmp_path):
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
     write_run(tmp_path, profile, RunSpec("full", None, None, "any", 0), 2.0)
-    run = metrics.load("tiny", tmp_path).runs["full-any-s0"]
-    with pytest.raises(InputError, match="'full-any-s0': log.jsonl has no row of split 'moon'"):
-        metrics.last_value(run, "moon", "loss_t+1")
+    run = metrics.load("tiny-first", tmp_path).runs["full-any-s0"]
+    with pytest.raises(InputError, match="'full-any-s0': its log has no series of split 'moon', metric 'loss_t.1'"):
+        run.last("moon", "loss_t+1")
+    del run.series["foreign", "loss_t+1"]
+    with pytest.raises(InputError, match="'full-any-s0': .* split 'foreign'"):
+        metrics.cells(profile, {"full-any-s0": run})
 
 
 # ------------------------------------------------------------------------------------------------------ convergence
@@ -360,8 +463,9 @@ def test_the_slope_is_of_the_last_fifth(results):
 
 
 def test_curves_are_means_over_finished_seeds(results):
-    curves = tables.curves(results)
-    last = curves.query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[-1]
+    curves = tables.curves(results, ("static", "none"), 4)
+    assert set(curves["arm"]) == {"static", "none"} and set(curves["protocol"]) == {"released", "corrected"}
+    last = curves.query("arm == 'none' and protocol == 'corrected'").iloc[-1]
     assert last["n"] == len(SEEDS)
     assert last["value"] == pytest.approx(5.5 + 0.01 * np.mean(SEEDS) + math.exp(-5))
 

@@ -1,19 +1,23 @@
 """From raw logs to committed outputs, and the check that names each place where they disagree."""
 
-import json
 import os
 import re
 import shutil
 import subprocess
+from collections import Counter
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
-from synthetic import loss, plain, write, write_run
+from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
-from ouroboros import claims, metrics, rates, reproduce
+from ouroboros import claims, inventory, log, metrics, reproduce
+from ouroboros.cli import main
 from ouroboros.errors import InputError
-from ouroboros.experiment import load_profile, switches
+from ouroboros.experiment import IDENTITY, RunSpec, load_profile, switches
+from ouroboros.log import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 README = f"# Title\n\n{reproduce.BEGIN}\n{reproduce.END}\n\nMore.\n"
@@ -31,11 +35,19 @@ def checkout(root: Path) -> Path:
 def reproduced(tmp_path_factory):
     """A checkout whose outputs were made once by `reproduce`, and a folder with the same derived again."""
     root = checkout(tmp_path_factory.mktemp("reproduced"))
-    write(root)
-    reproduce.reproduce("tiny", root)
-    again = tmp_path_factory.mktemp("again")
-    reproduce.derive("tiny", root, again)
+    write_searches(root, write(root))
+    reproduce.reproduce(["tiny-first"], root)
+    again, results = tmp_path_factory.mktemp("again"), metrics.load("tiny-first", root)
+    logs = root / "results/tiny-first/runs"
+    logs.rename(root / "gone")  # so that a kernel can't open one
+    reproduce.derive(results, root, again)
+    (root / "gone").rename(logs)
     return root, again
+
+
+@pytest.fixture(scope="module")
+def results(reproduced):
+    return metrics.load("tiny-first", reproduced[0])
 
 
 @pytest.fixture
@@ -44,36 +56,49 @@ def committed(reproduced, tmp_path, monkeypatch):
     root, again = reproduced
     copy = tmp_path / "checkout"
     shutil.copytree(root, copy)
-    monkeypatch.setattr(reproduce, "derive", lambda profile, root, out: shutil.copytree(again, out, dirs_exist_ok=True))
+
+    def derive(results, root, out):
+        if results.profile.name == "tiny-first":
+            shutil.copytree(again, out, dirs_exist_ok=True)
+        else:
+            write_atomic(out / "results" / results.profile.name / "claims.md", claims.markdown(results))
+
+    monkeypatch.setattr(reproduce, "derive", derive)
     return copy
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path): (root / path).read_bytes() for path in reproduce._outputs(root, "tiny")}
+    return {str(path): (root / path).read_bytes() for path in reproduce._outputs(root, "tiny-first")}
 
 
 # -------------------------------------------------------------------------------------------------------- deriving
 
 def test_two_executions_are_the_same_bytes(reproduced):
+    """And the second read no log: the runs were handed over."""
     root, again = reproduced
     made = files(root)
     assert made == files(again)
-    assert {"results/tiny/claims.md", "results/tiny/tables/arms.csv", "results/tiny/tables/arms.md",
-            "figures/tiny/advantage.png", "figures/tiny/advantage.pdf", "figures/tiny/advantage.json",
-            "results/tiny/notebooks/01_gap.ipynb"} <= set(made)
+    assert {"results/tiny-first/claims.md", "results/tiny-first/tables/arms.csv", "results/tiny-first/tables/arms.md",
+            "figures/tiny-first/advantage.png", "figures/tiny-first/advantage.pdf", "figures/tiny-first/advantage.json",
+            "results/tiny-first/notebooks/01_gap.ipynb"} <= set(made)
 
 
 def test_each_set_of_logs_is_dated(reproduced):
     text = (reproduced[0] / "results/README.md").read_text()
-    (matrix,) = [line for line in text.splitlines() if line.startswith("| tiny: matrix")]
-    count = len([*filter(plain, load_profile("tiny").runs())])
-    assert [cell.strip() for cell in matrix.strip("|").split("|")][1:5] == [
-        str(count), "2026-01-01", "2026-01-01", "0000000"]
-    assert matrix.endswith(f"| {count / 3600:.1f}     |") and "| tiny: base" in text
+    rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")]
+                                              for line in text.splitlines() if line.startswith("| tiny"))}
+    profile = load_profile("tiny-first")
+    count, searched = len([*filter(plain, profile.runs())]), len(profile.search_runs())
+    matrix = count - searched
+    assert rows["tiny-first: matrix"][:4] == [str(matrix), "2026-01-01", "2026-01-01", "0000000"]
+    assert rows["tiny-first: learning-rate search"][:4] == [str(searched), "2026-01-01", "2026-01-01", "0000000"]
+    assert rows["tiny-first: matrix"][-1] == f"{matrix / 3600:.1f}"
+    assert set(rows) == {"tiny-first: matrix", "tiny-first: learning-rate search", "tiny: base"}
+    assert inventory.markdown(reproduced[0], {}) == text  # the same from the first lines alone
 
 
 def test_every_notebook_leaves_tables_a_figure_and_a_finding(reproduced):
-    for path in sorted((reproduced[0] / "results/tiny/notebooks").glob("*.ipynb")):
+    for path in sorted((reproduced[0] / "results/tiny-first/notebooks").glob("*.ipynb")):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
         assert any("image/png" in output.get("data", {}) for output in outputs)
         assert any("text/html" in output.get("data", {}) for output in outputs)
@@ -84,7 +109,7 @@ def test_every_notebook_leaves_tables_a_figure_and_a_finding(reproduced):
 
 
 def test_executed_notebooks_tell_no_time_and_no_place(reproduced):
-    for path in (reproduced[0] / "results/tiny/notebooks").glob("*.ipynb"):
+    for path in (reproduced[0] / "results/tiny-first/notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, 4)
         assert set(notebook.metadata) == {"kernelspec"}
         assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
@@ -97,7 +122,9 @@ def test_the_repositorys_notebooks_hold_no_outputs_and_have_parameters():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, 4).cells
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
-        assert [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())] == ['profile = "tiny"']
+        profile = "tiny" if path.name == reproduce.TOUR else "tiny-first"  # which is read, never trained again
+        tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
+        assert tagged == [f'profile = "{profile}"']
         assert cells[0].source.startswith("# ") and cells[0].source.splitlines()[0].endswith("?")
 
 
@@ -108,9 +135,8 @@ def test_notebooks_type_no_measured_number():
         assert not measured.search("\n".join(cell.source for cell in nbformat.read(path, 4).cells)), path
 
 
-def test_the_readme_opens_with_the_verdicts(reproduced):
+def test_the_readme_opens_with_the_verdicts(reproduced, results):
     root, _ = reproduced
-    results = metrics.load("tiny", root)
     assert (root / "README.md").read_text() == README.replace(
         f"{reproduce.BEGIN}\n{reproduce.END}", reproduce.readme_block(results))
     assert claims.summary(results) in (root / "README.md").read_text()
@@ -125,11 +151,12 @@ def test_the_repositorys_readme_has_the_marks():
 def test_a_matrix_that_has_hardly_begun_derives_and_smoke_is_marked(tmp_path, capsys):
     root = checkout(tmp_path)
     write(root, "smoke", keep=lambda spec: spec.id == "cut-any-s0", base=False)
-    reproduce.reproduce("smoke", root)
+    reproduce.reproduce(["smoke"], root)
     assert "no runs" in capsys.readouterr().out
     assert (root / "results/smoke/tables/arms.md").read_text().startswith("**smoke: not a result.**")
     assert "**smoke: not a result.**" in (root / "results/smoke/claims.md").read_text()
     assert (root / "README.md").read_text() == README  # another profile's verdicts open it
+    assert not (root / "results/README.md").exists()  # its logs aren't committed
 
 
 # -------------------------------------------------------------------------------------------------------- notebooks
@@ -145,15 +172,26 @@ def notebook(folder: Path, *sources: str) -> Path:
 def test_an_unknown_parameter_stops_the_run(tmp_path):
     target = tmp_path / "out.ipynb"
     with pytest.raises(InputError, match="one.ipynb: parameter 'profil' is unknown; it has profile"):
-        reproduce.execute(notebook(tmp_path, 'profile = "tiny"'), target, {"profil": "smoke"}, tmp_path, tmp_path)
+        reproduce.execute(notebook(tmp_path, 'profile = "tiny"'), target, {"profil": "smoke"}, {})
     assert not target.exists()
 
 
 def test_a_failing_cell_is_told_in_a_line(tmp_path):
     book = notebook(tmp_path, 'profile = "tiny"', "raise ValueError(profile)")
+    before = dict(os.environ)
     with pytest.raises(InputError, match="one.ipynb: a cell failed with ValueError: smoke"):
-        reproduce.execute(book, tmp_path / "out.ipynb", {"profile": "smoke"}, tmp_path, tmp_path)
-    assert "OUROBOROS_ROOT" not in os.environ
+        reproduce.execute(book, tmp_path / "out.ipynb", {"profile": "smoke"}, {"OUROBOROS_ROOT": str(tmp_path)})
+    assert os.environ == before and "OUROBOROS_ROOT" not in before
+
+
+def test_a_notebook_reads_what_was_handed_over_and_a_command_reads_the_logs(results, reproduced, tmp_path, monkeypatch):
+    metrics.hand_over(metrics.Results(results.profile, {"cut-any-s0": results.runs["cut-any-s0"]}), tmp_path)
+    monkeypatch.setenv("OUROBOROS_PARSED", str(tmp_path))
+    monkeypatch.setenv("OUROBOROS_ROOT", str(reproduced[0]))
+    assert list(reproduce.open_profile("tiny-first")[0].runs) == ["cut-any-s0"]
+    assert len(metrics.load("tiny-first", reproduced[0]).runs) == len(results.runs)  # what verify reads
+    monkeypatch.delenv("OUROBOROS_PARSED")
+    assert len(reproduce.open_profile("tiny-first")[0].runs) == len(results.runs)
 
 
 def test_home_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -169,7 +207,7 @@ def test_home_is_found_from_any_folder(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- verifying
 
 def test_what_was_reproduced_verifies(committed):
-    assert reproduce.verify("tiny", committed) == []
+    assert reproduce.verify(["tiny-first"], committed) == []
 
 
 def edit(path: Path, pattern: str, new) -> None:
@@ -186,26 +224,101 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
 
 
 @pytest.mark.parametrize("path, pattern, new, place", [
-    ("results/tiny/tables/advantage.csv", CELL, first_number_times(1.0001), "row 6, column 'difference'"),
-    ("results/tiny/tables/advantage.md", r"0\.254", "0.255", "line "),
-    ("results/tiny/claims.md", r"\| holds ", "| fails ", "line "),
-    ("results/tiny/notebooks/01_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
-    ("figures/tiny/advantage.json", r'("y": \[\s+)([\d.]+)', first_number_times(1.01), "line "),
+    ("results/tiny-first/tables/advantage.csv", CELL, first_number_times(1.0001), "row 6, column 'difference'"),
+    ("results/tiny-first/tables/advantage.md", r"0\.254", "0.255", "line "),
+    ("results/tiny-first/claims.md", r"\| holds ", "| fails ", "line "),
+    ("results/tiny-first/notebooks/01_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
+    ("figures/tiny-first/advantage.json", r'("y": \[\s+)([\d.]+)', first_number_times(1.01), "line "),
     ("README.md", r"\| holds ", "| fails ", "line "),
     ("results/README.md", r"2026-01-01", "2025-01-01", "line "),
     ("README.md", reproduce.END, "", "the marks"),
-    ("results/tiny/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
-    ("figures/tiny/gate.json", r"\A\{", "", "can't be read"),
+    ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
+    ("figures/tiny-first/gate.json", r"\A\{", "", "can't be read"),
 ])
 def test_an_edited_output_is_named(committed, path, pattern, new, place):
     edit(committed / path, pattern, new)
-    found = [line for line in reproduce.verify("tiny", committed) if line.startswith(f"{path}: ")]
+    found = [line for line in reproduce.verify(["tiny-first"], committed) if line.startswith(f"{path}: ")]
     assert len(found) == 1 and place in found[0]
 
 
 def test_digits_beyond_the_sixth_may_differ_between_machines(committed):
-    edit(committed / "results/tiny/tables/advantage.csv", CELL, first_number_times(1 + 1e-8))
-    assert reproduce.verify("tiny", committed) == []
+    edit(committed / "results/tiny-first/tables/advantage.csv", CELL, first_number_times(1 + 1e-8))
+    assert reproduce.verify(["tiny-first"], committed) == []
+
+
+def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
+    for command in (reproduce.reproduce, reproduce.verify):
+        parsed = Counter()
+
+        def counting(path, read=log.read_run, parsed=parsed):
+            parsed[path] += 1
+            return read(path)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(log, "read_run", counting)
+            patch.setattr(metrics, "read_run", counting)
+            command(["tiny-first"], committed)
+        runs = {path: count for path, count in parsed.items() if path.name != "base.jsonl"}
+        assert set(runs) == {*committed.glob("results/tiny-first/runs/*.jsonl")} and set(runs.values()) == {1}
+        assert parsed.total() <= len(runs) + 1
+
+
+@pytest.fixture
+def two(committed):
+    """The same beside a few logs of another profile, with what is derived from these."""
+    write(committed, "tiny", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
+    write(committed, "smoke", keep=lambda spec: spec.arm == "cut", base=False)  # whose logs aren't committed
+    reproduce.reproduce(reproduce.committed(committed), committed)
+    return committed
+
+
+def verified(capsys, root, *arguments) -> list[str]:
+    """What `verify` names."""
+    capsys.readouterr()
+    code = main(["verify", *arguments], root)
+    out, err = capsys.readouterr()
+    differs = [line.removeprefix("differs: ") for line in err.splitlines() if line.startswith("differs: ")]
+    assert code == bool(differs) and bool(out) != bool(differs)
+    return differs
+
+
+def test_verify_checks_every_profile_with_committed_logs_or_the_one_that_is_named(two, capsys):
+    assert reproduce.committed(two) == ["tiny-first", "tiny"]
+    for arguments in ([], ["--profile", "tiny"], ["--profile", "tiny-first"]):
+        assert verified(capsys, two, *arguments) == []
+    edit(two / "results/tiny/claims.md", "no runs", "holds")
+    edit(two / "figures/tiny-first/gate.json", r'("y": \[\s+)(-?[\d.]+)', first_number_times(2))
+    (few,), (whole,) = (verified(capsys, two, "--profile", name) for name in ("tiny", "tiny-first"))
+    assert few.startswith("results/tiny/claims.md: line ")
+    assert whole.startswith("figures/tiny-first/gate.json: line ")
+    assert verified(capsys, two) == [whole, few]
+
+
+def test_verify_says_which_profiles_it_checked(two, capsys):
+    for arguments, named in (([], "tiny-first, tiny"), (["--profile", "tiny"], "tiny")):
+        assert main(["verify", *arguments], two) == 0
+        assert capsys.readouterr().out == f"verify: everything committed for {named} follows from the raw logs\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--profile", "tiny"], ["--profile", "tiny-first"]])
+def test_all_of_the_readmes_is_checked_whichever_profile_is_named(arguments, two, capsys):
+    edit(two / "README.md", r"\| holds ", "| fails ")
+    edit(two / "results/README.md", r"(tiny-first: matrix .*)2026-01-01", r"\g<1>2025-01-01")
+    logs, readme = verified(capsys, two, *arguments)
+    assert logs.startswith("results/README.md: line ") and readme.startswith("README.md: line ")
+
+
+def test_a_profile_whose_logs_are_not_committed_has_no_part_in_the_readmes(two, capsys):
+    edit(two / "README.md", r"\| holds ", "| fails ")
+    assert verified(capsys, two, "--profile", "smoke") == ["results/smoke/claims.md: derived, but not committed"]
+
+
+def test_an_edited_log_is_refused_by_its_name(two, capsys):
+    path = two / "results/tiny-first/runs/cut-any-s0.jsonl"
+    edit(path, r'"values":\[6\.0\]', '"values":[5.0]')
+    for command in (["verify"], ["reproduce"], ["verify", "--profile", "tiny"]):  # README's verdicts are of these logs
+        assert main(command, two) == 2
+        assert f"{path}: its seal doesn't fit" in capsys.readouterr().err
 
 
 def test_a_difference_of_rounding_alone_is_none():
@@ -216,87 +329,153 @@ def test_a_difference_of_rounding_alone_is_none():
 
 @pytest.mark.parametrize("name", ["gate.png", "gate.pdf"])
 def test_a_picture_must_be_the_one_that_its_sidecar_names(committed, name):
-    (committed / "figures/tiny" / name).write_bytes(b"another")
-    assert reproduce.verify("tiny", committed) == [f"figures/tiny/{name}: isn't the picture that its sidecar names"]
+    (committed / "figures/tiny-first" / name).write_bytes(b"another")
+    assert reproduce.verify(["tiny-first"], committed) == [
+        f"figures/tiny-first/{name}: isn't the picture that its sidecar names"]
 
 
 def test_outputs_too_many_or_too_few_are_named(committed):
-    (committed / "results/tiny/tables/base.csv").unlink()
-    (committed / "results/tiny/tables/magic.csv").write_text("a\n1\n")
-    assert reproduce.verify("tiny", committed) == [
-        "results/tiny/tables/base.csv: derived, but not committed",
-        "results/tiny/tables/magic.csv: committed, but nothing derives it"]
+    (committed / "results/tiny-first/tables/base.csv").unlink()
+    (committed / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
+    assert reproduce.verify(["tiny-first"], committed) == [
+        "results/tiny-first/tables/base.csv: derived, but not committed",
+        "results/tiny-first/tables/magic.csv: committed, but nothing derives it"]
 
 
 def test_reproduce_rewrites_only_what_verify_would_fault(committed, capsys):
-    table, other = (committed / "results/tiny/tables" / name for name in ("advantage.csv", "arms.csv"))
+    table, other = (committed / "results/tiny-first/tables" / name for name in ("advantage.csv", "arms.csv"))
     edit(table, CELL, first_number_times(1 + 1e-8))
     kept = table.read_bytes()
     os.utime(other, (1, 1))
-    edit(committed / "figures/tiny/gate.json", r'("y": \[\s+)(-?[\d.]+)', first_number_times(2))
-    (committed / "results/tiny/tables/magic.csv").write_text("a\n1\n")
-    reproduce.reproduce("tiny", committed)
+    edit(committed / "figures/tiny-first/gate.json", r'("y": \[\s+)(-?[\d.]+)', first_number_times(2))
+    (committed / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
+    reproduce.reproduce(["tiny-first"], committed)
     assert table.read_bytes() == kept and other.stat().st_mtime == 1
-    assert not (committed / "results/tiny/tables/magic.csv").exists()
-    assert reproduce.verify("tiny", committed) == []
+    assert not (committed / "results/tiny-first/tables/magic.csv").exists()
+    assert reproduce.verify(["tiny-first"], committed) == []
     assert "4 outputs written" in capsys.readouterr().out  # a figure is three files, and the table that went
 
 
 # ------------------------------------------------------------------------------------------------------ provenance
 
-def change_manifest(root: Path, run: str, field: str, value) -> None:
-    path = root / ("results/tiny/base" if run == "base" else f"results/tiny/runs/{run}") / "manifest.json"
-    data = json.loads(path.read_text())
-    *outer, last = field.split(".")
-    inner = data
-    for key in outer:
-        inner = inner[key]
-    inner[last] = value
-    path.write_text(json.dumps(data))
+def faults(results, root, changes=(), without=()) -> list[str]:
+    """The faults of runs when fields of some manifests, {run: {field.field: value}}, are others or runs are missing."""
+    runs = {name: run for name, run in results.runs.items() if name not in without}
+    for name, fields in dict(changes).items():
+        runs[name] = metrics.Run(deepcopy(runs[name].manifest), runs[name].series)
+        for field, value in fields.items():
+            *outer, last = field.split(".")
+            inner = runs[name].manifest
+            for key in outer:
+                inner = inner[key]
+            inner[last] = value
+    return list(reproduce._provenance_faults(metrics.Results(results.profile, runs), root))
 
 
-@pytest.mark.parametrize("run, field, value", [
-    ("cut-any-s0", "clean", False),
-    ("cut-any-s0", "locked", False),
-    ("static-d4-r8-corrected-s1", "hashes.base", "another"),
-    ("static-d4-r8-corrected-s1", "config.training", {}),
-    ("base", "clean", False),
+RUN = "static-d4-r8-corrected-s1"
+
+
+@pytest.mark.parametrize("run, field, value, said", [
+    ("cut-any-s0", "clean", False, "false; the run is of uncommitted code"),
+    ("cut-any-s0", "packages", {"numpy": "1.0"}, "'numpy' is 1.0, not the lock's version"),
+    (RUN, "packages", {"scipy": None}, "'scipy' is None, not the lock's version"),
+    (RUN, "hashes.base", "another", "isn't the base of results/tiny/checkpoints/base"),
+    (RUN, "hashes.corpus", "another", "another, the profile pins 6aa15d25f340"),
+    (RUN, "protocol_version", 2, "is 2, the profile says 1"),
+    (RUN, "rate", 1e-2, "0.01 and 0.001, the search chose 0.001 and 0.001"),
+    (RUN, "elementwise_rate", 1e-2, "0.001 and 0.01, the search chose 0.001 and 0.001"),
 ])
-def test_runs_that_may_not_be_committed_are_named(tmp_path, run, field, value):
-    write(tmp_path)
-    assert list(reproduce._provenance_faults("tiny", tmp_path)) == []
-    change_manifest(tmp_path, run, field, value)
-    (fault,) = reproduce._provenance_faults("tiny", tmp_path)
-    assert f"{run}/manifest.json: field '{field}'" in fault
+def test_a_run_that_may_not_be_committed_is_named_with_its_field(run, field, value, said, results, reproduced):
+    assert faults(results, reproduced[0]) == []
+    (fault,) = faults(results, reproduced[0], {run: {field: value}})
+    named = "rate" if field == "elementwise_rate" else field
+    assert fault.startswith(f"results/tiny-first/runs/{run}.jsonl: field '{named}': ") and said in fault
+
+
+@pytest.mark.parametrize("field", IDENTITY)
+@pytest.mark.parametrize("run", [RUN, "cut-any-s0"])
+def test_a_log_of_another_identity_is_named_with_its_field(field, run, results, reproduced):
+    own = results.runs[run].manifest["config"][field]
+    within, other = (next(iter(own)), {**own, next(iter(own)): "other"}) if isinstance(own, dict) else ("", own + 1)
+    (fault,) = faults(results, reproduced[0], {run: {f"config.{field}": other}})
+    assert fault.startswith(f"results/tiny-first/runs/{run}.jsonl: field 'config.{field}': ")
+    assert f"'{within}' is 'other'" in fault if within else f"is {other}, the profile says {own}" in fault
+
+
+@pytest.mark.parametrize("field", ["resources", "siblings", "plan", "name"])
+def test_what_changes_no_number_is_no_identity(field, results, reproduced):
+    assert field not in IDENTITY and faults(results, reproduced[0], {RUN: {f"config.{field}": "other"}}) == []
+
+
+def test_a_base_of_uncommitted_code_is_named(results, tmp_path):
+    write_base(tmp_path, results.profile)
+    assert faults(results, tmp_path) == []
+    path = tmp_path / "results/tiny/checkpoints/base/base.jsonl"
+    base = log.read_run(path)
+    rows = base.log.to_dict("records")
+    log.write_run(path, {**manifest(RunSpec("full", None, None, "any", 0), results.profile), "run": "base",
+                         "purpose": "base", "clean": False}, rows)
+    (fault,) = faults(results, tmp_path)
+    assert "checkpoints/base/base.jsonl: field 'clean': false" in fault
+
+
+def test_runs_of_the_plan_that_are_not_made_are_no_fault_and_unplanned_ones_are(results, tmp_path):
+    matrix = {name for name, run in results.runs.items() if run.manifest["purpose"] == "matrix"}
+    assert faults(results, tmp_path, without=matrix) == []
+    assert faults(results, tmp_path, without=matrix - {RUN}) == []
+    spec = replace(results.profile.find(RUN), depth=3)
+    write_run(tmp_path, results.profile, spec, 4.0)
+    unplanned = log.read_run(results.profile.run_path(spec.id, tmp_path))
+    more = metrics.Results(results.profile, {**results.runs, spec.id: unplanned})
+    assert faults(more, tmp_path) == [f"results/tiny-first/runs/{spec.id}.jsonl: no run of the profile's plan; remove "
+                                      "it, or add it to the plan"]
+
+
+def test_a_run_whose_rates_search_is_not_finished_says_so(results, tmp_path):
+    """The search of `static`: its own runs wait, and no other arm's; those at the shared rate are the Controller's."""
+    left = "static-d4-r8-corrected-s9-lr0.01"
+    found = faults(results, tmp_path, without={left})
+    waiting = {name for name, run in results.runs.items() if run.manifest["arm"] == "static"
+               and run.manifest["purpose"] == "matrix" and run.manifest["protocol"] == "corrected"}
+    assert len(found) == len(waiting) == 32 and {fault.split(":")[0] for fault in found} == {
+        f"results/tiny-first/runs/{name}.jsonl" for name in waiting}
+    assert all(f"its learning rate is still searched, 1 runs are left, '{left}' first" in fault for fault in found)
 
 
 def test_a_commit_that_the_repository_does_not_know_is_named(tmp_path):
     write(tmp_path, keep=lambda spec: spec.arm == "cut")
+    results = metrics.load("tiny-first", tmp_path)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
-    faults, seeds = list(reproduce._provenance_faults("tiny", tmp_path)), load_profile("tiny").matrix.seeds
-    assert len(faults) == len(seeds) and all("field 'commit': 000" in fault for fault in faults)
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    for seed in seeds:
-        change_manifest(tmp_path, f"cut-any-s{seed}", "commit", head)
-    assert list(reproduce._provenance_faults("tiny", tmp_path)) == []
+    (fault,) = faults(results, tmp_path)
+    assert "runs/cut-any-s" in fault and f"field 'commit': {'0' * 40} is unknown" in fault
+    changes = {name: {"commit": head} for name in results.runs}
+    assert faults(results, tmp_path, changes) == []
+    found = faults(results, tmp_path, changes | {"cut-any-s1": {"commit": "1" * 40}, "cut-any-s3": {"commit": None}})
+    assert [line.split(" is unknown")[0] for line in found] == [
+        f"results/tiny-first/runs/cut-any-s{seed}.jsonl: field 'commit': {commit}"
+        for seed, commit in ((1, "1" * 40), (3, None))]
 
 
 def test_rates_must_be_those_that_the_search_chose(tmp_path):
-    profile = load_profile("tiny")
-    for spec in profile.search_runs():
-        write_run(tmp_path, profile, spec, 4 + abs(spec.rate - 3e-3))
+    profile = load_profile("tiny-first")
+    write_searches(tmp_path, profile, best=3e-3)
+    factors = {None: 1.0, "low": 0.3, "high": 3.0}
     for spec in profile.runs():
-        if spec.arm == "static" and spec.seed == 0 and not spec.level:
-            rate = 1e-3 if switches(spec.protocol)["rate"] == "shared" else 3e-3
+        if spec.arm == "static" and spec.seed == 0 and spec.purpose == "matrix":
+            rate = 1e-3 if switches(spec.protocol)["rate"] == "shared" else 3e-3 * factors[spec.level]
             write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, 0), rate=rate)
-    rates.write(profile, tmp_path)
-    assert list(reproduce._provenance_faults("tiny", tmp_path)) == []
-    change_manifest(tmp_path, "static-d4-r8-corrected-s0", "rate", 1e-2)
-    (fault,) = reproduce._provenance_faults("tiny", tmp_path)
-    assert "static-d4-r8-corrected-s0/manifest.json: field 'rate': 0.01, the search chose 0.003" in fault
-    change_manifest(tmp_path, "static-d4-r8-corrected-s0", "rate", 3e-3)
-    edit(rates.path(profile, tmp_path), '"dev": [0-9.]+', '"dev": 1.0')
-    (fault,) = reproduce._provenance_faults("tiny", tmp_path)
-    assert "rates.json: isn't what the search's logs say" in fault
+    results = metrics.load("tiny-first", tmp_path)
+    assert faults(results, tmp_path) == []
+    (fault,) = faults(results, tmp_path, {"static-d4-r8-corrected-s0": {"rate": 1e-2}})
+    assert "static-d4-r8-corrected-s0.jsonl: field 'rate': 0.01 and 0.003, the search chose 0.003 and 0.003" in fault
+    # what was chosen stands in no file: another dev loss is another choice
+    write_run(tmp_path, profile, profile.find("static-d4-r8-corrected-s9-lr0.01"), 1.0)
+    found = faults(metrics.load("tiny-first", tmp_path), tmp_path)
+    own = [name for name in results.runs if name.startswith("static-")
+           and results.runs[name].manifest["purpose"] == "matrix"
+           and results.runs[name].manifest["switches"]["rate"] == "own"]
+    assert len(found) == len(own) and all("the search chose 0.0" in fault for fault in found)
+    assert f"results/tiny-first/runs/{own[0]}.jsonl: field 'rate'" in found[0]
