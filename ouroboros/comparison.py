@@ -326,8 +326,8 @@ def _checked(differences, clusters) -> tuple[np.ndarray, _Clusters]:
                          f"{d[seed, block]}; leave out the seeds that have no loss")
     grouped = _Clusters.of(labels)
     if len(grouped.weights) < 2:
-        raise InputError(f"comparison: {d.shape[1]} blocks make 1 cluster, an interval takes two; "
-                         "score more documents")
+        raise InputError(f"comparison: all blocks ({d.shape[1]}) are in one cluster, an interval "
+                         "takes two; score more documents")
     return d, grouped
 
 
