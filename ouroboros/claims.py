@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from . import intervals, metrics, tables
+from .comparison import MARGIN, MARGIN_SHARE, margin
 from .experiment import ARMS, Cell, Profile, switches
 from .intervals import BySeed, Interval, Ratio, t_interval
 from .ledger import PAPER_RANK, STATISTICS, Claim, Measure, load, recomputed, reported
@@ -18,7 +19,6 @@ from .rates import search_of
 
 FEWEST = 3  # seeds: the interval of two rests on one difference
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
-MARGIN, MARGIN_SHARE = 0.01, 0.01  # nats per token; share of the gap
 REPORTED_SCALE = "paper"
 SMOKE = "**smoke: not a result.** "
 SOURCES = ("A: the paper's abstract; R: README of the authors' release; C: its code; D: a third "
@@ -39,12 +39,6 @@ class Judged:
     parts: dict[str, Interval]
     verdict: str
     why: str
-
-
-def margin(gap: float | None) -> float:
-    """Nats per token below which a difference counts as none: the smaller of 0.01 and 1 % of the
-    gap, cut - full; 0.01 where the gap is undefined (None, NaN or not above 0)."""
-    return min(MARGIN, MARGIN_SHARE * gap) if gap and gap > 0 else MARGIN
 
 
 def measured(measure: Measure, statistics: Statistics) -> dict[str, BySeed | Ratio]:
