@@ -85,8 +85,8 @@ rerun: environment ## make one committed run again and compare with its log: mak
 verify: environment ## derive the same again, elsewhere, and compare with what is committed
 	$(OUROBOROS) verify $(PROFILE_OR_ALL)
 
-base: environment ## pretrain the base model of PROFILE, unless it is there; FORCE=1: again
-	$(OUROBOROS) base $(PROFILE_OR_TINY) $(call flag,FORCE,--force)
+base: environment ## pretrain or fetch the base of PROFILE, unless it is there; FORCE=1: again; WHEEL=file
+	$(OUROBOROS) base $(PROFILE_OR_TINY) $(call flag,FORCE,--force) $${WHEEL:+--wheel="$$WHEEL"}
 
 bench: environment ## time conversion and generation against their alternatives; run nothing beside it
 	$(OUROBOROS) bench

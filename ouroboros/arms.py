@@ -55,6 +55,14 @@ class Affine(nn.Module):
         return (h.to(scale.dtype) * (1 + scale) + shift).to(h.dtype)
 
 
+class Nothing(nn.Module):
+    """What stands where a layer stood."""
+
+    def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
+        """(B, T, d) -> the same."""
+        return h
+
+
 def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     """The arm's model on `base`, whose weights it shares where it doesn't train them; what is trained has gradients.
 
@@ -71,8 +79,8 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
         layers, place = model.model.layers, profile.split.prelude
         layers[place] = MappedLayer(layers[place], model.config.hidden_size).to(model.device)
     if arm.middle in ("affine", "none"):
-        affine = Affine(model.config.hidden_size).to(model.device)
-        model.model.layers[profile.split.prelude] = affine.requires_grad_(arm.trained)  # untrained it changes nothing
+        place = Affine(model.config.hidden_size).to(model.device) if arm.trained else Nothing()
+        model.model.layers[profile.split.prelude] = place
     if arm.coda and not arm.loops:
         model = copy.deepcopy(model).float()  # weights that are trained aren't the base's
     kept = model.base if arm.loops else model

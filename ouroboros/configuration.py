@@ -36,7 +36,8 @@ class OuroborosConfig(PretrainedConfig):
         gate, step_norm: whether the recurrence has them.
         gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
         state_width, step_width, hidden_width, output_width: Controller widths, SYSTEM section 4.
-        base_reference: `name`, `revision` and `sha256` of the base's weights; None if the model wasn't converted.
+        base_reference: `name`, `revision` and `sha256` of the base's weights, and `gguf_file` where one holds them;
+            None if the model wasn't converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
 
     Raises InputError for a value out of range.

@@ -216,6 +216,12 @@ class Corpus:
         flat = np.concatenate(parts)[:needed]
         return np.lib.stride_tricks.sliding_window_view(flat, block + LOOK_AHEAD, writeable=True)[::block]
 
+    def packed(self, split: str, tokens: int) -> list[int]:
+        """The lengths of the documents of which the first `tokens` tokens of a `separated` split are, in order."""
+        lengths = self.lengths(split)
+        starts = np.cumsum(lengths + 1) - lengths - 1
+        return lengths[starts < tokens].tolist()
+
     def reference(self) -> np.ndarray:
         """The first 30 tokens of 12 held-out documents (AUDIT `reference`, scaled), (12, 32) int32."""
         width = REFERENCE_TOKENS + LOOK_AHEAD
@@ -246,7 +252,7 @@ def _tokenizer(profile: Profile, root: Path, texts: Iterable[str]):
 
     path = profile.tokenizer_path(root)
     if not path.exists():
-        if profile.base.path:
+        if profile.base.pretraining is None:
             raise InputError(f"{path}: no tokenizer.json there; put the base's own beside its weights")
         from .log import write_atomic
 

@@ -29,6 +29,7 @@ class Shape:
     layers: int
     vocabulary: int
     tied: bool
+    biased: bool = True  # biases of q, k and v, as in Qwen2
 
     @classmethod
     def of(cls, profile: Profile) -> "Shape":
@@ -41,7 +42,7 @@ class Shape:
         return cls(width=model["hidden_size"], intermediate=model["intermediate_size"],
                    queries=head * model["num_attention_heads"], keys=head * model["num_key_value_heads"],
                    layers=model["num_hidden_layers"], vocabulary=model["vocab_size"],
-                   tied=model.get("tie_word_embeddings", False))
+                   tied=model.get("tie_word_embeddings", False), biased=model.get("model_type", "qwen2") == "qwen2")
 
     @property
     def projections(self) -> dict[str, tuple[int, int]]:
@@ -53,7 +54,8 @@ class Shape:
     @property
     def layer_parameters(self) -> int:
         """Of one layer: projections, biases of q, k and v, two norms."""
-        return sum(o * i for o, i in self.projections.values()) + self.queries + 2 * self.keys + 2 * self.width
+        biases = self.queries + 2 * self.keys if self.biased else 0
+        return sum(o * i for o, i in self.projections.values()) + biases + 2 * self.width
 
     def parameters(self, layers: int) -> int:
         """Of the model with some of its layers, the embedding counted once if it is the head too."""

@@ -99,10 +99,11 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     scores, the first micro-batches of the training stream with documents run together; see `stream_kind`. `reference`
     is the start of a few held-out documents (AUDIT `reference`).
     """
-    training, count = profile.training, profile.evaluation.final_blocks
+    training, count = profile.training, profile.evaluation.others
     if spec.purpose == "rate":
         return {"dev": corpus.blocks("dev", training.block, count, "separated")}
-    sets = {split: corpus.blocks(split, training.block, count, "separated") for split in ("heldout", "foreign")}
+    sets = {"heldout": corpus.blocks("heldout", training.block, profile.evaluation.final_blocks, "separated"),
+            "foreign": corpus.blocks("foreign", training.block, count, "separated")}
     seen = training.updates * training.accumulation * training.micro_batch
     seen += seen // 20 + 1  # joined documents reach further into the stream than separated ones
     # a copy, or the whole stream would stay in memory

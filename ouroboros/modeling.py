@@ -186,14 +186,15 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_base(cls, base, n_prelude: int = 8, recurrent_layer: int = 18, n_coda: int = 8, rank: int = 32, *,
-                  revision: str | None = None, dtype: torch.dtype | None = None,
+                  revision: str | None = None, gguf_file: str | None = None, dtype: torch.dtype | None = None,
                   attn_implementation: str | None = None, **options) -> "OuroborosForCausalLM":
         """Convert a pretrained dense Qwen2, Qwen3, Llama or Mistral model (SYSTEM sections 2 and 3).
 
-        `base` is a folder, a hub name (with a `revision`) or a model in memory. A checkpoint is read a tensor at a
-        time, so that no more than the kept layers is held. `dtype` is the base's own unless given; `options` are those
-        of OuroborosConfig. Raises InputError when the base can't be read or isn't supported, and when split or rank
-        don't fit it.
+        `base` is a folder, a hub name (with a `revision`), a GGUF file or a model in memory; `gguf_file` names the file
+        where folder or repository hold one. Safetensors are read a tensor at a time, so that no more than the kept
+        layers is held; GGUF is read whole and dequantised to float32. `dtype` is the base's own unless given;
+        `options` are those of OuroborosConfig. Raises InputError when the base can't be read or isn't supported, and
+        when split or rank don't fit it.
         """
         known = set(inspect.signature(OuroborosConfig).parameters)
         known -= {"base", "base_reference", "weights_sha256", "kwargs"}
@@ -201,7 +202,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
             raise InputError(f"from_base: option '{unknown[0]}' is unknown; one of {', '.join(sorted(known))}")
         options |= dict(n_prelude=n_prelude, recurrent_layer=recurrent_layer, n_coda=n_coda, rank=rank)
         split = OuroborosConfig(**options).split  # what is out of range is said before anything is read
-        source = open_base(base, revision)
+        source = open_base(base, revision, gguf_file)
         config = OuroborosConfig(base=cut_config(source.config, split), **options)
         config.base_reference = source.reference()
         dtype = dtype or source.weights["model.norm.weight"].dtype
@@ -218,7 +219,8 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
         if isinstance(base, nn.Module):
             model.generation_config = base.generation_config
             return model.to(base.device)
-        model._load_generation_config(source.weights.folder)
+        if isinstance(source.weights, Checkpoint):  # GGUF has no generation_config.json beside it
+            model._load_generation_config(source.weights.folder)
         return model
 
     def save_pretrained(self, save_directory, self_contained: bool | None = None, state_dict: dict | None = None,
@@ -437,7 +439,10 @@ def _kept_of_reference(config: OuroborosConfig, base):
     reference = config.base_reference
     if reference is None:
         raise InputError("config.json: field 'base_reference' is null, but the weights need it; save the model again")
-    source = open_base(base if base is not None else reference["name"], reference["revision"])
+    gguf_file = reference.get("gguf_file")
+    if gguf_file and isinstance(base, (str, Path)) and (Path(base) / "model.safetensors").is_file():
+        gguf_file = None  # the same tensors, saved as transformers does
+    source = open_base(base if base is not None else reference["name"], reference["revision"], gguf_file)
     if (found := sha256(source.weights)) != reference["sha256"]:
         raise InputError(f"base '{source.name}': its weights have sha256 {found}, the checkpoint was made from "
                          f"{reference['sha256']}; pass base= with the folder or model that was converted")

@@ -153,15 +153,15 @@ def lock_sha256(root: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def _other_versions(lock: dict[str, str]) -> dict[str, str | None]:
-    """{package: installed version} where it isn't the lock's; None where the package isn't installed."""
+def _other_versions(lock: dict[str, str]) -> dict[str, str]:
+    """{package: installed version} where it isn't the lock's."""
     found = {}
     for name, locked in lock.items():
         try:
             # a local version such as 2.13.0+cpu names the build, not other code
             installed = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            installed = None
+            continue  # what isn't there changed nothing
         if installed != locked:
             found[name] = installed
     return found

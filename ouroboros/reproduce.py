@@ -239,9 +239,11 @@ def _provenance_faults(results: Results, root: Path) -> Iterator[str]:
         if name not in plan:
             yield f"{where}: no run of the profile's plan; remove it, or add it to the plan"
             continue
-        if manifest["packages"]:
-            package, version = next(iter(manifest["packages"].items()))
-            yield f"{where}: field 'packages': '{package}' is {version}, not the lock's version; make the run again"
+        for package, version in manifest["packages"].items():
+            if profile.packages.get(package) != version:
+                yield (f"{where}: field 'packages': '{package}' is {version}, neither the lock's version nor one that "
+                       "the profile names; make the run again")
+                break
         if base and manifest["hashes"]["base"] != base.manifest["hashes"]["base"]:
             yield f"{where}: field 'hashes.base': isn't the base of {profile.base_folder(Path())}; make the run again"
         if why := profile.mismatch(manifest, plan[name]):

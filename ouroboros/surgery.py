@@ -4,6 +4,7 @@ import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 from .configuration import FAMILIES
 from .errors import InputError
 from .experiment import PROJECTIONS, SplitConfig
-from .weights import Checkpoint, read_config, resolve, sha256
+from .weights import Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
 
 Weights = Mapping[str, torch.Tensor]  # a checkpoint's tensors by name, read when asked for
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
@@ -53,27 +54,39 @@ class Base:
     weights: Weights
     name: str | None
     revision: str | None
+    gguf_file: str | None = None  # its name in the folder or repository, where the weights are in one
 
     @property
     def n_layers(self) -> int:
         return self.config.num_hidden_layers
 
     def reference(self) -> dict:
-        """Name, revision and hash of the weights; reads them all."""
-        return {"name": self.name, "revision": self.revision, "sha256": sha256(self.weights)}
+        """Name, revision and hash of the weights; reads them all. A GGUF file's hash is that of its float32 tensors."""
+        found = {"name": self.name, "revision": self.revision, "sha256": sha256(self.weights)}
+        return found | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
 
 
-def open_base(base, revision: str | None = None) -> Base:
-    """A base from a folder, a hub name or a model in memory; of a checkpoint only the tensors' names are read yet.
+def open_base(base, revision: str | None = None, gguf_file: str | None = None) -> Base:
+    """A base from a folder, a hub name, a GGUF file (alone, or in one of these) or a model in memory.
 
-    Raises InputError for a checkpoint that can't be read and for an unsupported model, naming the layer where fused
+    Of safetensors only the tensors' names are read yet; GGUF is read whole and dequantised to float32. Raises
+    InputError for a checkpoint that can't be read and for an unsupported model, naming the layer where fused
     projections or experts stand.
     """
+    if isinstance(base, (str, Path)) and str(base).endswith(".gguf") and Path(base).is_file():
+        base, gguf_file = Path(base).parent, Path(base).name
     if isinstance(base, nn.Module):
-        weights = base.state_dict()
-        if base.config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)  # as in a file of the same model
-        found = Base(base.config, weights, base.name_or_path or None, None)
+        weights, gguf_file = tensors_of(base), gguf_file_of(base.config)
+        packed = next((name for name, tensor in weights.items() if not tensor.is_floating_point()), None)
+        if packed:
+            raise InputError(f"base: {packed} is {weights[packed].dtype}, packed by a quantiser; load the model "
+                             "dequantised, of GGUF with quantization_config=GgufConfig(dequantize=True)")
+        name = None if _unreadable(base, gguf_file) else base.name_or_path or None
+        found = Base(base.config, weights, name, None, gguf_file if name else None)
+    elif gguf_file is not None:
+        folder, revision = resolve(base, revision, gguf_file)
+        model = read_gguf(folder / gguf_file)
+        found = Base(model.config, tensors_of(model), str(base), revision, gguf_file)
     else:
         folder, revision = resolve(base, revision)
         config = read_config(AutoConfig, folder)
@@ -81,6 +94,14 @@ def open_base(base, revision: str | None = None) -> Base:
         found = Base(config, weights, str(base), revision)
     _check(found)
     return found
+
+
+def _unreadable(model: nn.Module, gguf_file: str | None) -> bool:
+    """Whether the place that a model in memory was loaded from would not give its tensors again."""
+    if gguf_file:  # it is read in float32
+        return model.dtype != torch.float32
+    folder = Path(model.name_or_path)  # without safetensors: of a GGUF file that the model has forgotten
+    return folder.is_dir() and not any(folder.glob("model*.safetensors*"))
 
 
 def _check(base: Base) -> None:
@@ -103,6 +124,8 @@ def cut_config(config: PretrainedConfig, split: SplitConfig) -> PretrainedConfig
     kept = kept_layers(config.num_hidden_layers, split)
     cut = copy.deepcopy(config)
     cut.num_hidden_layers = len(kept)
+    if gguf_file_of(config):
+        del cut.quantization_config  # of the file that the base was read from: the kept tensors are plain
     if getattr(config, "layer_types", None):
         cut.layer_types = [config.layer_types[i] for i in kept]
     return cut

@@ -287,11 +287,15 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     return met
 
 
-def _score_all(model, spec: RunSpec, profile: Profile, sets: dict[str, np.ndarray], log: WorkingLog,
+def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
                update: int) -> None:
     """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
     held-out text at other depths, and of one with a Controller, interventions on what it sees."""
     met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
+    if ARMS[spec.arm].fit == "none":  # once for all arms: they are scored on the same blocks
+        for split in ("heldout", "foreign"):
+            lengths = corpus.packed(split, sets[split].shape[0] * profile.training.block)
+            log.row(update, split, "document_lengths", lengths)
     if met is None or met.loop is None:
         return
     few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
@@ -356,7 +360,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
     profile = profile.at(spec)
     accelerator, environment = _accelerator(profile), provenance(root)
-    config = profile.model_dump(mode="json", exclude={"plan", "siblings"})  # which other runs there are changes none
+    config = profile.model_dump(mode="json", exclude={"plan", "siblings", "packages"})  # they change no run
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
@@ -389,12 +393,12 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
                         "packages": environment["packages"], **hashes, **profile.identity(spec)}
             train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
                   Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
-        _score_all(model, spec, profile, sets, log, update)
+        _score_all(model, spec, profile, corpus, sets, log, update)
     except Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
         return
-    if status == "finished":
+    if status == "finished" and fit != "none":
         _describe(model, spec, before, stream, log, update)
     log.finish(path, {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,

@@ -1,6 +1,7 @@
-"""A checkpoint's tensors by name, read one at a time, and their hash. Only safetensors: no pickle is loaded."""
+"""A checkpoint's tensors by name and their hash: safetensors one at a time, GGUF as a whole. No pickle is loaded."""
 
 import hashlib
+import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,23 +10,26 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
+from transformers import AutoModelForCausalLM, GgufConfig, PretrainedConfig, PreTrainedModel
 
 from .errors import InputError
 
 PATTERNS = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 
 
-def resolve(name: str | Path, revision: str | None = None) -> tuple[Path, str | None]:
+def resolve(name: str | Path, revision: str | None = None,
+            gguf_file: str | None = None) -> tuple[Path, str | None]:
     """The folder of a checkpoint and its revision: a local folder has none, the hub's is a commit.
 
-    Raises InputError when there is neither.
+    Of a repository with a `gguf_file` only that is fetched. Raises InputError when there is neither.
     """
     if not isinstance(name, (str, Path)):
         raise InputError(f"checkpoint {name!r}: must be a folder or a repository's name")
     if Path(name).is_dir():
         return Path(name), None
     try:
-        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=PATTERNS))
+        wanted = [gguf_file] if gguf_file else PATTERNS
+        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted))
         return folder, folder.name  # the hub's cache names a snapshot by its commit
     except (HFValidationError, OSError) as error:
         raise InputError(f"checkpoint '{name}': no such folder, and the hub doesn't give it "
@@ -84,6 +88,71 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._files)
+
+
+def require_gguf() -> None:
+    """Raises InputError unless the package that reads GGUF's tensors is installed."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError("package 'gguf', which reads GGUF files, isn't installed; pip install -r requirements.lock")
+
+
+def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
+    """The keys of a GGUF file's header (long arrays as their length), and the names of its tensors.
+
+    Raises InputError when the file can't be read or the package that reads its tensors isn't installed.
+    """
+    require_gguf()
+    from transformers.integrations.gguf import read_gguf_metadata
+
+    try:
+        return read_gguf_metadata(str(file))
+    except Exception as error:  # whatever a broken header leads to: no common class
+        raise InputError(f"{file}: can't be read as GGUF ({first_line(error)}); the file is truncated, altered or "
+                         "missing, fetch it again") from None
+
+
+def read_gguf(file: Path) -> PreTrainedModel:
+    """The causal LM in a GGUF file, every tensor dequantised to float32; all of it is held in memory.
+
+    transformers reads it, and would leave out without a word what its class has no place for, or draw at random what
+    the file lacks: both are refused. Raises InputError for these, for scaled rotary positions (which transformers
+    doesn't take over), and for a file that can't be read.
+    """
+    metadata, names = gguf_metadata(file)
+    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
+    if scaling != "none":
+        raise InputError(f"{file}: its rotary positions are scaled ({scaling}), which transformers doesn't read from "
+                         "GGUF; give the model's safetensors")
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True,
+            quantization_config=GgufConfig(dequantize=True))  # else it couldn't be saved
+    except Exception as error:  # as above
+        raise InputError(f"{file}: transformers can't read it ({first_line(error)}); give a whole GGUF file of a "
+                         "causal LM") from None
+    taken = len(tensors_of(model)) - len(report["missing_keys"])
+    if report["missing_keys"] or taken != len(names):
+        raise InputError(f"{file}: holds {len(names)} tensors, transformers' {type(model).__name__} takes {taken} and "
+                         f"misses {len(report['missing_keys'])}; give the model's safetensors")
+    return model.eval()
+
+
+def gguf_file_of(config: PretrainedConfig) -> str | None:
+    """The GGUF file, by its name in folder or repository, that transformers loaded a model from."""
+    return getattr(getattr(config, "quantization_config", None), "gguf_file", None)
+
+
+def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """A model's tensors by name, as a file of it would hold them: a tied head once."""
+    state = model.state_dict()
+    if model.config.tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    return state
+
+
+def first_line(error: Exception) -> str:
+    """An error's message, or its kind where there is none, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def sha256(weights: Mapping[str, torch.Tensor]) -> str:

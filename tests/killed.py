@@ -13,7 +13,8 @@ import signal
 import sys
 from pathlib import Path
 
-from ouroboros import resume, runlog, training
+from ouroboros import log as runlog
+from ouroboros import resume, training
 from ouroboros.errors import AGAIN, Preempted
 from ouroboros.experiment import parse_profile
 
@@ -35,14 +36,14 @@ class Die:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def watch(self) -> None:
-        row, replace, fdopen = runlog.RunLog.row, os.replace, os.fdopen
+        row, replace, fdopen = runlog.WorkingLog.row, os.replace, os.fdopen
 
         def half_a_row(log, *args):
             self.event()
             log._file.write('{"update": 1, "tok')
             log._file.flush()
             self.event()  # in the middle of a row
-            os.truncate(log.folder / "log.jsonl", os.path.getsize(log.folder / "log.jsonl") - 18)
+            os.truncate(log.path, os.path.getsize(log.path) - 18)
             row(log, *args)
 
         def slow_replace(source, target):
@@ -63,7 +64,7 @@ class Die:
             return type("File", (), {"__enter__": lambda s: s, "__exit__": lambda s, *a: file.close(),
                                      "write": lambda s, content: halves(content)})()
 
-        runlog.RunLog.row, os.replace, os.fdopen = half_a_row, slow_replace, half_a_file
+        runlog.WorkingLog.row, os.replace, os.fdopen = half_a_row, slow_replace, half_a_file
 
 
 def child(at: int | None) -> tuple[int, int]:
@@ -84,16 +85,15 @@ if sys.argv[2] == "kills":
     while kills < 8:
         status, _ = child(generator.randrange(1, 90))
         if status == 0:  # it was through before its time: once more from nothing
-            for path in (root / "results/test/runs" / RUN).iterdir():
-                path.unlink()
+            profile.run_path(RUN, root).unlink()
             continue
         assert os.WTERMSIG(status) == signal.SIGKILL, status
         kills += 1
-        beyond += (root / "results/test/runs" / RUN / "checkpoint.safetensors").exists()
+        beyond += (profile.unfinished(RUN, root) / "checkpoint.safetensors").exists()
     assert child(None)[0] == 0
     print(json.dumps({"kills": kills, "with a checkpoint": beyond}))
 else:
-    rows, row = [], runlog.RunLog.row
+    rows, row = [], runlog.WorkingLog.row
 
     def terminated(log, *args):
         rows.append(args)
@@ -101,7 +101,7 @@ else:
             os.kill(os.getpid(), signal.SIGTERM)
         row(log, *args)
 
-    runlog.RunLog.row = terminated
+    runlog.WorkingLog.row = terminated
     resume.SECONDS = 3600  # asked to stop, it saves at once
     try:
         training.execute(profile, RUN, root, progress=False)

@@ -10,19 +10,19 @@ from pathlib import Path
 
 from ouroboros import training
 from ouroboros.experiment import parse_profile
-from ouroboros.log import RunLog
+from ouroboros.log import WorkingLog
 
 root = Path(sys.argv[1])
-row = RunLog.row
+row = WorkingLog.row
 
 
-def waiting(log, update, tokens, split, metric, value):
-    row(log, update, tokens, split, metric, value)
-    if (update, metric) == (4, "rate"):
+def waiting(log, update, split, metric, value):
+    row(log, update, split, metric, value)
+    if (update, split, metric) == (4, "train", "loss"):
         print("4 updates made", flush=True)
         time.sleep(600)
 
 
-RunLog.row = waiting
+WorkingLog.row = waiting
 training.execute(parse_profile(json.loads((root / "data.json").read_text()), "test.yaml"), sys.argv[2], root,
                  progress=False)

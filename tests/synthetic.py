@@ -52,7 +52,7 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
     if updates:
         for update in range(1, updates + 1):
             log.row(update, "train", "loss", value + math.exp(-5 * update / updates))
-        for update in np.linspace(0, updates, profile.evaluation.points).round().astype(int):
+        for update in sorted(set(np.linspace(0, updates, profile.evaluation.points).round().astype(int))):
             log.row(update, "heldout", "curve/loss_t+1", value + math.exp(-5 * update / updates))
             if spec.depth and spec.purpose == "matrix":  # the gate opens over training, and more at later steps
                 log.row(update, "heldout", "curve/steps/gate_open",

@@ -152,15 +152,13 @@ def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profil
 @pytest.mark.parametrize("arm", [*ADAPTED, "cut_coda_full", "controller_coda_full", "static_coda_lora", "static_wide",
                                  "controller_blind"])
 def test_every_arm_makes_a_run(arm, profile, root):
-    spec = next(spec for spec in profile.runs() if spec.arm == arm)
+    spec = next(spec for spec in profile.runs() if spec.arm == arm and spec.purpose == "matrix")
     run = read_run(training.execute(profile, spec.id, root, progress=False))
     assert run.manifest["status"] == "finished"
     assert run.manifest["trainable_parts"] == Cost.of(profile, arm).trainable()
     assert (run.manifest["rate"] is None) == (ARMS[arm].fit != "gradient")
-    moved = run.log[run.log["metric"].str.startswith("moved/")]["value"]
-    assert moved.max() > 0.9
-    last = run.log[run.log["metric"] == "loss_t+1"].iloc[-1]
-    assert last["update"] == profile.training.updates and last["tokens"] == 6 * 128
+    assert max(run.last(*name) for name in run.series if name[1].startswith("moved/")) > 0.9
+    assert run.series["heldout", "loss_t+1"].updates == [profile.training.updates]
 
 
 def test_a_controller_that_reads_others_is_batched_with_distant_blocks(profile, root):
@@ -175,6 +173,5 @@ def test_a_controller_that_reads_others_is_batched_with_distant_blocks(profile, 
 
 
 def test_what_moves_is_asked_of_the_steps_that_ran(profile, root):
-    log = read_run(training.execute(profile, "static-d2-r4-corrected-s0", root, progress=False)).log
-    moved = log[log["metric"].str.startswith("moved/")].set_index("metric")["value"]
-    assert moved["moved/recurrence.modulation.table"] == 1  # the other six of eight rows stay zero
+    run = read_run(training.execute(profile, "static-d2-r4-corrected-s0", root, progress=False))
+    assert run.last("model", "moved/recurrence.modulation.table") == 1  # the other six of eight rows stay zero

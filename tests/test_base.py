@@ -13,8 +13,8 @@ from ouroboros import base
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
 from ouroboros.experiment import load_profile, parse_profile
-from ouroboros.ngram import Trigram
 from ouroboros.log import read_run
+from ouroboros.ngram import Trigram
 from ouroboros.surgery import cut_layers
 from ouroboros.training import load_base
 
@@ -54,12 +54,12 @@ def pretrained(profile, tmp_path):
 
 
 def test_pretraining_leaves_a_base_its_recipe_and_a_sealed_log(profile, tmp_path, pretrained):
-    run = read_run(pretrained)
+    run = read_run(pretrained / "base.jsonl")
     log = run.log
     assert {file.name for file in pretrained.iterdir()} >= {"model.safetensors", "config.json", "tokenizer.json",
-                                                            "recipe.json", "manifest.json", "log.jsonl"}
-    assert list(log[log["metric"] == "loss"]["tokens"]) == [64, 128, 192, 256]
-    assert set(log[log["metric"] == "loss_t+1"]["update"]) == {0, 2, 4}
+                                                            "base.jsonl"}
+    assert list(log[log["metric"] == "loss"]["update"]) == [1, 2, 3, 4]
+    assert set(log[log["metric"] == "curve/loss_t+1"]["update"]) == {0, 2, 4}
     model, corpus = load_base(profile, tmp_path), prepare(profile, tmp_path)
     values = log[log["split"] == "heldout"].set_index("metric")["value"]
     documents = [document[:32] for document in corpus.documents("heldout")]
@@ -75,13 +75,13 @@ def test_pretraining_leaves_a_base_its_recipe_and_a_sealed_log(profile, tmp_path
 
 
 def test_a_finished_base_is_left_alone_and_a_forced_one_is_the_same_to_the_bit(profile, tmp_path, pretrained):
-    before = {name: (pretrained / name).read_bytes() for name in ("manifest.json", "model.safetensors", "log.jsonl")}
+    log, weights = pretrained / "base.jsonl", pretrained / "model.safetensors"
+    before = log.read_bytes(), weights.read_bytes(), read_run(log).series
     base.pretrain(profile, tmp_path)
-    assert (pretrained / "manifest.json").read_bytes() == before["manifest.json"]
+    assert log.read_bytes() == before[0]
     base.pretrain(profile, tmp_path, force=True)
-    assert (pretrained / "manifest.json").read_bytes() != before["manifest.json"]  # it was made again
-    for name in ("model.safetensors", "log.jsonl"):
-        assert (pretrained / name).read_bytes() == before[name]
+    assert log.read_bytes() != before[0]  # it was made again
+    assert weights.read_bytes() == before[1] and read_run(log).series == before[2]
 
 
 def test_an_interrupted_base_is_made_again(profile, tmp_path, monkeypatch):
@@ -89,17 +89,17 @@ def test_an_interrupted_base_is_made_again(profile, tmp_path, monkeypatch):
     monkeypatch.setattr(base, "_assess", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         base.pretrain(profile, tmp_path)
-    assert not (profile.base_folder(tmp_path) / "manifest.json").exists()
+    assert not (profile.base_folder(tmp_path) / "base.jsonl").exists()
     monkeypatch.setattr(base, "_assess", real)
-    assert read_run(base.pretrain(profile, tmp_path)).manifest["status"] == "finished"
+    assert read_run(base.pretrain(profile, tmp_path) / "base.jsonl").manifest["status"] == "finished"
 
 
 def test_pretraining_learns(text, tmp_path):
     data = profile_data(text)
     data["base"]["pretraining"] |= {"updates": 60, "rate": 2e-2, "other_rate": 2e-2}
     profile = parse_profile(data, "test.yaml")
-    log = read_run(base.pretrain(profile, tmp_path)).log
-    heldout = log[(log["split"] == "heldout") & (log["metric"] == "loss_t+1")]["value"].astype(float)
+    log = read_run(base.pretrain(profile, tmp_path) / "base.jsonl").log
+    heldout = log[(log["split"] == "heldout") & (log["metric"] == "curve/loss_t+1")]["value"].astype(float)
     assert heldout.iloc[0] == pytest.approx(math.log(300), abs=0.2) and heldout.iloc[-1] < heldout.iloc[0] - 1
 
 
@@ -140,3 +140,5 @@ def test_too_little_text_for_one_batch_is_refused(text, tmp_path):
 def test_a_profile_with_a_given_base_pretrains_nothing(tmp_path):
     with pytest.raises(InputError, match="profile 'paper': its base is Qwen/Qwen2.5-3B"):
         base.pretrain(load_profile("paper"), tmp_path)
+    with pytest.raises(InputError, match="its base is that of profile 'tiny'"):
+        base.pretrain(load_profile("tiny-first"), tmp_path)

@@ -4,18 +4,20 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from conftest import profile_data
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import arms, cost, evaluation, training
+from ouroboros import arms, cost, evaluation, forecast, sweep, training
 from ouroboros.cli import main
 from ouroboros.cost import Cost, Shape
 from ouroboros.errors import InputError
 from ouroboros.experiment import ARMS, RunSpec, load_profile, parse_profile
 
+NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts"]
 TRAINED = [name for name, arm in ARMS.items() if arm.trained]
 MODELS = {
     "small": {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1},
@@ -54,7 +56,7 @@ def close(found: int, expected: int) -> None:
     assert found == pytest.approx(expected, rel=0.02)
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", NETWORKS)
 @pytest.mark.parametrize("depth, rank", [(1, 4), (3, 2)])
 def test_forward_flops(built, arm, depth, rank):
     profile, build = built
@@ -77,7 +79,7 @@ def test_training_flops(built, arm, depth, rank, monkeypatch):
     close(counted(update), 64 * Cost.of(profile, arm, rank).training(depth, context=32))
 
 
-@pytest.mark.parametrize("arm", ARMS)
+@pytest.mark.parametrize("arm", NETWORKS)
 def test_parameters(built, arm):
     profile, build = built
     model, expected = build(arm, 2, 4), Cost.of(profile, arm, 4)
@@ -148,30 +150,53 @@ def test_a_loop_as_deep_as_what_was_removed_costs_what_the_full_model_costs():
 
 def test_a_run_is_its_updates_and_its_evaluations(text):
     profile = parse_profile(profile_data(text), "t")
-    spec = next(s for s in profile.runs() if s.arm == "static" and s.depth == 2)
+    spec = profile.find("static-d2-r4-corrected-s0")
     one = Cost.of(profile, "static")
     blocks = 3 * 2 + 3 * 3 + 4 * 2  # points x blocks, splits x final blocks, the stream's micro-batches
     other_depths = 2 * 32 * (one.forward(1, 32) + one.forward(3, 32))
     training = 6 * 128 * one.training(2, 32)
-    assert cost.run_flops(spec, profile) == training + blocks * 32 * one.forward(2, 32) + other_depths
+    assert forecast.update_flops(spec, profile) == training
+    assert forecast.evaluation_flops(spec, profile) == blocks * 32 * one.forward(2, 32) + other_depths
     search = next(s for s in profile.search_runs() if s.arm == "static")
-    assert cost.run_flops(search, profile) == training + 3 * 32 * one.forward(2, 32)
+    assert forecast.update_flops(search, profile) == training
+    assert forecast.evaluation_flops(search, profile) == 3 * 32 * one.forward(2, 32)
+    rung = RunSpec("static", 2, 4, "corrected", 0, updates=12)
+    assert forecast.update_flops(rung, profile) == 2 * training
     mixed = RunSpec("static", "mixed", 4, "released", 0)
-    deep = [cost.run_flops(RunSpec("static", d, 4, "released", 0), profile) for d in (4, 8, 16)]
-    assert cost.run_flops(mixed, profile) == pytest.approx(sum(deep) / 3 + other_depths)
+    deep = [forecast.evaluation_flops(RunSpec("static", d, 4, "released", 0), profile) for d in (4, 8, 16)]
+    assert forecast.evaluation_flops(mixed, profile) == pytest.approx(sum(deep) / 3 + other_depths)
 
 
-def test_a_dry_run_says_each_command_and_the_sums(tmp_path, capsys):
-    assert main(["runs", "--profile", "paper", "--dry-run"], tmp_path) == 0
-    out = capsys.readouterr().out
-    profile = load_profile("paper")
-    for spec in (*profile.search_runs(), *profile.runs()):
-        assert f"python -m ouroboros run {spec.id} --profile paper\n" in out
-    for word in ("GPU-hours", "memory: at most", "disk: ", "TFLOP/s"):
-        assert word in out
-    hours = sum(cost.run_flops(s, profile) for s in (*profile.search_runs(), *profile.runs())) / 445e12 / 3600
-    assert f"time: {hours:,.3g} GPU-hours" in out
+def test_a_dry_run_goes_through_the_plan_with_a_running_sum(tmp_path, capsys):
+    assert main(["runs", "--profile", "paper", "--dry-run", "--jobs", "4"], tmp_path) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    profile, speed = load_profile("paper"), forecast.Speed(445e12, 445e12, "")
+    rows = [line.split()[:6] for line in lines[:len(profile.plan)]]
+    assert [int(row[0]) for row in rows] == list(range(1, len(profile.plan) + 1))
+    assert sum(int(row[1]) for row in rows) == len(profile.runs())
+    hours = [sum(forecast.seconds(spec, profile, speed) for spec in profile.runs_of(entry)) / 3600 / 4
+             for entry in profile.plan]
+    assert [float(row[2]) for row in rows] == pytest.approx(hours, rel=0.01)
+    assert [float(row[3]) for row in rows] == pytest.approx(np.cumsum(hours), rel=0.01)
+    said = "\n".join(lines)
+    for words in (f"time: {sum(hours):,.3g} hours with 4 jobs at once", "assumed: resources.teraflops of paper.yaml",
+                  "memory: at most", "disk: "):
+        assert words in said
     assert not list(tmp_path.iterdir())  # nothing is fetched or written
+
+
+def test_a_dry_run_counts_what_is_missing_only(text, tmp_path):
+    profile = parse_profile(profile_data(text), "t")
+    left = [spec for spec in profile.runs() if spec.arm == "lora" and spec.purpose == "matrix"]
+    said = forecast.forecast(profile, left, forecast.Speed(1e9, 1e9, "x"), 1)
+    assert len([line for line in said.splitlines() if line.strip()[:1].isdigit()]) == 2 and "2 runs are missing" in said
+
+
+def test_this_machines_speed_is_measured_where_the_profile_says_none(text):
+    data = profile_data(text)
+    data["resources"] = {}
+    speed = sweep.speed(parse_profile(data, "t"), 1)
+    assert 1e6 < speed.updates < 1e13 and 1e6 < speed.evaluations < 1e13 and speed.known == "measured here just now"
 
 
 def test_a_profile_without_a_shape_is_refused_in_one_line(text):
@@ -182,12 +207,11 @@ def test_a_profile_without_a_shape_is_refused_in_one_line(text):
 
 def test_a_profile_that_pretrains_its_base_is_told_what_that_takes():
     profile = load_profile("small")
-    first = cost.forecast(profile, profile.runs()).splitlines()[1]
-    assert first.endswith("python -m ouroboros base --profile small  # unless it is there")
+    said = forecast.forecast(profile, profile.runs(), forecast.Speed(50e12, 50e12, "x"), 2)
     shape, recipe = Shape.of(profile), profile.base.pretraining
     forward = shape.layers * shape.layer_flops(recipe.block) + shape.head_flops
-    hours = 3 * forward * recipe.updates * recipe.batch * recipe.block / profile.resources.teraflops / 1e12 / 3600
-    assert float(first.split()[0]) == pytest.approx(hours, rel=0.01)
+    hours = 3 * forward * recipe.updates * recipe.batch * recipe.block / 50e12 / 3600
+    assert f"make base PROFILE=small, {hours:.3g} hours unless it is there" in said
 
 
 def test_the_chunk_of_logits_is_the_losss():

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import profile_data
+from conftest import profile_data, write_searches
 from models import convert, ids, shake
 from torch.nn import functional as F
 
 from ouroboros import arms, evaluation, training
 from ouroboros.corpus import prepare, sha256
-from ouroboros.experiment import DRAWN_DEPTHS, PROJECTIONS, RunSpec, parse_profile
-from ouroboros.log import RunLog, read_run
+from ouroboros.experiment import DRAWN_DEPTHS, PROJECTIONS, parse_profile
+from ouroboros.log import WorkingLog, read_run
+from ouroboros.rates import Rates
 
 
 def loss_of(run, update, split, metric):
@@ -37,7 +38,8 @@ def train_watched(run_id, profile, root):
     spec = profile.find(run_id)
     model = arms.build(spec, profile, training.load_base(profile, root))
     seen = watch(model)
-    training.train(model, spec, profile, prepare(profile, root), 1e-3, RunLog(root / "watched" / run_id), False)
+    training.train(model, spec, profile, prepare(profile, root), Rates(1e-3, 1e-3),
+                   WorkingLog(root / "watched" / run_id), False)
     return np.concatenate([inputs for inputs, _ in seen]), [depth for _, depth in seen]
 
 
@@ -104,7 +106,7 @@ def test_the_full_model_scores_what_the_library_says(profile, root):
 def test_full_and_cut_differ_and_are_shared_by_both_columns(profile, root):
     full, cut = (read_run(training.execute(profile, f"{arm}-any-s0", root, progress=False)) for arm in ("full", "cut"))
     assert loss_of(full, 0, "heldout", "loss_t+1") != loss_of(cut, 0, "heldout", "loss_t+1")
-    assert {cell.run.id for cell in profile.plan() if cell.arm == "cut"} == {"cut-any-s0", "cut-any-s1"}
+    assert {cell.run.id for cell in profile.cells() if cell.arm == "cut"} == {"cut-any-s0", "cut-any-s1"}
 
 
 def test_the_heldout_blocks_are_heldout_documents_with_end_of_text_between(profile, root):
@@ -120,12 +122,14 @@ def test_the_search_is_scored_on_dev_alone_and_no_other_run_is(profile, root):
     corpus, search = prepare(profile, root), profile.search_runs()[0]
     assert not evaluation.during(profile, corpus, search)
     assert set(evaluation.final(profile, corpus, search)) == {"dev"}
+    profile.run_path(search.id, root).unlink()  # a made-up one
     log = read_run(training.execute(profile, search.id, root, progress=False)).log
     assert set(log["split"]) == {"train", "dev", "model"}
     assert "dev" not in evaluation.final(profile, corpus, profile.find("cut-any-s0"))
 
 
-def test_the_stream_is_what_the_released_run_sees_first(profile, root):
+def test_the_stream_is_what_the_released_run_sees_first_where_that_is_little_of_all(profile, root, monkeypatch):
+    monkeypatch.setattr(evaluation, "STREAM_SHARE", 1)
     inputs, _ = train_watched("controller-dmixed-r4-released-s1", profile, root)
     spec = profile.find("controller-dmixed-r4-released-s1")
     stream = evaluation.final(profile, prepare(profile, root), spec)["stream"][:, :-2]
@@ -148,12 +152,19 @@ def test_packing_is_the_protocols(profile, root):
     assert end in train_watched("none-d1-corrected-s0", profile, root)[0]
 
 
+def flipped(profile, protocol):
+    """The profile with its core under another protocol."""
+    plan = [entry.model_copy(update={"protocols": (protocol,)}) if "cut" in entry.arms else entry
+            for entry in profile.plan]
+    return profile.model_copy(update={"plan": tuple(plan)})
+
+
 def test_the_target_trained_on_is_the_protocols(profile, root):
     """The first loss of a run is of an untrained model: it can be had from the base and the data alone."""
     for protocol, target in (("released", "t+2"), ("corrected", "t+1"), ("released+target", "t+1")):
-        matrix = profile.matrix.model_copy(update={"protocols": (protocol,)})
-        own = profile.model_copy(update={"matrix": matrix, "training": profile.training.model_copy(
+        own = flipped(profile, protocol).model_copy(update={"training": profile.training.model_copy(
             update={"updates": 1, "accumulation": 1})})
+        write_searches(root, own)
         spec = own.find(f"none-d1-{protocol}-s0")
         run = read_run(training.execute(own, spec.id, root, progress=False))
         packing = "separated" if protocol == "corrected" else "joined"
@@ -166,8 +177,7 @@ def test_the_target_trained_on_is_the_protocols(profile, root):
 
 @pytest.mark.parametrize("protocol", ["corrected", "corrected+pooling"])
 def test_only_a_pool_over_the_whole_sequence_lets_the_first_half_see_the_second(profile, root, protocol):
-    matrix = profile.matrix.model_copy(update={"protocols": (protocol,)})
-    own = profile.model_copy(update={"matrix": matrix})
+    own = flipped(profile, protocol)
     model = arms.build(own.find(f"controller-d2-r4-{protocol}-s0"), own, training.load_base(own, root)).eval()
     torch.nn.init.normal_(model.recurrence.modulation.heads.weight, std=100.0)
     torch.nn.init.constant_(model.recurrence.gate.linear.bias, 4.0)
@@ -194,27 +204,26 @@ def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(prof
     model.load_state_dict(kept, strict=False)
     blocks = evaluation.final(profile, prepare(profile, root), profile.find(run_id))["foreign"]
     losses = evaluation.block_losses(training.as_hidden(model.eval()), blocks, evaluation.Depths(2, 0), 2)
-    logged = loss_of(read_run(root / "results/test/runs" / run_id), 6, "foreign", "block_losses_t+1")
+    logged = loss_of(read_run(profile.run_path(run_id, root)), 6, "foreign", "block_losses_t+1")
     assert losses["t+1"] == pytest.approx(logged, abs=1e-6)
 
 
-def test_what_rounding_did_before_training_is_no_movement(profile, root):
+def test_what_rounding_did_before_training_is_no_movement(profile, root, monkeypatch):
     """The Controller's random weights are no bf16 numbers; at a rate of nothing, none but zeros can move."""
-    path = root / "results/test/rates.json"
-    path.write_text(path.read_text().replace("0.001", "1e-12"))
-    log = read_run(training.execute(profile, "controller-dmixed-r4-released-s0", root, progress=False)).log
-    moved = log[log["metric"].str.startswith("moved/")].set_index("metric")["value"]
-    assert moved["moved/recurrence.modulation.state.weight"] == moved["moved/recurrence.modulation.step.weight"] == 0
-    assert moved["moved/recurrence.modulation.heads.weight"] > 0
+    monkeypatch.setattr(training, "rates_of", lambda *_: Rates(1e-12, 1e-12))
+    run = read_run(training.execute(profile, "controller-dmixed-r4-released-s0", root, progress=False))
+    moved = {name: run.last("model", f"moved/recurrence.modulation.{name}.weight")
+             for name in ("state", "step", "heads")}
+    assert moved["state"] == moved["step"] == 0 and moved["heads"] > 0
 
 
-def test_a_run_that_its_last_update_breaks_is_diverged(text, root):
+def test_a_run_that_its_last_update_breaks_is_diverged(text, root, monkeypatch):
     """No training loss tells of it: only the evaluation after the update does."""
     data = profile_data(text)
     data["training"] |= {"updates": 1, "accumulation": 1}
-    data["search"]["grid"] = [3e37]
+    monkeypatch.setattr(training, "rates_of", lambda *_: Rates(3e37, 3e37))
     profile = parse_profile(data, "test.yaml")
-    run_id = RunSpec("controller_nogate", 2, 4, "corrected", 9, 3e37).id
+    run_id = "controller_nogate-d2-r4-corrected-s0"
     run = read_run(training.execute(profile, run_id, root, progress=False))
     assert run.manifest["status"] == "diverged" and np.isfinite(np.hstack(run.log["value"].tolist())).all()
 
@@ -329,4 +338,5 @@ def test_a_run_of_the_base_depth_logs_other_depths_and_a_controller_its_interven
     assert depths | kinds <= base and "modulation/size/q_proj" in base and "steps/change" in base
     assert kinds <= shallow and not depths & shallow
     assert depths <= none and not kinds & none and "modulation/size/q_proj" not in none
-    assert runs["none-d2-corrected-s0"].count("steps/gate_open") == profile.evaluation.points + 1
+    assert runs["none-d2-corrected-s0"].count("steps/gate_open") == 1
+    assert runs["none-d2-corrected-s0"].count("curve/steps/gate_open") == profile.evaluation.points

@@ -1,15 +1,16 @@
 """Profiles, protocols, arms and run ids."""
 
+import itertools
+
 import pytest
 import yaml
+from conftest import profile_data
 
 from ouroboros.errors import InputError
 from ouroboros.experiment import (
     ARMS,
-    CORE,
     PROFILES,
     SWITCHES,
-    Audit,
     RunSpec,
     load_profile,
     parse_profile,
@@ -36,7 +37,7 @@ def test_an_unknown_protocol_is_refused(protocol):
 @pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
 def test_shipped_profiles_validate_and_their_runs_have_ids_of_their_own(name):
     profile = load_profile(name)
-    specs = [*profile.runs(), *profile.search_runs()]
+    specs = profile.runs()
     assert len({spec.id for spec in specs}) == len(specs)
     assert all(profile.find(spec.id) == spec for spec in specs)
 
@@ -49,93 +50,107 @@ def test_ids_are_stable():
     assert RunSpec("lora", None, None, "corrected", 1).id == "lora-corrected-s1"
 
 
-def test_the_matrix_is_what_its_profile_says():
-    profile = load_profile("paper")
-    matrix = profile.matrix.model_copy(update={"seeds": (42, 43, 44, 45, 46)})
-    cells = profile.model_copy(update={"matrix": matrix}).plan()
-    for protocol in ("released", "corrected"):
-        for arm in ("controller", "static", "none"):
-            found = {(c.depth, c.seed) for c in cells if (c.arm, c.protocol) == (arm, protocol)}
-            seeds = matrix.seeds if protocol == "corrected" else matrix.seeds[:3]
-            assert found == {(d, s) for d in (1, 4, 8, 16) for s in seeds}
-    assert {(c.rank, c.depth, c.seed) for c in cells if c.arm == "static" and c.rank != 32} == {
-        (r, 8, s) for r in (8, 64) for s in (42, 43, 44)}
-    gateless = {(c.arm, c.depth) for c in cells if c.protocol == "corrected" and "nogate" in c.arm and c.seed == 43}
-    assert gateless == {(a, d) for a in ("controller_nogate", "static_nogate", "none_nogate") for d in (1, 4, 8)} | {
-        ("controller_nogate_nonorm", 4)}
-    assert {c.arm for c in cells if c.protocol == "released"} == {
-        *CORE, "controller_nogate", "controller_nogate_nonorm"}
-    assert {(c.arm, c.depth, c.level) for c in cells if c.level} == {
-        (arm, 8, level) for arm in ("controller", "static") for level in ("low", "high")}
-    assert {(c.arm, c.depth, c.rank, c.seed) for c in cells if c.arm in matrix.instead} == {
-        (arm, None, None, seed) for arm in matrix.instead for seed in (42, 43, 44)}
-
-
-def test_the_core_comes_first_and_then_whole_rows():
-    profile = load_profile("paper")
-    cells = [c for c in profile.plan() if c.protocol == "corrected"]
-    core = [c.arm in CORE and c.rank in (None, profile.rank) and not c.level for c in cells]
-    assert core == sorted(core, reverse=True)
-    parts = [c.arm for c in cells if c.arm in profile.matrix.parts]
-    assert parts == sorted(parts, key=list(profile.matrix.parts).index)  # every seed of an arm, then the next arm
-
-
-def test_an_audit_flips_one_switch_at_a_time_and_trains_nothing_for_what_only_reads():
+def test_a_plan_is_an_ordered_list_and_an_unfinished_one_a_smaller_whole_one():
+    """Every entry's runs stand together, seed by seed, in the order of the file."""
     profile = load_profile("tiny")
-    profile = profile.model_copy(update={"matrix": profile.matrix.model_copy(update={"audit": None})})
-    audit = Audit(depths=(1, 8), switches={"target": 3, "alpha": 1, "evaluation": 2, "pooling": 1},
-                  others=("controller_other",))
-    plain = set(profile.runs())
-    more = profile.model_copy(update={"matrix": profile.matrix.model_copy(update={"audit": audit})})
-    found = set(more.runs()) - plain
-    assert {(s.protocol, s.seed) for s in found if s.arm == "static"} == {
-        (f"{column}+target", seed) for column in ("released", "corrected") for seed in range(3)} | {
-        ("corrected+alpha", 0), ("released+alpha", 0), ("released", 0)}  # the pool doesn't enter static
-    for protocol in ("corrected+alpha", "released+alpha", "released"):
-        assert {s.rank for s in found if s.protocol == protocol and s.arm == "static"} == set(profile.matrix.ranks)
-    assert {s.depth for s in found if s.arm == "none"} == {1, 8} and plain <= set(more.runs())
-    assert {s.protocol for s in found if s.arm == "controller_other"} == {
-        "released", "corrected", "released+pooling", "corrected+pooling"}
-    read = [c for c in more.plan() if c.protocol == "released+evaluation" and c.arm == "static"]
-    assert {c.run.id for c in read} == {f"static-d{d}-r8-released-s{s}" for d in (1, 8) for s in (0, 1)}
+    runs, place = profile.runs(), 0
+    for entry in profile.plan:
+        own = [run for run in profile.runs_of(entry) if run in runs[place:]]
+        assert runs[place:place + len(own)] == own
+        place += len(own)
+    assert place == len(runs) and len(set(runs)) == len(runs)
+    controllers = [run.seed for run in profile.runs_of(profile.plan[2])]
+    assert controllers == sorted(controllers)
+
+
+def test_an_entry_is_every_combination_of_its_lists(text):
+    data = profile_data(text)
+    data["plan"] = [data["plan"][0], {"arms": ["controller", "none", "lora", "cut"], "depths": [1, 2], "ranks": [2, 4],
+                                      "protocols": ["released", "corrected"], "seeds": [0, 1]}]
+    profile = parse_profile(data, "t")
+    cells = {(c.arm, c.depth, c.rank, c.protocol, c.seed) for c in profile.cells()}
+    both = list(itertools.product(("released", "corrected"), (0, 1)))
+    assert cells == {("controller", d, r, *rest) for d in (1, 2) for r in (2, 4) for rest in both} | {
+        ("none", d, None, *rest) for d in (1, 2) for rest in both} | {
+        (arm, None, None, *rest) for arm in ("lora", "cut") for rest in both}
+    assert profile.depths == (1, 2) and profile.ranks == (2,) and profile.instead == ("lora",)
+    assert profile.protocols == ("released", "corrected") and profile.seeds == (0, 1)
+
+
+def test_depths_ranks_and_updates_are_the_profiles_where_an_entry_names_none(text):
+    data = profile_data(text)
+    data["plan"] = [data["plan"][0], {"arms": ["static"], "seeds": [0]},
+                    {"arms": ["static"], "seeds": [1], "updates": 6}, {"arms": ["static"], "seeds": [0], "updates": 24}]
+    assert [run.id for run in parse_profile(data, "t").runs() if run.purpose == "matrix"] == [
+        "static-d2-r4-corrected-s0", "static-d2-r4-corrected-s1", "static-d2-r4-corrected-s0-u24"]
+
+
+def test_what_only_reads_trains_nothing_and_what_does_not_enter_an_arm_shares_its_columns_run():
     assert trained_under("corrected+target+reference", "controller") == "corrected+target"
     assert trained_under("released+pooling+rate+depth", "static") == "released+rate"
     assert trained_under("released+pooling+depth", "controller") == "released+pooling+depth"
+    cells = load_profile("tiny-first").cells()
+    read = [c for c in cells if c.protocol == "released+evaluation" and c.arm == "static"]
+    assert {c.run.id for c in read} == {f"static-d{d}-r8-released-s{s}" for d in (1, 8) for s in (0, 1, 2)}
 
 
 def test_cells_that_a_protocol_makes_identical_share_a_run():
-    cells = [c for c in load_profile("tiny").plan() if c.seed == 0 and "+" not in c.protocol]
+    cells = [c for c in load_profile("tiny-first").cells() if c.seed == 0 and "+" not in c.protocol]
     runs = {}
     for cell in cells:
         runs.setdefault(cell.run.id, []).append(cell)
     shared = {name: len(found) for name, found in runs.items() if len(found) > 1}
-    assert shared == {"controller-dmixed-r8-released-s0": 4, "controller_nogate-dmixed-r8-released-s0": 3,
-                      "full-any-s0": 2, "cut-any-s0": 2}
-    assert sum(c.arm == "controller" and c.protocol == "corrected" and c.rank == 8 and not c.level for c in cells) == 4
+    assert shared == {"full-any-s0": 2, "cut-any-s0": 2, "controller-dmixed-r8-released-s0": 4,
+                      "controller_nogate-dmixed-r8-released-s0": 3}
 
 
-def test_the_search_tries_every_trained_arm_on_one_grid_and_a_spare_seed():
-    profile = load_profile("paper")
-    assert profile.search.seed not in profile.matrix.seeds
-    trained = {cell.arm for cell in profile.plan() if ARMS[cell.arm].trained}
-    assert {(s.arm, s.rate) for s in profile.search_runs()} == {(a, r) for a in trained for r in profile.search.grid}
-    wider = profile.search.model_copy(update={"wider": {"static": (7.0,)}})
-    more = set(profile.model_copy(update={"search": wider}).search_runs()) - set(profile.search_runs())
-    assert [(s.arm, s.rate) for s in more] == [("static", 7.0)]
+@pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
+def test_every_trained_arm_has_a_search_or_a_siblings_with_a_seed_that_no_result_has(name):
+    profile = load_profile(name)
+    spare = {run.seed for run in profile.search_runs()}
+    assert len(spare) == 1 and not spare & set(profile.seeds)
+    searched = {run.arm for run in profile.search_runs()}
+    for arm in profile.arms:
+        assert not ARMS[arm].trained or profile.siblings.get(arm, arm) in searched
+
+
+def test_the_first_protocols_runs_are_frozen():
+    assert load_profile("tiny-first").frozen and not load_profile("tiny").frozen
+
+
+def test_a_run_is_the_plans_if_what_made_it_is(profile):
+    spec = profile.find("static-d2-r4-corrected-s0")
+    config = profile.model_dump(mode="json", exclude={"plan", "siblings"})
+    manifest = {"protocol_version": 2, "config": config, "hashes": {"corpus": "c"}}
+    assert profile.mismatch(manifest, spec) is None
+    for field, change in (("controller", {"state": 9}), ("evaluation", {"points": 9}), ("split", {"prelude": 9})):
+        other = manifest | {"config": config | {field: config[field] | change}}
+        name, value = next(iter(change.items()))
+        assert f"field 'config.{field}': '{name}' is {value}" in profile.mismatch(other, spec)
+    assert "field 'protocol_version': is 1" in profile.mismatch(manifest | {"protocol_version": 1}, spec)
+    assert profile.mismatch(manifest | {"config": config | {"resources": {}, "name": "moved"}}, spec) is None
+    pinned = profile.model_copy(update={"corpus": profile.corpus.model_copy(update={"sha256": "d" * 64})})
+    pinned_config = pinned.model_dump(mode="json", exclude={"plan", "siblings"})
+    assert "field 'hashes.corpus'" in pinned.mismatch(manifest | {"config": pinned_config}, spec)
 
 
 @pytest.mark.parametrize("path, value, named", [
     (("depth",), 0, "depth: 0"), (("rank",), "many", "rank: 'many'"), (("speed",), 1, "speed: 1"),
     (("training", "updates"), -3, "training.updates: -3"), (("corpus", "kind"), "web", "corpus.kind: 'web'"),
-    (("matrix", "protocols"), ["improved"], "matrix.protocols: protocol 'improved'"),
-    (("matrix", "depths"), [4, 0], "matrix.depths.1: 0"),
-    (("matrix", "parts"), {"controller_nogate": [0]}, "matrix.parts.controller_nogate.0: 0"),
-    (("matrix", "parts"), {"static": [4]}, "matrix.parts: 'static'"),
-    (("matrix", "parts"), {"lora": [4]}, "matrix.parts: 'lora'"),
-    (("matrix", "instead"), ["cut"], "matrix.instead: 'cut'"),
-    (("matrix", "instead"), ["none_nogate"], "matrix.instead: 'none_nogate'"),
-    (("matrix", "rates"), {"low": 0}, "matrix.rates.low: 0"),
-    (("matrix", "audit"), {"depths": [1], "switches": {"colour": 1}}, "matrix.audit.switches: 'colour'"),
+    (("plan", 2, "protocols"), ["improved"], "plan.2.protocols: protocol 'improved'"),
+    (("plan", 2, "protocols"), ["released+colour"], "plan.2.protocols: protocol 'released+colour'"),
+    (("plan", 2, "depths"), [4, 0], "plan.2.depths.1: 0"), (("plan", 2, "arms"), ["stati"], "plan.2.arms: 'stati'"),
+    (("plan", 2, "arms"), [], "plan.2.arms: []"), (("plan", 2, "seeds"), [-1], "plan.2.seeds.0: -1"),
+    (("plan", 2, "levels"), {"low": 0}, "plan.2.levels.low: 0"),
+    (("plan", 2, "purpose"), "fun", "plan.2.purpose: 'fun'"),
+    (("plan", 2, "seeds"), [0, 9], "plan: seed 9 is a search's and another entry's"),
+    (("plan", 2, "rates"), [1e-3], "plan.2.rates: [0.001]: an entry of purpose 'rate'"),
+    (("plan", 2, "factors"), [10], "plan.2.factors: [10.0]: only an entry of purpose 'rate'"),
+    (("plan", 0, "rates"), [], "plan.0.rates: []"), (("plan", 0, "rates"), [2e-3], "plan.0.rates: 0.002: rates are"),
+    (("plan", 0, "seeds"), [8, 9], "plan.0: a search is made under 'corrected' with one seed"),
+    (("plan",), [], "plan: []"), (("siblings", "lora"), "static", "siblings.lora: 'static'"),
+    (("siblings", "static_wide"), "lora_layer", "siblings.static_wide: 'lora_layer'"),
+    (("siblings",), {}, "is trained and has no learning rate"),
     (("training", "accumulation"), None, "training.accumulation: None"), (("split",), 3, "split: 3"),
 ])
 def test_a_bad_profile_is_refused_in_one_line(path, value, named):
@@ -158,24 +173,17 @@ def test_a_field_that_misses_is_named():
 
 
 def test_an_unknown_profile_or_run_is_refused():
-    with pytest.raises(InputError, match="profile '../tiny': unknown; one of paper, small, smoke, tiny"):
+    with pytest.raises(InputError, match="profile '../tiny': unknown; one of paper, small, smoke, smollm2, "):
         load_profile("../tiny")
     with pytest.raises(InputError, match="run 'controller-d3-r8-corrected-s0'.*declares no such run"):
         load_profile("tiny").find("controller-d3-r8-corrected-s0")
 
 
-@pytest.mark.parametrize("name, count, some", [
-    ("tiny", 388, {"full-any-s0", "cut-any-s2", "controller-d16-r8-corrected-s1", "controller-dmixed-r8-released-s0",
-                  "static-d1-r8-released-s2", "none-d8-released-s0", "controller_nogate-d4-r8-corrected-s0",
-                  "controller_nogate_nonorm-dmixed-r8-released-s1", "static-d8-r16-corrected-s2", "lora-corrected-s0",
-                  "controller-d8-r8-corrected-s0-low"}),
-    ("paper", 198, {"controller-dmixed-r32-released-s42", "static-d16-r32-corrected-s44",
-                  "controller_nogate-d1-r32-corrected-s43", "controller_coda_full-d8-r32-corrected-s44"}),
-])
-def test_the_runs_of_a_profile_are_the_declared_ones(name, count, some):
-    """Golden: ids name folders of committed logs, so they may not change."""
-    ids = [spec.id for spec in load_profile(name).runs()]
-    assert len(ids) == count and some <= set(ids)
+def test_the_runs_of_the_frozen_profile_are_the_committed_ones():
+    """Golden: ids name committed logs, so they may not change."""
+    ids = {spec.id for spec in load_profile("tiny-first").runs()}
+    logs = (PROFILES.parents[1] / "results/tiny-first/runs").iterdir()
+    assert len(ids) == 562 and {path.stem for path in logs} == ids
 
 
 def test_experiments_are_data_and_load_no_torch():

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import profile_data
+from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import arms, rates, training
+from ouroboros import arms, training
 from ouroboros.base import pretrain
 from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
@@ -51,19 +52,20 @@ def paper(text, tmp_path_factory):
         "corpus": corpus, "base": profile.base.model_copy(update={"path": str(base)}), "training": small,
         "evaluation": profile.evaluation.model_copy(update={"points": 2, "blocks": 1, "final_blocks": 2,
                                                             "stream_batches": 4})})
-    rates.path(profile, root).parent.mkdir(parents=True, exist_ok=True)
     write_rates(profile, root)
     return profile, root
 
 
 def write_rates(profile, root) -> None:
-    own = dict.fromkeys((spec.arm for spec in profile.search_runs()), 3e-4)
-    rates.path(profile, root).write_text(json.dumps({"own": own, "shared": 3e-4, "search": []}))
+    """Logs of the searches: a rate inside the grid is each arm's best."""
+    best = sorted({spec.rate for spec in profile.search_runs()})[1]
+    for spec in profile.search_runs():
+        write_run(root, profile, spec, 1.0 if spec.rate == best else 2.0)
 
 
 @pytest.mark.parametrize("run_id", ["full-any-s42", "cut-any-s42", "controller-dmixed-r32-released-s42",
                                     "controller-d4-r32-corrected-s42", "static-d4-r32-corrected-s42",
-                                    "controller_coda_full-d8-r32-corrected-s42", "lora-corrected-s42",
+                                    "controller_nonorm-d8-r32-corrected-s42", "lora-corrected-s42",
                                     "linear_fit-corrected-s42"])
 def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
     profile, root = paper
@@ -79,7 +81,8 @@ def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
     untrained = run_id.startswith(("full", "cut"))
     assert (run.manifest["trainable"] == 0) == untrained
     by_gradient = not untrained and "fit" not in run_id
-    assert list(run.log[run.log["metric"] == "rate"]["update"]) == ([1, 2] if by_gradient else [])
+    assert (run.series["train", "loss"].updates if by_gradient else []) == ([1, 2] if by_gradient else [])
+    assert (("train", "loss") in run.series) == by_gradient
 
 
 def test_the_model_is_17_of_36_layers_in_bfloat16_with_float32_trained_tensors(paper):
@@ -148,5 +151,5 @@ def test_the_small_profile_at_smoke_size(tmp_path):
     write_rates(profile, tmp_path)
     assert len(training.load_base(profile, tmp_path).model.layers) == 36
     for run_id in ("full-any-s0", "controller-d16-r8-corrected-s2", "static-d8-r16-corrected-s0",
-                   "controller-dmixed-r8-released-s1", "none_coda_lora-d8-corrected-s0", "lora_layer-corrected-s0"):
+                   "controller-dmixed-r8-released-s1", "lora_layer-corrected-s0"):
         assert read_run(training.execute(profile, run_id, tmp_path, progress=False)).manifest["status"] == "finished"

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import profile_data
+from conftest import profile_data, write_searches
 
 from ouroboros import training
 from ouroboros.experiment import parse_profile
@@ -33,12 +32,14 @@ def launch(root, processes: int, *arguments) -> subprocess.Popen:
 def data(text, root):
     data = profile_data(text)
     data["training"] |= {"micro_batch": 1, "accumulation": 4}
-    data["matrix"]["protocols"] = ["corrected", "corrected+depth"]
+    data["plan"].append({"arms": ["controller"], "depths": [2], "protocols": ["corrected+depth"], "seeds": [0]})
 
     def write(**changes):
         data["training"] |= changes
         (root / "data.json").write_text(json.dumps(data))
-        return parse_profile(data, "test.yaml")
+        profile = parse_profile(data, "test.yaml")
+        write_searches(root, profile)
+        return profile
     return write
 
 
@@ -48,11 +49,11 @@ def test_two_processes_give_the_log_of_one(data, root, run):
     process = launch(root, 2, "run", run)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, out
-    two = read_run(root / "results/test/runs" / run)
+    two = read_run(profile.run_path(run, root))
     assert two.manifest["processes"] == 2
-    one = read_run(training.execute(profile, run, root, root / "one" / run, progress=False))
+    one = read_run(training.execute(profile, run, root, root / "one" / f"{run}.jsonl", progress=False))
     assert one.manifest["processes"] == 1
-    keys = ["update", "tokens", "split", "metric"]
+    keys = ["update", "split", "metric"]
     assert two.log[keys].equals(one.log[keys])
     losses = one.log["metric"].str.contains("loss")
     for a, b in zip(one.log["value"][losses], two.log["value"][losses], strict=True):
@@ -61,20 +62,20 @@ def test_two_processes_give_the_log_of_one(data, root, run):
 
 
 def test_micro_batches_that_cannot_be_shared_are_refused_in_one_line(data, root):
-    data(accumulation=3)
+    profile = data(accumulation=3)
     process = launch(root, 2, "run", "none-d2-corrected-s0")
     out, _ = process.communicate(timeout=120)
     assert process.returncode != 0 and "3 micro-batches can't be shared by 2 processes" in out
-    assert not (root / "results/test/runs").exists()
+    assert not profile.run_path("none-d2-corrected-s0", root).exists()
 
 
 def test_two_processes_stop_together_and_go_on_as_if_never_stopped(data, root):
     profile, run = data(updates=300, block=8, accumulation=2), "static-d2-r4-corrected-s0"
-    folder = root / "results/test/runs" / run
+    folder, path = profile.unfinished(run, root), profile.run_path(run, root)
     process = launch(root, 2, "run", run)
     deadline = time.time() + 90
-    while time.time() < deadline and not ((folder / "log.jsonl").exists() and '"update": 5' in
-                                          (folder / "log.jsonl").read_text()):
+    while time.time() < deadline and not ((folder / "rows.jsonl").exists() and '"update": 5' in
+                                          (folder / "rows.jsonl").read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=90)
@@ -82,8 +83,8 @@ def test_two_processes_stop_together_and_go_on_as_if_never_stopped(data, root):
     again = launch(root, 2, "run", run)
     out, _ = again.communicate(timeout=120)
     assert again.returncode == 0, out
-    stopped = (folder / "log.jsonl").read_bytes()
-    shutil.rmtree(folder)
+    stopped = read_run(path).series
+    path.unlink()
     assert launch(root, 2, "run", run).wait(timeout=120) == 0
-    assert (folder / "log.jsonl").read_bytes() == stopped
-    assert len(read_run(folder).log) > 600 and profile.training.updates == 300
+    assert read_run(path).series == stopped
+    assert len(stopped["train", "loss"].updates) == profile.training.updates == 300

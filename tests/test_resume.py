@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import profile_data
+from conftest import profile_data, write_searches
 
 from ouroboros import resume, training
 from ouroboros.errors import AGAIN
 from ouroboros.experiment import parse_profile
-from ouroboros.log import RunLog, read_run
+from ouroboros.log import WorkingLog, read_run
 
 RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all the state there is
 SCRIPT = Path(__file__).parent / "killed.py"
@@ -25,37 +25,39 @@ def never_killed(profile, root):
     return read_log(training.execute(profile, RUN, root, progress=False))
 
 
-def read_log(folder):
-    read_run(folder)
-    return (folder / "log.jsonl").read_bytes()
+def read_log(path):
+    """All that a log says but when it was made, and in what time."""
+    run = read_run(path)
+    made = {name: value for name, value in run.manifest.items() if name not in ("started", "wall_seconds", "seal")}
+    return made, dict(run.series)
 
 
 def started_again(tmp_path, root, text, *arguments):
-    """Run killed.py on a copy of `root`; the finished process and the run's folder."""
+    """Run killed.py on a copy of `root`; the finished process, the run's log and the folder of what it measured."""
     again = tmp_path / "again"
     if not again.exists():
         shutil.copytree(root, again)
-        shutil.rmtree(again / "results/test/runs", ignore_errors=True)
+        (again / "results/test/runs" / f"{RUN}.jsonl").unlink()
         (again / "data.json").write_text(json.dumps(profile_data(text)))
     done = subprocess.run([sys.executable, str(SCRIPT), str(again), *arguments], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
-    return done, again / "results/test/runs" / RUN
+    return done, again / "results/test/runs" / f"{RUN}.jsonl", again / "results/test/unfinished" / RUN
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_eight_kills_at_random_points_leave_the_log_as_it_would_have_been(seed, never_killed, tmp_path, root, text):
-    done, folder = started_again(tmp_path, root, text, "kills", seed)
+    done, log, folder = started_again(tmp_path, root, text, "kills", seed)
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout.splitlines()[-1])
     assert counted["kills"] == 8 and counted["with a checkpoint"] >= 2
-    assert read_log(folder) == never_killed
-    assert sorted(path.name for path in folder.iterdir() if path.name[0] != ".") == ["log.jsonl", "manifest.json"]
+    assert read_log(log) == never_killed
+    assert not folder.exists() and not [path for path in log.parent.iterdir() if path.name[0] == "."]
 
 
 def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed, tmp_path, root, text, profile):
-    done, folder = started_again(tmp_path, root, text, "stop")
+    done, log, folder = started_again(tmp_path, root, text, "stop")
     assert done.returncode == AGAIN == 75 and done.stdout.strip().endswith("run the same command again"), done.stderr
-    assert (folder / "checkpoint.safetensors").exists() and not (folder / "manifest.json").exists()
+    assert (folder / "checkpoint.safetensors").exists() and not log.exists()
     updates = []
     train = training.score
 
@@ -66,23 +68,26 @@ def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "score", watched)
         training.execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(folder) == never_killed and 0 not in updates  # it went on, it didn't begin again
+    assert read_log(log) == never_killed and 0 not in updates  # it went on, it didn't begin again
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_left(never_killed, root, profile, text, tmp_path):
-    _, folder = started_again(tmp_path, root, text, "stop")
+    _, log, folder = started_again(tmp_path, root, text, "stop")
     again = tmp_path / "again"
     whole = (folder / "checkpoint.safetensors").read_bytes()
     (folder / "checkpoint.safetensors").write_bytes(whole[:-40])
     training.execute(profile, RUN, again, progress=False)
-    assert read_log(folder) == never_killed
+    assert read_log(log) == never_killed
     changed = parse_profile(profile_data(text, depth=3), "test.yaml")
-    shutil.rmtree(folder)
-    _, folder = started_again(tmp_path, root, text, "stop")
+    log.unlink()
+    _, log, folder = started_again(tmp_path, root, text, "stop")
+    for path in again.glob("results/test/runs/*"):
+        path.unlink()
+    write_searches(again, changed)
     kept = []
     with pytest.MonkeyPatch.context() as patch:
-        keep = RunLog.keep
-        patch.setattr(RunLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
+        keep = WorkingLog.keep
+        patch.setattr(WorkingLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
         training.execute(changed, RUN, again, progress=False)
     assert kept == [0]
 
@@ -92,24 +97,24 @@ def test_random_numbers_go_on_where_they_stopped(profile, root, text, tmp_path):
     path = profile.base_folder(root) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.3}))
     never_killed = read_log(training.execute(profile, RUN, root, progress=False))
-    _, folder = started_again(tmp_path, root, text, "stop")
+    _, log, folder = started_again(tmp_path, root, text, "stop")
     torch.manual_seed(77)
     training.execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(folder) == never_killed
+    assert read_log(log) == never_killed
     with pytest.MonkeyPatch.context() as patch:  # or this test couldn't fail
         patch.setattr(torch, "set_rng_state", lambda state: None)
-        shutil.rmtree(folder)
-        _, folder = started_again(tmp_path, root, text, "stop")
+        log.unlink()
+        _, log, folder = started_again(tmp_path, root, text, "stop")
         training.execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(folder) != never_killed
+    assert read_log(log) != never_killed
 
 
 def test_a_log_shorter_than_its_checkpoint_begins_again(never_killed, root, profile, text, tmp_path):
-    _, folder = started_again(tmp_path, root, text, "stop")
-    lines = (folder / "log.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "log.jsonl").write_bytes(b"".join(lines[:-3]))
+    _, log, folder = started_again(tmp_path, root, text, "stop")
+    lines = (folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "rows.jsonl").write_bytes(b"".join(lines[:-3]))
     training.execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(folder) == never_killed
+    assert read_log(log) == never_killed
 
 
 def test_without_need_no_checkpoint_is_written(profile, root, monkeypatch):

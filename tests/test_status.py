@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import profile_data
+from synthetic import write_run
 
-from ouroboros import status, training
+from ouroboros import status, sweep, training
 from ouroboros.cli import main
 from ouroboros.errors import Busy, InputError
-from ouroboros.log import RunLog
+from ouroboros.experiment import parse_profile
+from ouroboros.log import WorkingLog
 
 RUN = "static-d2-r4-corrected-s0"
 SLOW = Path(__file__).parent / "slow.py"
@@ -67,15 +69,54 @@ def test_a_finished_a_diverged_and_an_untrained_run(profile, root, monkeypatch):
     assert (done.state, done.update, done.of) == ("finished", 6, "heldout") and done.left is None
     assert (cut.state, cut.update, cut.updates, cut.of) == ("finished", 0, 0, "heldout")
     assert (diverged.state, diverged.update) == ("diverged", 0)
-    table = status.report(profile, root)
-    assert table.count("\n") == len(profile.runs()) + len(profile.search_runs()) + 2  # a head, a blank, the counts
-    assert f"{len(profile.runs()) + len(profile.search_runs()) - 3} missing, 1 diverged, 2 finished" in table
+    table, searched = status.report(profile, root), 3 * 5
+    assert table.count("\n") == len(profile.runs()) + 5 + 2  # 5 steps outward; a head, a blank, the counts
+    assert f"{len(profile.runs()) + 5 - searched - 3} missing, 1 diverged, {searched + 2} finished" in table
+
+
+def test_a_run_whose_rate_is_still_searched_is_planned_and_the_others_are_not(profile, root):
+    profile.run_path("static-d2-r4-corrected-s9-lr0.001", root).unlink()
+    waiting = state(profile, root)
+    assert waiting.state == "planned" and "1 runs are left, 'static-d2-r4-corrected-s9-lr0.001' first" in waiting.why
+    assert state(profile, root, "none-d2-corrected-s0").state == "missing"
+    assert state(profile, root, "cut-any-s0").state == "missing"
+    assert state(profile, root, "static-d2-r4-corrected-s9-lr0.001").state == "missing"
+    assert RUN in [spec.id for spec in status.missing(profile, root)]  # planned is not made
+    with pytest.raises(InputError, match="its learning rate is still searched"):
+        training.execute(profile, RUN, root, progress=False)
+
+
+@pytest.mark.parametrize("change, field", [
+    ({"rank": 8}, "config.rank"), ({"protocol_version": 3}, "protocol_version"),
+    ({"training": {"updates": 7, "micro_batch": 2, "accumulation": 2, "block": 32}}, "config.training"),
+])
+def test_a_log_of_another_identity_is_listed_and_never_overwritten(profile, root, text, change, field):
+    """The run's name is the same; what made it isn't."""
+    for log in profile.folder(root).glob("runs/*"):  # of the searches
+        log.unlink()
+    path = write_run(root, profile, profile.find("cut-any-s0"), 4.0)
+    other, before = parse_profile(profile_data(text) | change, "t"), path.read_bytes()
+    found = state(other, root, "cut-any-s0")
+    assert found.state == "mismatched" and f"field '{field}'" in found.why
+    for refusing in (lambda: status.missing(other, root), lambda: status.made(other.find("cut-any-s0"), other, root)):
+        with pytest.raises(InputError, match=f"cut-any-s0.jsonl: field '{field}'.*another run's log") as error:
+            refusing()
+        assert "\n" not in str(error.value)
+    assert path.read_bytes() == before
+
+
+def test_an_earlier_protocols_runs_are_never_made(profile, root):
+    earlier = profile.model_copy(update={"protocol_version": 1})
+    for make in (lambda: sweep.run_missing(earlier, root, 1), lambda: training.rerun(earlier, RUN, root),
+                 lambda: training.execute(earlier, RUN, root, progress=False)):
+        with pytest.raises(InputError, match="field 'protocol_version': 1; .*never made again"):
+            make()
 
 
 def test_half_a_row_is_not_read(profile, root):
-    log = RunLog(profile.folder(root) / "runs" / RUN)
-    log.row(0, 0, "heldout", "loss_t+1", 5.0)
-    log.row(1, 9, "train", "loss", 4.0)
+    log = WorkingLog(profile.unfinished(RUN, root))
+    log.row(0, "heldout", "curve/loss_t+1", 5.0)
+    log.row(1, "train", "loss", 4.0)
     log._file.write('{"update": 2, "tok')
     log._file.flush()
     found = state(profile, root)
@@ -92,7 +133,7 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch):
 
 def test_a_run_that_another_process_makes_is_refused_and_its_log_untouched(profile, root, slow):
     slow()
-    log = root / "results/test/runs" / RUN / "log.jsonl"
+    log = root / "results/test/unfinished" / RUN / "rows.jsonl"
     before = log.read_bytes()
     with pytest.raises(Busy, match=r"process \d+ on .* makes it"):
         training.execute(profile, RUN, root, progress=False)
@@ -102,5 +143,5 @@ def test_a_run_that_another_process_makes_is_refused_and_its_log_untouched(profi
 def test_the_command_says_it_and_refuses_an_unknown_profile(capsys, tmp_path):
     assert main(["status", "--profile", "smoke"], tmp_path) == 0
     out = capsys.readouterr().out
-    assert "controller-d4-r4-corrected-s0" in out and out.rstrip().endswith("missing")
+    assert "controller-d4-r4-corrected-s0" in out and out.rstrip().endswith("planned")
     assert main(["status", "--profile", "huge"], tmp_path) == 2

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import profile_data
+from conftest import profile_data, write_searches
+from synthetic import write_run
 
-from ouroboros import cli, rates, status, sweep, training
+from ouroboros import cli, status, sweep, training
 from ouroboros.errors import AGAIN, InputError
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment import CORE, parse_profile
 from ouroboros.log import read_run
 
 COMMAND = Path(__file__).parent / "command.py"
@@ -22,30 +23,62 @@ COMMAND = Path(__file__).parent / "command.py"
 
 @pytest.fixture
 def small(text):
-    """A profile of five runs: its search has none."""
+    """A profile of five runs beside its search, which is made."""
     data = profile_data(text)
-    data["matrix"] |= {"seeds": [0], "depths": [1], "parts": {}, "rates": {}, "instead": [], "protocols": ["corrected"]}
-    data["search"]["grid"] = []
+    data["plan"] = [data["plan"][0], {"arms": list(CORE), "depths": [1], "seeds": [0]}]
     return data
+
+
+def matrix(profile) -> list:
+    return [spec for spec in profile.runs() if spec.purpose == "matrix"]
 
 
 def test_two_jobs_make_every_run_once_as_one_process_would(small, root):
     profile = parse_profile(small, "t")
-    assert len(profile.runs()) == 5
+    assert len(matrix(profile)) == 5
     sweep.run_missing(profile, root, 2, "matrix")
     assert not sweep.missing(profile, root, "matrix")
-    for spec in profile.runs():
-        made = read_run(root / "results/test/runs" / spec.id)  # whole: two at once would have broken the seal
-        alone = training.execute(profile, spec.id, root, root / "alone" / spec.id, progress=False)
+    for spec in matrix(profile):
+        made = read_run(profile.run_path(spec.id, root))  # whole: two at once would have broken the seal
+        alone = training.execute(profile, spec.id, root, root / "alone" / f"{spec.id}.jsonl", progress=False)
         assert made.log.equals(read_run(alone).log)
     assert len(list((root / ".cache/jobs/test").iterdir())) == 1  # a folder for each sweep
 
 
 def test_what_stops_a_job_is_said_in_one_line(small, root):
-    (root / "results/test/rates.json").unlink()
-    with pytest.raises(InputError, match="run the learning-rate search first") as error:
-        sweep.run_missing(parse_profile(small, "t"), root, 2, "matrix")
+    small["evaluation"]["final_blocks"] = 10**6
+    profile = parse_profile(small, "t")
+    write_searches(root, profile)
+    with pytest.raises(InputError, match="corpus: split .* are asked for") as error:
+        sweep.run_missing(profile, root, 2, "matrix")
     assert "\n" not in str(error.value)
+
+
+def test_the_plans_order_is_kept_and_an_arm_that_waits_holds_no_other_up(text, root, monkeypatch):
+    data = profile_data(text)
+    data["plan"] = [{"arms": ["static", "none", "cut"], "depths": [2], "seeds": [0]}, *data["plan"][:1]]
+    profile, made = parse_profile(data, "t"), []
+    for rate in (1e-3, 1e-2, 3e-2):
+        profile.run_path(f"static-d2-r4-corrected-s9-lr{rate:g}", root).unlink()
+
+    def make(worker, spec):
+        made.append(spec.id)
+        write_run(root, profile, spec, 1.0 if spec.rate == 1e-2 else 2.0)
+        return True
+
+    monkeypatch.setattr(sweep.Worker, "_make", make)
+    assert sweep.Worker(profile, root, None, "local")() is None
+    # none and cut needn't wait; static comes as soon as its search has ended, the step outward included
+    assert made == ["none-d2-corrected-s0", "cut-any-s0", "static-d2-r4-corrected-s9-lr0.001",
+                    "static-d2-r4-corrected-s9-lr0.01", "static-d2-r4-corrected-s9-lr0.03", "static-d2-r4-corrected-s0"]
+
+
+def test_what_waits_for_a_search_that_nobody_makes_ends_the_sweep_in_one_line(small, root):
+    profile = parse_profile(small, "t")
+    profile.run_path("static-d2-r4-corrected-s9-lr0.01", root).unlink()
+    with pytest.raises(InputError, match="1 runs are left, 'static-d1-r4-corrected-s0' first"):
+        sweep.run_missing(profile, root, 1, "matrix")
+    assert len(sweep.missing(profile, root, "matrix")) == 1
 
 
 def test_a_job_that_is_killed_is_said_and_the_next_sweep_goes_on(small, root, monkeypatch):
@@ -71,10 +104,15 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     small["training"] |= {"updates": 400, "micro_batch": 1, "accumulation": 1, "block": 16}
     (root / "data.json").write_text(json.dumps(small))
     profile = parse_profile(small, "t")
+    write_searches(root, profile)
     process = subprocess.Popen([sys.executable, str(COMMAND), str(root), "runs", "--purpose", "matrix"],
                                stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 60
-    while sum(s.update > 3 for s in status.status(profile, root)) < 2 and time.time() < deadline:
+
+    def under_way() -> int:
+        return sum(s.update > 3 and s.state == "running" for s in status.status(profile, root))
+
+    while under_way() < 2 and time.time() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
@@ -85,19 +123,10 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     saved = [s.run for s in found if s.state == "interrupted"]
     assert len(saved) == 2 and not [s for s in found if s.state == "running"]
     for run in saved:
-        assert (root / "results/test/runs" / run / "checkpoint.safetensors").exists()
-        training.execute(profile, run, root, progress=False)
-        whole = training.execute(profile, run, root, root / "whole" / run, progress=False)
-        assert (root / "results/test/runs" / run / "log.jsonl").read_bytes() == (whole / "log.jsonl").read_bytes()
-
-
-def test_after_the_search_its_rates_are_written(text, root):
-    data = profile_data(text)
-    data["search"]["grid"] = [1e-3]
-    (root / "results/test/rates.json").unlink()
-    profile = parse_profile(data, "t")
-    sweep.run_missing(profile, root, 2, "rate")
-    assert set(json.loads(rates.path(profile, root).read_text())["own"].values()) == {1e-3}
+        assert (profile.unfinished(run, root) / "checkpoint.safetensors").exists()
+        made = read_run(training.execute(profile, run, root, progress=False))
+        whole = read_run(training.execute(profile, run, root, root / "whole" / f"{run}.jsonl", progress=False))
+        assert made.series == whole.series and not profile.unfinished(run, root).exists()
 
 
 def test_what_is_asked_of_slurm_is_what_the_profile_says(small, root, tmp_path, monkeypatch):
@@ -129,7 +158,7 @@ def test_without_slurm_it_is_refused_in_one_line(small, root, monkeypatch, capsy
 
 def test_a_sweep_waits_for_the_runs_of_another_one_and_says_what_is_left(small, root, monkeypatch):
     profile = parse_profile(small, "t")
-    *others, last = profile.runs()
+    *others, last = matrix(profile)
     for spec in others:
         training.execute(profile, spec.id, root, progress=False)
     with status.claim("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
@@ -138,7 +167,7 @@ def test_a_sweep_waits_for_the_runs_of_another_one_and_says_what_is_left(small, 
         def elsewhere(*args):
             asked.append(args)
             return len(asked) < 3
-        monkeypatch.setattr(sweep, "is_made", elsewhere)
+        monkeypatch.setattr(sweep, "is_running", elsewhere)
         with pytest.raises(InputError, match=f"1 runs are left, '{last.id}' first"):
             sweep.run_missing(profile, root, 1, "matrix")
     assert len(asked) == 3
