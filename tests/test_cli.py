@@ -47,6 +47,21 @@ def test_bad_arguments(arguments, named, capsys, tmp_path):
     assert named in refused(arguments, capsys, tmp_path)
 
 
+@pytest.mark.parametrize("command", ["verify", "reproduce"])
+def test_where_no_profile_has_logs_there_is_nothing_to_derive(command, capsys, tmp_path):
+    (tmp_path / "results/smoke/runs").mkdir(parents=True)  # whose logs aren't committed
+    (tmp_path / "results/smoke/runs/cut-any-s0.jsonl").touch()
+    assert "no profile has logs there; make runs" in refused([command], capsys, tmp_path)
+    assert "tiny/runs: no finished run there" in refused([command, "--profile", "tiny"], capsys, tmp_path)
+
+
+def test_help_says_which_profile_a_command_takes(capsys):
+    for command, default in (("verify", "every one that has committed logs"), ("runs", "tiny")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert f"(default: {default})" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_process_ends_with_the_same_line_and_code():
     done = subprocess.run([sys.executable, "-m", "ouroboros", "verify", "--profile", "huge"], capture_output=True,
                           text=True)

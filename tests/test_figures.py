@@ -50,7 +50,9 @@ def few(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def closed():
     yield
-    assert not plt.get_fignums()  # saved figures are closed
+    left = plt.get_fignums()
+    plt.close("all")
+    assert not left  # saved figures are closed
 
 
 def sidecar(figure, results, folder) -> dict:

@@ -377,8 +377,8 @@ RUN = "static-d4-r8-corrected-s1"
 
 @pytest.mark.parametrize("run, field, value, said", [
     ("cut-any-s0", "clean", False, "false; the run is of uncommitted code"),
-    ("cut-any-s0", "packages", {"numpy": "1.0"}, "'numpy' is 1.0, not the lock's version"),
-    (RUN, "packages", {"scipy": None}, "'scipy' is None, not the lock's version"),
+    ("cut-any-s0", "packages", {"numpy": "1.0"}, "'numpy' is 1.0, neither the lock's version nor one that"),
+    (RUN, "packages", {"numpy": "1.0", "scipy": "2.0"}, "'numpy' is 1.0, neither"),
     (RUN, "hashes.base", "another", "isn't the base of results/tiny/checkpoints/base"),
     (RUN, "hashes.corpus", "another", "another, the profile pins 6aa15d25f340"),
     (RUN, "protocol_version", 2, "is 2, the profile says 1"),
@@ -390,6 +390,14 @@ def test_a_run_that_may_not_be_committed_is_named_with_its_field(run, field, val
     (fault,) = faults(results, reproduced[0], {run: {field: value}})
     named = "rate" if field == "elementwise_rate" else field
     assert fault.startswith(f"results/tiny-first/runs/{run}.jsonl: field '{named}': ") and said in fault
+
+
+def test_a_version_that_the_profile_names_is_no_fault(results, reproduced):
+    profile = results.profile.model_copy(update={"packages": {"numpy": "1.0"}})
+    named = metrics.Results(profile, results.runs)
+    assert faults(named, reproduced[0], {RUN: {"packages": {"numpy": "1.0"}}}) == []
+    (fault,) = faults(named, reproduced[0], {RUN: {"packages": {"numpy": "1.0", "scipy": "2.0"}}})
+    assert "field 'packages': 'scipy' is 2.0" in fault
 
 
 @pytest.mark.parametrize("field", IDENTITY)
