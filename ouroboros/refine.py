@@ -2,8 +2,8 @@
 
 Nothing is cut: the last layer, which the intact model has applied once, is applied `depth` times
 more, its weights changed by a Controller that emits LoRA matrices (SYSTEM section 8, AUDIT
-`refiner`). Sources of facts are the public release's `gated_refiner.py`, `refiner.py`,
-`controller.py`, `dynamic_lora.py` at f2326cc.
+`refiner`). What is said of the release is read off its `gated_refiner.py`, `refiner.py`,
+`controller.py`, `dynamic_lora.py` and `config.py`.
 
 Shapes: B batch, T positions, d width, r rank, K = 7 projections, n matrices in a dictionary.
 """
