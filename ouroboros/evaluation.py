@@ -197,6 +197,7 @@ class Watch:
         """The mean m of each step, (steps, K, r) float64."""
         return torch.stack([total / count for _, (count, total, _) in sorted(self._moments.items())])
 
+    @torch.no_grad()
     def modulation(self) -> dict[str, list[float]]:
         """Of each projection, by its name: `size/` the root mean square of m at each step; `over_inputs/` that of its
         standard deviation over tokens; `over_steps/` that of the mean vector's deviation from its mean over steps;
@@ -211,8 +212,8 @@ class Watch:
             found[f"size/{name}"] = square[:, index].mean(-1).sqrt().tolist()
             found[f"over_inputs/{name}"] = deviation.mean(-1).sqrt().tolist()
             found[f"over_steps/{name}"] = [(m - m.mean(0)).square().mean().sqrt().item()]
-            a, b, w = (t.detach().cpu().double() for t in (projection.A, projection.B, projection.weight))
-            found[f"update/{name}"] = [(projection.scale * ((b * step) @ a).norm() / w.norm()).item() for step in m]
+            weight = projection.weight.detach().cpu().double()
+            found[f"update/{name}"] = [(projection.update(step).norm() / weight.norm()).item() for step in m]
         return found
 
 

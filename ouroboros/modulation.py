@@ -37,6 +37,10 @@ class ModulatedLinear(nn.Linear):
         y = F.linear(flat, self.weight, self.bias)  # (B T, out)
         return y.addmm_(branch.flatten(0, -2), self.B.T, alpha=self.scale).view(*x.shape[:-1], -1)
 
+    def update(self, m: torch.Tensor) -> torch.Tensor:
+        """What one vector m (r,) adds to the weight, (out, in), on m's device and in its dtype."""
+        return self.scale * (self.B.to(m) * m) @ self.A.to(m)
+
 
 class RunningMean(DynamicLayer):
     """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
@@ -95,12 +99,17 @@ class Controller(nn.Module):
         self.heads = nn.Linear(config.output_width, len(PROJECTIONS) * config.rank, bias=False)
         nn.init.zeros_(self.heads.weight)
 
+    def features(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                 past: RunningMean | None = None) -> torch.Tensor:
+        """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
+        z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
+        e = self.step.weight[t].expand(*z.shape[:2], -1)
+        return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
+
     def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
                 past: RunningMean | None = None) -> torch.Tensor:
         """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
-        z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
-        e = self.step.weight[t].expand(*z.shape[:2], -1)
-        u = F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
+        u = self.features(h, t, mask, past)
         return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
 
 
