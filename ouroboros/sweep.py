@@ -45,12 +45,13 @@ class Worker:
         try:
             while left := missing(self.profile, self.root, self.purpose):
                 searches = read_searches(self.profile, self.root)
-                ready = (spec for spec in left if not waits(spec, self.profile, searches))
+                ready = [spec for spec in left if not waits(spec, self.profile, searches)]
                 # the plan's order is kept: after each run it is asked anew what comes first, as a search may have ended
-                if not any(self._make(spec) for spec in ready):
-                    if not any(is_running(self.profile.name, spec.id, self.root) for spec in left):
-                        break  # what is left waits for a search that nobody makes
-                    time.sleep(POLL_SECONDS[self.cluster])  # other jobs have all that can be made now
+                if not any(self._make(spec) for spec in ready):  # other jobs have all that can be made now
+                    searched = any(is_running(self.profile.name, spec.id, self.root) for spec in ready)
+                    if len(ready) == len(left) or not searched and missing(self.profile, self.root, self.purpose) == left:
+                        break  # nothing waits, or only for a search that nobody makes
+                    time.sleep(POLL_SECONDS[self.cluster])
         except InputError as error:
             return str(error)
         except Preempted as stopped:
