@@ -48,9 +48,11 @@ class Worker:
                 ready = [spec for spec in left if not waits(spec, self.profile, searches)]
                 # the plan's order is kept: after each run it is asked anew what comes first, as a search may have ended
                 if not any(self._make(spec) for spec in ready):  # other jobs have all that can be made now
+                    if len(ready) == len(left):
+                        break
                     searched = any(is_running(self.profile.name, spec.id, self.root) for spec in ready)
-                    if len(ready) == len(left) or not searched and missing(self.profile, self.root, self.purpose) == left:
-                        break  # nothing waits, or only for a search that nobody makes
+                    if not searched and missing(self.profile, self.root, self.purpose) == left:
+                        break  # what is left waits for a search that nobody makes
                     time.sleep(POLL_SECONDS[self.cluster])
         except InputError as error:
             return str(error)
