@@ -11,6 +11,7 @@ from .forecast import update_flops
 from .intervals import Interval, block_bootstrap, fieller, holm, interval, t_interval
 from .log import Run, Series
 from .metrics import Results, Statistics, per_results
+from .rates import dev_loss, planned
 
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
 CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
@@ -152,23 +153,28 @@ def one_run_table(results: Results) -> pd.DataFrame:
 
 
 def search_table(results: Results) -> pd.DataFrame:
-    """The learning-rate search: dev loss of every arm (rows) at every rate (columns), and the best rate."""
+    """The learning-rate searches: dev loss of every arm and depth searched (rows) at every matrix rate, then, at the
+    best of these, with the elementwise rate every factor above it (columns); the best of both; a run's updates."""
+    profile, searches = results.profile, {}
+    for spec in planned(profile, results.runs):
+        if spec.purpose == "rate" and spec.id in results.runs:
+            searches.setdefault((spec.arm, spec.depth), {})[spec] = dev_loss(results.runs[spec.id])
     rows = []
-    for spec in results.profile.search_runs():
-        if run := results.runs.get(spec.id):
-            finished = run.manifest["status"] == "finished"
-            dev = run.last("dev", "loss_t+1") if finished else math.nan
-            rows.append({"arm": spec.arm, "rate": spec.rate, "dev": dev})
-    if not rows:
-        return pd.DataFrame(columns=["arm", "best rate", "at the grid's end"])
-    frame = pd.DataFrame(rows)
-    table = frame.pivot(index="arm", columns="rate", values="dev").reindex(frame["arm"].drop_duplicates())
-    best = table.idxmin(axis=1)
-    diverged = frame[frame["dev"].isna()].groupby("arm")["rate"].agg(lambda rates: " ".join(f"{r:g}" for r in rates))
-    table.columns = [f"dev loss at {rate:g}" for rate in table.columns]
-    ends = frame.groupby("arm")["rate"].agg(["min", "max"]).reindex(table.index)
-    return table.assign(**{"best rate": best, "at the grid's end": best.eq(ends["min"]) | best.eq(ends["max"]),
-                           "diverged at": diverged.reindex(table.index).fillna("")}).reset_index()
+    for (arm, depth), losses in searches.items():
+        rates = {spec.rate: dev for spec, dev in losses.items() if spec.rate}
+        factors = {spec.factor: dev for spec, dev in losses.items() if spec.factor}
+        best = min(rates, key=rates.get)
+        beaten = [factor for factor, dev in factors.items() if dev < rates[best]]
+        rows.append({"arm": arm, "depth": depth, "updates": profile.at(next(iter(losses))).training.updates}
+                    | {f"dev loss at {rate:g}": rates[rate] for rate in sorted(rates)}
+                    | {f"elementwise x{factor:g}": factors[factor] for factor in sorted(factors)}
+                    | {"best rate": best, "best factor": min(beaten, key=factors.get, default=1),
+                       "at the grid's end": best in (min(rates), max(rates)),
+                       "diverged at": " ".join(f"{rate:g}" for rate in sorted(rates) if math.isinf(rates[rate]))})
+    first, last = ["arm", "depth", "updates"], ["best rate", "best factor", "at the grid's end", "diverged at"]
+    frame = pd.DataFrame(rows, columns=None if rows else [*first, *last])
+    measured = sorted(set(frame) - {*first, *last}, key=lambda name: (name[0], float(name.split()[-1].strip("x"))))
+    return frame[[*first, *measured, *last]].replace(math.inf, math.nan).astype({"depth": "Int64"})
 
 
 def columns(name: str, found: Interval) -> dict:

@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -384,6 +385,22 @@ TABLES = {
     "advantage": lambda r: tables.difference_table(r, "advantage_by_depth"),
     "interventions": lambda r: tables.difference_table(r, "interventions", depth=4),
 }
+
+
+def test_the_table_of_rates_has_every_depth_factor_and_step_outward(tmp_path):
+    profile = load_profile("smollm2-gpu")
+    search = [spec for spec in profile.search_runs() if spec.arm == "static"]
+    dev = {3e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0, 1e-2: 3.5}
+    outward = replace(next(spec for spec in search if spec.rate == 3e-3), rate=1e-2)
+    for spec in [*search, outward]:
+        value = dev[spec.rate] if spec.rate else {10: 2.5, 30: 2.75}[spec.factor]
+        write_run(tmp_path, profile, spec, value)
+    table = tables.search_table(metrics.load("smollm2-gpu", tmp_path))
+    assert table.to_dict("records") == [{
+        "arm": "static", "depth": 1, "updates": 200, "dev loss at 0.0003": 5.0, "dev loss at 0.001": 4.0,
+        "dev loss at 0.003": 3.0, "dev loss at 0.01": 3.5, "elementwise x10": 2.5, "elementwise x30": 2.75,
+        "best rate": 3e-3, "best factor": 10, "at the grid's end": False, "diverged at": ""}]
+    assert list(table)[3:7] == [f"dev loss at {rate:g}" for rate in dev]
 
 
 @pytest.mark.parametrize("name", TABLES)
