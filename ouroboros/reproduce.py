@@ -274,7 +274,7 @@ def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
     if why := no_old_commits(root):
         note(f"whether the commits of the runs exist isn't checked: {why}")
         return
-    for commit in unknown_commits(root, commits):
+    for commit in sorted(unknown_commits(root, commits), key=commits.get):  # sets have no order
         yield (f"results/{results.profile.name}/runs/{commits[commit]}.jsonl: field 'commit': {commit} is unknown to "
                "this repository")
 
