@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
@@ -233,6 +234,7 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
     ("results/README.md", r"2026-01-01", "2025-01-01", "line "),
     ("README.md", reproduce.END, "", "the marks"),
     ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
+    ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "", "lines committed"),
     ("figures/tiny-first/gate.json", r"\A\{", "", "can't be read"),
 ])
 def test_an_edited_output_is_named(committed, path, pattern, new, place):
@@ -319,6 +321,15 @@ def test_an_edited_log_is_refused_by_its_name(two, capsys):
     for command in (["verify"], ["reproduce"], ["verify", "--profile", "tiny"]):  # README's verdicts are of these logs
         assert main(command, two) == 2
         assert f"{path}: its seal doesn't fit" in capsys.readouterr().err
+
+
+def test_a_table_of_no_rows_agrees_with_itself_alone(tmp_path):
+    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
+    pd.DataFrame().to_csv(old, index=False)
+    pd.DataFrame().to_csv(new, index=False)
+    assert reproduce._difference(old, new) is None
+    pd.DataFrame({"a": [1]}).to_csv(new, index=False)
+    assert reproduce._difference(old, new) and reproduce._difference(new, old)
 
 
 def test_a_difference_of_rounding_alone_is_none():
