@@ -8,7 +8,7 @@ Four sources behind one interface, `prepare`:
 - `hub`: a `datasets` stream such as FineWeb-edu (SYSTEM section 7), or any local data set `datasets` reads.
 
 The hash of a document's content decides its split, so one text can't stand in two: `train`, `dev` (learning rates are
-chosen on it) and `heldout` come from the same sources, `foreign` from sources never trained on.
+chosen on it) and `heldout` come from the same sources, `foreign` and `newer` from sources never trained on.
 """
 
 import ast
@@ -29,7 +29,6 @@ import numpy as np
 from .errors import InputError
 from .experiment import CorpusConfig, Profile
 
-SPLITS = ("train", "dev", "heldout", "foreign")
 END_OF_TEXT = "<|endoftext|>"
 LOOK_AHEAD = 2  # a block carries two tokens more than its inputs: the targets of `released` are token t+2
 REFERENCE_DOCUMENTS, REFERENCE_TOKENS = 12, 30  # AUDIT `reference`: 12 short texts, here 30 tokens each
@@ -95,13 +94,13 @@ def _without_repeats(texts: Iterable[str], seen: set[bytes], shortest: int) -> I
             yield document
 
 
-def _read_packages(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
+def _read_packages(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
     seen, read = set(), _docstrings if config.kind == "docstrings" else _source
-    for packages, foreign in ((config.packages, False), (config.foreign, True)):
+    for split, packages in config.sources.items():
         for package in packages:
             texts = itertools.chain.from_iterable(map(read, _pure_python_files(package)))
             for text in _without_repeats(texts, seen, config.shortest):
-                yield text, foreign
+                yield text, split
 
 
 def _read_folder(folder: str) -> Iterator[str]:
@@ -124,16 +123,16 @@ def _read_folder(folder: str) -> Iterator[str]:
                 yield text
 
 
-def _read_text(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
-    for folders, foreign in ((config.packages, False), (config.foreign, True)):
+def _read_text(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
+    for split, folders in config.sources.items():
         for folder in folders:
-            yield from ((text, foreign) for text in _read_folder(folder))
+            yield from ((text, split) for text in _read_folder(folder))
 
 
-def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
+def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
     import datasets
 
-    for names, foreign in ((config.packages, False), (config.foreign, True)):
+    for split, names in config.sources.items():
         for name in names:
             try:
                 path, _, configuration = name.partition(":")
@@ -144,16 +143,17 @@ def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, bool]]:
             for row in itertools.islice(stream, config.documents):
                 if not isinstance(row.get("text"), str):
                     raise InputError(f"corpus: data set '{name}' has a row without a field 'text'; name one that has")
-                yield row["text"], foreign
+                yield row["text"], split
 
 
 READERS = {"docstrings": _read_packages, "sources": _read_packages, "text": _read_text, "hub": _read_hub}
 
 
-def split_of(text: str, foreign: bool, config: CorpusConfig) -> str:
-    """The split a document belongs to: a function of its content alone, but for foreign sources."""
-    if foreign:
-        return "foreign"
+def split_of(text: str, split: str | None, config: CorpusConfig) -> str:
+    """The split a document belongs to: a function of its content alone, but for sources with a `split` of their
+    own."""
+    if split:
+        return split
     place = int(sha256(text)[:8], 16) / 16**8
     if place < config.heldout_share:
         return "heldout"
@@ -163,11 +163,11 @@ def split_of(text: str, foreign: bool, config: CorpusConfig) -> str:
 def documents(config: CorpusConfig) -> Iterator[tuple[str, str]]:
     """Yield (split, text) over all documents, none twice."""
     seen: set[str] = set()
-    for text, foreign in READERS[config.kind](config):
+    for text, split in READERS[config.kind](config):
         key = sha256(text)
         if text and key not in seen:
             seen.add(key)
-            yield split_of(text, foreign, config), text
+            yield split_of(text, split, config), text
 
 
 # --------------------------------------------------------------------------------------------------- the corpus
@@ -286,7 +286,7 @@ def _checked(corpus: Corpus, profile: Profile) -> Corpus:
 
 
 def _build(profile: Profile, root: Path, folder: Path, config_sha256: str) -> Corpus:
-    by_split: dict[str, list[str]] = {split: [] for split in SPLITS}
+    by_split: dict[str, list[str]] = {split: [] for split in ("train", "dev", "heldout", *profile.corpus.unseen)}
     for split, text in documents(profile.corpus):
         by_split[split].append(text)
     digest = hashlib.sha256()
@@ -323,5 +323,5 @@ def _write_split(folder: Path, split: str, texts: list[str], tokenizer) -> dict:
 
 
 def _versions(config: CorpusConfig) -> dict[str, str]:
-    names = (*config.packages, *config.foreign) if READERS[config.kind] is _read_packages else ()
+    names = itertools.chain(*config.sources.values()) if READERS[config.kind] is _read_packages else ()
     return {name: importlib.metadata.version(name) for name in names}

@@ -27,25 +27,37 @@ def targets(blocks: torch.Tensor, target: str) -> torch.Tensor:
     return blocks[:, ahead:blocks.shape[1] - LOOK_AHEAD + ahead]
 
 
-def token_losses(hidden: torch.Tensor, head: torch.Tensor, wanted: torch.Tensor,
-                 reduction: str = "none") -> torch.Tensor:
-    """(B, T, d) hidden states, (V, d) head and (B, T) token ids -> (B, T) nats, or their mean.
+def mean_loss(hidden: torch.Tensor, head: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """(B, T, d) hidden states, (V, d) head and (B, T) token ids -> nats per token, with gradients.
 
     The logits of all tokens are never held at once. torch before 2.13 has no such loss: the same by checkpointing.
     """
     hidden, flat = hidden.flatten(0, 1), wanted.flatten()
     if hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK)
-        losses = F.linear_cross_entropy(hidden, head, flat, reduction=reduction, options=options)
-    else:
-        losses = torch.cat([checkpoint(_chunk_losses, part, head, ids, use_reentrant=False)
-                            for part, ids in zip(hidden.split(CHUNK), flat.split(CHUNK), strict=True)])
-        losses = losses.mean() if reduction == "mean" else losses
-    return losses if reduction == "mean" else losses.view(wanted.shape)
+        return F.linear_cross_entropy(hidden, head, flat,
+                                      options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=CHUNK))
+    return torch.cat([checkpoint(_chunk_losses, part, head, ids, use_reentrant=False)
+                      for part, ids in zip(hidden.split(CHUNK), flat.split(CHUNK), strict=True)]).mean()
 
 
 def _chunk_losses(hidden: torch.Tensor, head: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(F.linear(hidden, head).float(), wanted, reduction="none")
+
+
+@torch.no_grad()
+def token_losses(hidden: torch.Tensor, head: torch.Tensor, *wanted: torch.Tensor) -> list[torch.Tensor]:
+    """(B, T, d) hidden states, (V, d) head and token ids, each (B, T) -> (B, T) nats for each of the ids.
+
+    A chunk's logits are made once for all: with a large vocabulary they are a third of an evaluation.
+    """
+    losses = [[] for _ in wanted]
+    chunks = (ids.flatten().split(CHUNK) for ids in wanted)
+    for part, *targets_of_part in zip(hidden.flatten(0, 1).split(CHUNK), *chunks, strict=True):
+        logits = F.linear(part, head).float()
+        log_sum = logits.logsumexp(-1)
+        for found, ids in zip(losses, targets_of_part):
+            found.append(log_sum - logits.gather(-1, ids[:, None])[:, 0])
+    return [torch.cat(found).view(ids.shape) for found, ids in zip(losses, wanted)]
 
 
 class Depths:
@@ -68,8 +80,9 @@ def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch
     for chunk in torch.from_numpy(blocks).split(micro_batch if depths.drawn else GIVEN_DEPTH_BATCH):
         chunk = chunk.long()
         states, head = hidden(chunk[:, :-LOOK_AHEAD], depths.next())
-        for target in scored:
-            losses[target] += token_losses(states, head, targets(chunk, target).to(states.device)).mean(1).tolist()
+        found = token_losses(states, head, *(targets(chunk, target).to(states.device) for target in scored))
+        for target, nats in zip(scored, found):
+            losses[target] += nats.mean(1).tolist()
     return losses
 
 
@@ -97,13 +110,13 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
 
     `train` is text of the training split that the run didn't train on. `stream` stands for what the released code
     scores, the first micro-batches of the training stream with documents run together; see `stream_kind`. `reference`
-    is the start of a few held-out documents (AUDIT `reference`).
+    is the start of a few held-out documents (AUDIT `reference`). `newer` is there where the corpus has it.
     """
     training, count = profile.training, profile.evaluation.others
     if spec.purpose == "rate":
         return {"dev": corpus.blocks("dev", training.block, count, "separated")}
     sets = {"heldout": corpus.blocks("heldout", training.block, profile.evaluation.final_blocks, "separated"),
-            "foreign": corpus.blocks("foreign", training.block, count, "separated")}
+            **{split: corpus.blocks(split, training.block, count, "separated") for split in profile.corpus.unseen}}
     seen = training.updates * training.accumulation * training.micro_batch
     seen += seen // 20 + 1  # joined documents reach further into the stream than separated ones
     # a copy, or the whole stream would stay in memory
@@ -126,7 +139,7 @@ def first_half_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, other_
             chunk = torch.cat([chunk[:, :half], chunk[:, half:].roll(1, dims=0)], dim=1)
         states, head = hidden(chunk[:, :-LOOK_AHEAD], depths.next())
         wanted = chunk[:, 1:half].to(states.device)
-        losses += token_losses(states[:, :half - 1], head, wanted).mean(1).tolist()
+        losses += token_losses(states[:, :half - 1], head, wanted)[0].mean(1).tolist()
     return losses
 
 

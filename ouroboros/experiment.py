@@ -168,17 +168,32 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class CorpusConfig(Strict):
-    """Where the text comes from. `packages` and `foreign` name packages, folders or data sets, as `kind` says; a data
-    set may name its configuration after a colon, as in `HuggingFaceFW/fineweb-edu:sample-10BT`."""
+    """Where the text comes from. `packages`, `foreign` and `newer` name packages, folders or data sets, as `kind`
+    says; a data set may name its configuration after a colon, as in `HuggingFaceFW/fineweb-edu:sample-10BT`.
+
+    Of `foreign` nothing is trained on here; `newer`, not every corpus has it, is text that was first published after
+    the base was made.
+    """
 
     kind: Literal["docstrings", "sources", "text", "hub"]
     packages: tuple[str, ...]
     foreign: tuple[str, ...]
+    newer: tuple[str, ...] | None = None
     documents: int | None = None  # hub: how many documents to read of each data set
     shortest: int = 200  # characters of a package's document: shorter docstrings are labels, not prose
     dev_share: float = 0.03
     heldout_share: float = 0.05
     sha256: str | None = None
+
+    @property
+    def sources(self) -> dict[str | None, tuple[str, ...]]:
+        """{split: where its text comes from}, in the order in which they are read; None: split by content."""
+        return {None: self.packages, "foreign": self.foreign} | ({"newer": self.newer} if self.newer else {})
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """The splits whose sources are never trained on."""
+        return tuple(split for split in self.sources if split)
 
 
 class Pretraining(Strict):
@@ -284,6 +299,7 @@ class Probes(Strict):
 
     blocks: Annotated[int, Field(gt=0, multiple_of=2)]  # even: an intervention shows a block another one
     depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
+    seeds: tuple[int, ...] | None = None  # whose runs are asked; None: all
 
 
 class Entry(Strict):

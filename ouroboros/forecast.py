@@ -37,9 +37,11 @@ def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
     each = training.block * _mean(cost.forward, _depths(spec), training.block)
     if spec.purpose == "rate":
         return evaluation.others * each
-    blocks = evaluation.final_blocks + 2 * evaluation.others + evaluation.stream_batches * training.micro_batch
+    blocks = _final_blocks(profile)
     if ARMS[spec.arm].trained:
         blocks += evaluation.points * evaluation.blocks
+    if spec.seed not in (profile.probes.seeds or (spec.seed,)):
+        return blocks * each
     if ARMS[spec.arm].modulation == "controller":  # as trained, 3 interventions, own and other future
         blocks += 6 * profile.probes.blocks
     total = blocks * each
@@ -47,6 +49,13 @@ def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
         others = training.block * _mean(cost.forward, profile.probes.depths, training.block)
         total += len(profile.probes.depths) * profile.probes.blocks * others
     return total
+
+
+def _final_blocks(profile: Profile) -> int:
+    """Blocks scored at the end of a run: held-out, new, each other split's, and the stream's."""
+    evaluation = profile.evaluation
+    return (evaluation.final_blocks + (1 + len(profile.corpus.unseen)) * evaluation.others
+            + evaluation.stream_batches * profile.training.micro_batch)
 
 
 def _depths(spec: RunSpec) -> tuple[int, ...]:
@@ -74,12 +83,12 @@ def memory(spec: RunSpec, profile: Profile) -> int:
 def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
     """Bytes on disk: the base, the tokens of the corpus (where its size isn't known, of what a run trains on), and of
     all runs together the logs and the trained tensors."""
-    training, corpus, evaluation = profile.training, profile.corpus, profile.evaluation
+    training, corpus = profile.training, profile.corpus
     tokens = training.updates * training.tokens_per_update
     if corpus.documents:
-        tokens = corpus.documents * DOCUMENT_TOKENS * len(corpus.packages + corpus.foreign)
+        tokens = corpus.documents * DOCUMENT_TOKENS * sum(map(len, corpus.sources.values()))
     trained = [spec for spec in specs if ARMS[spec.arm].trained]
-    blocks = evaluation.final_blocks + 2 * evaluation.others + evaluation.stream_batches * training.micro_batch
+    blocks = _final_blocks(profile)
     return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
             "tokens": tokens * FLOAT32,
             "trained tensors": FLOAT32 * sum(sum(Cost.of(profile, s.arm, s.rank).trainable().values()) for s in

@@ -150,7 +150,7 @@ def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, dep
     loop = {} if depth is None else {"depth": depth}
     states = model(chunk[:, :-evaluation.LOOK_AHEAD], **loop, logits_to_keep=NO_LOGITS,
                    output_hidden_states=True).hidden_states
-    return evaluation.token_losses(states[-1], head, evaluation.targets(chunk, target), "mean")
+    return evaluation.mean_loss(states[-1], head, evaluation.targets(chunk, target))
 
 
 def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
@@ -290,13 +290,19 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
 def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
                update: int) -> None:
     """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
-    held-out text at other depths, and of one with a Controller, interventions on what it sees."""
+    held-out text at other depths, and of one with a Controller, interventions on what it sees: of the seeds that
+    the profile probes."""
     met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
     if ARMS[spec.arm].fit == "none":  # once for all arms: they are scored on the same blocks
-        for split in ("heldout", "foreign"):
+        for split in ("heldout", *profile.corpus.unseen):
             lengths = corpus.packed(split, sets[split].shape[0] * profile.training.block)
             log.row(update, split, "document_lengths", lengths)
     if met is None or met.loop is None:
+        return
+    model.eval()
+    if met.largest:
+        log.row(update, "model", "max_modulation", met.largest)
+    if spec.seed not in (profile.probes.seeds or (spec.seed,)):
         return
     few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
 
@@ -308,9 +314,6 @@ def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dic
         told(name, evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
                                            evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"])
 
-    model.eval()
-    if met.largest:
-        log.row(update, "model", "max_modulation", met.largest)
     for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
         again(f"depth_{depth}", depth)
     if ARMS[spec.arm].modulation == "controller":

@@ -51,6 +51,7 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
     return {
         "name": "test",
         "corpus": {"kind": "text", "packages": [str(text / "own")], "foreign": [str(text / "foreign")],
+                   "newer": [str(text / "newer")],
                    "dev_share": 0.15, "heldout_share": 0.3},
         "base": {"model": {"vocab_size": 300, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": layers,
                            "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True},
@@ -76,6 +77,7 @@ def text(tmp_path_factory):
     folder = tmp_path_factory.mktemp("text")
     write_text(folder / "own", 80, seed=1)
     write_text(folder / "foreign", 20, seed=2)
+    write_text(folder / "newer", 20, seed=3)
     return folder
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ouroboros.experiment import ARMS, PROJECTIONS, RunSpec, load_profile, switches
 from ouroboros.log import WorkingLog
 
-SPLITS = ("train", "heldout", "foreign", "stream", "reference")
+SPLITS = ("train", "heldout", "foreign", "stream", "reference")  # and newer, of a profile that has it
 
 
 def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
@@ -60,7 +60,8 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
                         [update / updates / 2 + t / 100 for t in range(16 if spec.depth == "mixed" else spec.depth)])
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
-        for split in SPLITS if spec.purpose == "matrix" else ("dev",):
+        newer = ("newer",) if profile.corpus.newer else ()
+        for split in (*SPLITS, *newer) if spec.purpose == "matrix" else ("dev",):
             for target in ("t+1", "t+2"):
                 spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
                 log.row(updates, split, f"loss_{target}", value)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros import corpus
-from ouroboros.corpus import SPLITS, documents, prepare, split_of
+from ouroboros.corpus import documents, prepare, split_of
 from ouroboros.errors import InputError
 from ouroboros.experiment import CorpusConfig
 
@@ -17,12 +17,12 @@ TEXT = CorpusConfig(kind="text", packages=("a",), foreign=("b",), dev_share=0.2,
 
 @given(st.text(min_size=1))
 def test_a_text_has_one_split_that_depends_on_nothing_but_the_text(text):
-    assert split_of(text, False, TEXT) == split_of(text, False, TEXT.model_copy(update={"kind": "hub"}))
-    assert split_of(text, True, TEXT) == "foreign" != split_of(text, False, TEXT)
+    assert split_of(text, None, TEXT) == split_of(text, None, TEXT.model_copy(update={"kind": "hub"}))
+    assert split_of(text, "foreign", TEXT) == "foreign" != split_of(text, None, TEXT)
 
 
 def test_shares_are_about_what_is_asked_for():
-    splits = [split_of(str(i), False, TEXT) for i in range(4000)]
+    splits = [split_of(str(i), None, TEXT) for i in range(4000)]
     for split, share in (("heldout", 0.3), ("dev", 0.2), ("train", 0.5)):
         assert abs(splits.count(split) / 4000 - share) < 0.04
 
@@ -30,8 +30,8 @@ def test_shares_are_about_what_is_asked_for():
 def test_no_document_stands_twice_even_if_a_source_repeats_it(text, profile, tmp_path):
     twice = profile.corpus.model_copy(update={"packages": profile.corpus.packages * 2})
     found = list(documents(twice))
-    assert len(found) == len({text for _, text in found}) == 100
-    assert {split for split, _ in found} == set(SPLITS)
+    assert len(found) == len({text for _, text in found}) == 120
+    assert {split for split, _ in found} == {"train", "dev", "heldout", "foreign", "newer"}
 
 
 def test_repeated_paragraphs_are_kept_once():
@@ -98,17 +98,18 @@ def test_a_line_of_jsonl_ends_at_its_newline_only(tmp_path):
     assert sorted(text for _, text in found) == sorted(texts)
 
 
-@given(st.lists(st.tuples(st.text(st.sampled_from("ab\n "), max_size=6), st.booleans()), max_size=30))
+@given(st.lists(st.tuples(st.text(st.sampled_from("ab\n "), max_size=6), st.sampled_from([None, "foreign", "newer"])),
+                max_size=30))
 def test_every_content_has_exactly_one_split_whatever_the_sources_hold(sources):
-    """A text that stands in own and foreign sources alike is kept once, where it stood first."""
+    """A text that stands in several sources is kept once, where it stood first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(corpus.READERS, "text", lambda config: iter(sources))
         found = list(documents(TEXT))
     assert len(found) == len({text for _, text in found})
     assert {text for _, text in found} == {text for text, _ in sources if text}
     for split, text in found:
-        foreign = next(foreign for other, foreign in sources if other == text)
-        assert split == split_of(text, foreign, TEXT)
+        own = next(own for other, own in sources if other == text)
+        assert split == split_of(text, own, TEXT)
 
 
 def test_another_configuration_or_tokenizer_builds_the_corpus_anew(profile, tmp_path):
@@ -127,8 +128,8 @@ def test_the_tokenizer_is_trained_on_train_alone_and_gives_the_text_back(profile
 
     made = prepare(profile, tmp_path)
     tokenizer = tokenizers.Tokenizer.from_file(str(profile.tokenizer_path(tmp_path)))
-    texts = {split: {t for s, t in documents(profile.corpus) if s == split} for split in SPLITS}
-    for split in SPLITS:
+    texts = {split: {t for s, t in documents(profile.corpus) if s == split} for split in made.manifest["splits"]}
+    for split in texts:
         assert {tokenizer.decode(document.tolist()) for document in made.documents(split)} == texts[split]
         assert made.manifest["splits"][split]["documents"] == len(texts[split])
     alone = corpus._train_tokenizer(sorted(texts["train"], key=corpus.sha256), profile.base.model["vocab_size"])

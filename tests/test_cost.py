@@ -74,7 +74,7 @@ def test_training_flops(built, arm, depth, rank, monkeypatch):
 
     def update():
         states = model(chunk[:, :-2], logits_to_keep=training.NO_LOGITS, output_hidden_states=True).hidden_states
-        evaluation.token_losses(states[-1], model.get_output_embeddings().weight, chunk[:, 1:-1], "mean").backward()
+        evaluation.mean_loss(states[-1], model.get_output_embeddings().weight, chunk[:, 1:-1]).backward()
 
     close(counted(update), 64 * Cost.of(profile, arm, rank).training(depth, context=32))
 
@@ -152,7 +152,7 @@ def test_a_run_is_its_updates_and_its_evaluations(text):
     profile = parse_profile(profile_data(text), "t")
     spec = profile.find("static-d2-r4-corrected-s0")
     one = Cost.of(profile, "static")
-    blocks = 3 * 2 + 3 * 3 + 4 * 2  # points x blocks, splits x final blocks, the stream's micro-batches
+    blocks = 3 * 2 + 4 * 3 + 4 * 2  # points x blocks, splits x final blocks, the stream's micro-batches
     other_depths = 2 * 32 * (one.forward(1, 32) + one.forward(3, 32))
     training = 6 * 128 * one.training(2, 32)
     assert forecast.update_flops(spec, profile) == training

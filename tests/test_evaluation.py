@@ -1,6 +1,7 @@
 """What an evaluation reads, what it says, and what a run trains on and keeps."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -62,22 +63,24 @@ def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
 
 
 @pytest.mark.parametrize("fallback", [False, True])
-@pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_the_chunked_loss_is_the_plain_one_and_so_is_its_gradient(fallback, reduction, monkeypatch):
+def test_the_chunked_loss_is_the_plain_one_and_so_is_its_gradient(fallback, monkeypatch):
     monkeypatch.setattr(evaluation, "CHUNK", 8)
     if fallback:
         monkeypatch.delattr(F, "linear_cross_entropy")
     torch.manual_seed(0)
     hidden, head, wanted = torch.randn(3, 7, 16, requires_grad=True), torch.randn(50, 16), torch.randint(0, 50, (3, 7))
-    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), wanted.flatten(), reduction="none")
-    expected, = torch.autograd.grad(plain.mean(), hidden)
-    if reduction == "none":
-        losses = evaluation.token_losses(hidden.detach(), head, wanted)
-        torch.testing.assert_close(losses, plain.view(3, 7))
-    else:
-        loss = evaluation.token_losses(hidden, head, wanted, "mean")
-        torch.testing.assert_close(loss, plain.mean())
-        torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], expected)
+    plain = F.cross_entropy((hidden @ head.T).flatten(0, 1), wanted.flatten())
+    loss = evaluation.mean_loss(hidden, head, wanted)
+    torch.testing.assert_close(loss, plain)
+    torch.testing.assert_close(torch.autograd.grad(loss, hidden)[0], torch.autograd.grad(plain, hidden)[0])
+
+
+def test_losses_under_several_targets_are_each_the_plain_ones(monkeypatch):
+    monkeypatch.setattr(evaluation, "CHUNK", 8)
+    torch.manual_seed(0)
+    hidden, head, wanted = 9 * torch.randn(3, 7, 16), torch.randn(50, 16), torch.randint(0, 50, (2, 3, 7))
+    for found, tokens in zip(evaluation.token_losses(hidden, head, *wanted), wanted, strict=True):
+        torch.testing.assert_close(found, F.cross_entropy((hidden @ head.T).mT, tokens, reduction="none"))
 
 
 def test_drawn_depths_are_drawn_anew_for_every_micro_batch():
@@ -327,6 +330,18 @@ def test_replaced_by_its_mean_the_controller_is_a_static_table(loop):
         static.recurrence.modulation.table[:len(means)] = means.float()
         with evaluation.intervened(model, "step_mean", means):
             torch.testing.assert_close(model.hidden(tokens)[-1], static.hidden(tokens)[-1])
+
+
+@pytest.mark.parametrize("seeds, probed", [([1], False), ([0, 1], True)])
+def test_only_the_seeds_that_a_profile_probes_are_probed(text, root, seeds, probed):
+    data = profile_data(text)
+    profile = parse_profile(data | {"probes": data["probes"] | {"seeds": seeds}}, "t")
+    shutil.rmtree(root / "results" / "test" / "runs")
+    write_searches(root, profile)
+    run = read_run(training.execute(profile, "controller-d2-r4-corrected-s0", root, progress=False))
+    metrics = set(run.log["metric"])
+    assert ("loss_t+1/depth_3" in metrics) == ("loss_t+1/corpus_mean" in metrics) == probed
+    assert "max_modulation" in metrics
 
 
 def test_a_run_of_the_base_depth_logs_other_depths_and_a_controller_its_interventions(profile, root):

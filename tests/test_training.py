@@ -81,7 +81,7 @@ def test_the_stream_is_new_text_or_the_first_trained_on_and_splits_are_disjoint(
     assert evaluation.stream_kind(longer) == "start"
     monkeypatch.setattr(evaluation, "STREAM_SHARE", 1)
     assert np.array_equal(evaluation.final(profile, corpus, RunSpec("cut", None, None, "any", 1))["stream"], first)
-    documents = {split: set(map(bytes, corpus.documents(split))) for split in ("train", "dev", "heldout", "foreign")}
+    documents = {split: set(map(bytes, corpus.documents(split))) for split in corpus.manifest["splits"]}
     assert sum(map(len, documents.values())) == len(set.union(*documents.values()))
     assert sets["heldout"].shape == sets["train"].shape == (3, 34) and sets["reference"].shape == (12, 32)
     for packing in ("joined", "separated"):  # `train` is new to the run, whichever way it packs
@@ -98,7 +98,7 @@ def test_a_run_logs_every_update_and_both_targets_on_every_set(profile, root, ru
     updates = log[(log["split"] == "train") & (log["metric"] == "loss")]
     assert list(updates["update"]) == [1, 2, 3, 4, 5, 6] and manifest["stream"] == "fresh"
     assert manifest["status"] == "finished" and manifest["rate"] == (1e-3 if "released" in run_id else 1e-2)
-    for split in ("train", "heldout", "foreign", "stream", "reference"):
+    for split in ("train", "heldout", "foreign", "newer", "stream", "reference"):
         for target in ("t+1", "t+2"):
             rows = log[(log["split"] == split) & (log["update"] == 6)].set_index("metric")["value"]
             scalar, blocks = rows[f"loss_{target}"], rows[f"block_losses_{target}"]
@@ -158,24 +158,24 @@ def test_a_finished_run_is_left_alone_and_an_interrupted_one_is_made_again(profi
 
 
 def test_a_loss_that_is_no_number_ends_the_run_as_diverged_and_keeps_its_log(profile, root, monkeypatch):
-    real, calls = evaluation.token_losses, []
+    real, calls = evaluation.mean_loss, []
 
     def exploding(*arguments):
         calls.append(torch.is_grad_enabled())
         return real(*arguments) * (float("nan") if calls.count(True) > 6 else 1)
-    monkeypatch.setattr(evaluation, "token_losses", exploding)
+    monkeypatch.setattr(evaluation, "mean_loss", exploding)
     run = trained(profile, root, "static-d2-r4-corrected-s0")
     assert run.manifest["status"] == "diverged" and run.log["update"].max() == 3
     assert np.isfinite(np.hstack(run.log["value"].tolist())).all()
 
 
 def test_a_loss_far_above_a_guess_ends_the_run_as_diverged_before_its_update(profile, root, monkeypatch):
-    real, calls = evaluation.token_losses, []
+    real, calls = evaluation.mean_loss, []
 
     def exploding(*arguments):
         calls.append(torch.is_grad_enabled())
         return real(*arguments) * (3.2 if calls.count(True) in (7, 8) else 1)  # both micro-batches of update 4
-    monkeypatch.setattr(evaluation, "token_losses", exploding)
+    monkeypatch.setattr(evaluation, "mean_loss", exploding)
     run = trained(profile, root, "static-d2-r4-corrected-s0")
     assert run.manifest["status"] == "diverged" and run.log["update"].max() == 3
     losses = run.log[run.log["metric"] == "loss"]["value"].astype(float)
