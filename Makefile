@@ -32,7 +32,7 @@ override flag = $(if $(filter-out 1,$(value $1)),$\
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
-	@printf '\n  PROFILE=smoke|tiny|small|paper, JOBS=N runs at a time; '
+	@printf '\n  PROFILE=smoke|tiny|smollm2|small|paper, JOBS=N runs at a time; '
 	@printf 'environment: %s\n' "$$ENVIRONMENT"
 
 # Installs the lock, unless this checkout was installed there since the lock changed: an environment

@@ -268,7 +268,7 @@ def prepare(profile: Profile, root: Path) -> Corpus:
     folder = Path(root) / ".cache" / "corpus" / profile.name
     wanted = sha256(json.dumps(profile.corpus.model_dump(exclude={"sha256"}), sort_keys=True))
     if (folder / "manifest.json").exists():
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         tokenizer = profile.tokenizer_path(root)
         if manifest["config_sha256"] == wanted and tokenizer.exists() and \
                 manifest["tokenizer_sha256"] == sha256(tokenizer.read_bytes()):

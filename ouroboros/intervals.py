@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
 
@@ -64,13 +64,13 @@ def t_interval(values) -> Interval:
         return Interval(mean, math.nan, math.nan, 1)
     error = float(values.std(ddof=1)) / math.sqrt(n)
     half = _t(n) * error
-    p = 2 * float(stats.t.sf(abs(mean) / error, n - 1)) if error > 0 else float(mean == 0)
+    p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return Interval(mean, mean - half, mean + half, n, p)
 
 
 def _t(n: int) -> float:
     """The quantile of Student's t that makes a 95 % interval from n seeds."""
-    return float(stats.t.ppf(0.5 + LEVEL / 2, n - 1))
+    return float(stdtrit(n - 1, 0.5 + LEVEL / 2))
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ def fieller(ratio: Ratio) -> Interval:
 
 def above_zero(larger: np.ndarray, smaller: np.ndarray, paired: bool) -> bool:
     """Whether the mean of some blocks lies above that of others, by Student's (paired) or Welch's 95 % interval."""
+    from scipy import stats  # here, since it takes a second and few notebooks need it
+
     with warnings.catch_warnings():  # blocks that all differ alike have no variance
         warnings.simplefilter("ignore", RuntimeWarning)
         test = stats.ttest_rel(larger, smaller) if paired else stats.ttest_ind(larger, smaller, equal_var=False)

@@ -27,14 +27,13 @@ logs were folders of two files until commit `d0988d2`; each was converted, and r
 
 
 def _packages(manifest: dict, root: Path) -> str:
-    """The versions of torch and transformers that a log was made with, where they are known from its lock."""
-    if "lock" not in manifest:  # a benchmark's
-        versions = manifest["packages"]
-    elif manifest["lock"] == lock_sha256(root):
-        versions = locked_versions(root) | manifest["packages"]
-    else:
-        return f"lock {manifest['lock'][:12]}" if manifest["lock"] else ""
-    return ", ".join(f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name))
+    """The versions of torch and transformers that a log was made with, where it or the lock of today says them; else
+    which lock it was."""
+    versions = manifest["packages"]  # of a run, where they aren't its lock's
+    if manifest.get("lock") == lock_sha256(root):
+        versions = locked_versions(root) | versions
+    told = [f"{name} {versions[name]}" for name in ("torch", "transformers") if versions.get(name)]
+    return ", ".join(told) or (f"lock {manifest['lock'][:12]}" if manifest.get("lock") else "")
 
 
 def _row(what: str, manifests: list[dict], root: Path) -> dict:

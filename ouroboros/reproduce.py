@@ -135,13 +135,14 @@ def derive(results: Results, root: Path, out: Path) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md."""
     profile = results.profile.name
     folder = out / "results" / profile
-    notebooks = sorted(set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR})
+    notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
     with tempfile.TemporaryDirectory() as parsed, \
             ProcessPoolExecutor(KERNELS, mp_context=multiprocessing.get_context("spawn")) as pool:
         metrics.hand_over(results, Path(parsed))
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "OUROBOROS_PARSED": parsed}
         running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
-                               environment) for notebook in reversed(notebooks)]  # the longest, the audit, first
+                               environment)  # the longest first
+                   for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
         write_atomic(folder / "claims.md", claims.markdown(results))
         for notebook in running:
             notebook.result()  # what it raised
@@ -207,7 +208,7 @@ def _difference(old: Path, new: Path) -> str | None:
     try:
         if old.suffix in (".png", ".pdf"):
             sidecar = old.with_suffix(".json")
-            stated = json.loads(sidecar.read_text())["files"].get(old.suffix[1:]) if sidecar.exists() else None
+            stated = json.loads(sidecar.read_text(encoding="utf-8"))["files"].get(old.suffix[1:]) if sidecar.exists() else None
             return None if stated == sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
         if old.suffix == ".csv" and read(old).strip():  # a table of no rows has no columns, and so no text
             return _same_table(old, new)
