@@ -11,10 +11,11 @@ from functools import partial
 import pandas as pd
 
 from . import arithmetic, intervals, tables
+from .comparison import interval
 from .experiment import ARMS, COLUMNS, schedule, switches
-from .intervals import BySeed, Ratio, interval, t_interval
+from .intervals import BySeed, Ratio, minus, t_interval
 from .log import STEP_TABLES, Run
-from .metrics import Results, Statistics, minus, per_results
+from .metrics import Results, Statistics, per_results
 
 HEADLINES = ("loss reduction (%)", "gap recovery (%)", "static - Controller")
 LOOPS = ("controller", "static", "none")
@@ -68,7 +69,7 @@ def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> interv
                 if part.denominator.get(seed)}
 
     released, corrected = (own, flipped_) if column == "released" else (flipped_, own)
-    return t_interval(minus(values(released), values(corrected)).values())
+    return interval(minus(values(released), values(corrected)))
 
 
 def effect_on(results: Results, column: str, switch: str, quantity: str) -> intervals.Interval:
@@ -127,8 +128,8 @@ def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOP
                 row = {"arm": arm, "protocol": protocol, "trained on": trained}
                 for target in ("t+1", "t+2"):
                     own, cut = (scored(statistics, name, depth, target) for name in (arm, "cut"))
-                    row |= tables.columns(f"scored on {target}", t_interval(own.values()))
-                    row |= tables.columns(f"{target}, arm - cut", t_interval(minus(own, cut).values()))
+                    row |= tables.columns(f"scored on {target}", interval(own))
+                    row |= tables.columns(f"{target}, arm - cut", interval(minus(own, cut)))
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -157,8 +158,8 @@ def leak_table(results: Results, other: bool = True) -> pd.DataFrame:
                 own, replaced = (statistics.logged("controller", depth, f"loss_t+1/first_half{suffix}")
                                  for suffix in ("", "/other_future"))
                 row = {"column": column, "protocol": protocol, "pooling": setting["pooling"], "depth": depth,
-                       **tables.columns("second half replaced", t_interval(minus(replaced, own).values())),
-                       **tables.columns("static - Controller", t_interval(statistics.advantage(depth)[""].values()))}
+                       **tables.columns("second half replaced", interval(minus(replaced, own))),
+                       **tables.columns("static - Controller", interval(statistics.advantage(depth)[""]))}
                 if other:
                     lead = statistics.behind("controller_other", "static", depth)
                     informed = statistics.behind("controller", "controller_other", depth) \

@@ -9,15 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from . import intervals, metrics, tables
+from . import comparison, intervals, tables
 from .comparison import MARGIN, MARGIN_SHARE, margin
 from .experiment import ARMS, Cell, Profile, switches
-from .intervals import BySeed, Interval, Ratio, t_interval
+from .intervals import FEWEST, BySeed, Interval, Ratio, minus, t_interval
 from .ledger import PAPER_RANK, STATISTICS, Claim, Measure, load, recomputed, reported
 from .metrics import Results, Statistics
 from .rates import search_of
 
-FEWEST = 3  # seeds: the interval of two rests on one difference
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
 REPORTED_SCALE = "paper"
 SMOKE = "**smoke: not a result.** "
@@ -54,7 +53,7 @@ def measured(measure: Measure, statistics: Statistics) -> dict[str, BySeed | Rat
             return {"": {}}
     if measure.statistic == "against":
         baseline = statistics.loss(measure.baseline)[""]
-        return {"": metrics.minus(statistics.loss(**options)[""], baseline)}
+        return {"": minus(statistics.loss(**options)[""], baseline)}
     return getattr(statistics, measure.statistic)(**options)
 
 
@@ -80,17 +79,27 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
         return Judged({}, "no runs", claim.unmeasured)
     statistics = Statistics(results, protocol)
     by_part = measured(claim.measure, statistics)
-    parts = {name: intervals.interval(values) for name, values in by_part.items()}
+    parts = comparison.family(by_part)
     verdict, why = _verdict(claim, parts, statistics)
     signed = claim.rule in ("positive", "negative")
-    if signed and statistics.diverged and verdict in ("holds", "fails"):
+    if signed and statistics.diverged and verdict.split()[0] in ("holds", "fails"):
         verdict, why = _with_diverged(claim, results, protocol, verdict, why)
     loops = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
     one_run = len(parts) > 1 and all(_draws_depths(arm, protocol) for arm in loops)
-    if one_run and verdict in ("holds", "fails"):
+    if one_run and verdict.split()[0] in ("holds", "fails"):
         why += "; every part is the same run, so this is one measurement"
     note = claim.notes.get(protocol)
-    return Judged(parts, verdict, why + (f"; {note}" if note else "") + _diverged(statistics))
+    return Judged(parts, verdict, why + (f"; {note}" if note else "") + _norms(claim, statistics)
+                  + _diverged(statistics))
+
+
+def _norms(claim: Claim, statistics: Statistics) -> str:
+    """Which of a claim's arms ended with step norms far from the stream that they read, at any depth."""
+    known = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
+    depths = {arm: statistics.results.profile.depths_of(arm) for arm in known}
+    short = [arm for arm in known if any(tables.converged(statistics.norms_reached(arm, depth)) is False
+                                         for depth in depths[arm])]
+    return f"; norms not converged: {', '.join(f'`{arm}`' for arm in short)}" if short else ""
 
 
 def _diverged(statistics: Statistics) -> str:
@@ -106,7 +115,7 @@ def _with_diverged(claim: Claim, results: Results, protocol: str, verdict: str,
     claimed = 1 if claim.rule == "positive" else -1
     signs = {claimed * math.copysign(1, value) for values in parts.values() for value in values.values()
              if math.isinf(value)}
-    expected = 1 if verdict == "holds" else -1
+    expected = 1 if verdict.startswith("holds") else -1
     if signs <= {expected}:
         return verdict, why
     return "undecided", f"{why}, but a diverged run, which has no loss, says otherwise"
@@ -122,9 +131,7 @@ def _verdict(claim: Claim, parts: dict[str, Interval], statistics: Statistics) -
         return "by construction", "this protocol draws the depth itself, so all depths are one run"
     if rule == "value" and results.profile.name != REPORTED_SCALE:
         return "not testable at this scale", "an absolute value of the paper's own model"
-    if any(interval.n == 1 for interval in parts.values()):
-        return "undecided", "one seed has no interval"
-    if any(interval.n < FEWEST for interval in parts.values()):
+    if not all(interval.judged for interval in parts.values()):
         return "undecided", f"fewer than {FEWEST} seeds finished"
     if rule == "value":
         half = 0.5 * 10.0 ** -claim.decimals  # a reported value is meant to its last digit
@@ -132,8 +139,8 @@ def _verdict(claim: Claim, parts: dict[str, Interval], statistics: Statistics) -
         return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
                              "an interval that meets the reported value")
     if rule == "small":
-        gained = t_interval(Statistics(results, protocol).against_cut("controller",
-                                                                      results.profile.depths[0])[""].values())
+        shallowest = results.profile.depths[0]
+        gained = comparison.interval(Statistics(results, protocol).against_cut("controller", shallowest)[""])
         if not gained.high < 0:
             return "not applicable", "the Controller isn't told to lower the loss, so no share of that can be small"
         bound = SMALL_SHARE * -gained.mean
@@ -143,9 +150,23 @@ def _verdict(claim: Claim, parts: dict[str, Interval], statistics: Statistics) -
     # all parts must hold, so each may be asked at 95 %; that one of several contradicts is asked after Holm
     adjusted = intervals.holm({name: interval.p for name, interval in parts.items()})
     family = {name: replace(interval, p=adjusted[name]) for name, interval in parts.items()}
-    return _by_intervals(family, lambda i: min(sign * i.low, sign * i.high) > 0,
-                         lambda i: sign * i.mean < 0 and i.p < 1 - intervals.LEVEL,
-                         "above 0" if sign == 1 else "below 0")
+    verdict, why = _by_intervals(family, lambda i: i.side == sign,
+                                 lambda i: sign * i.mean < 0 and i.p < 1 - intervals.LEVEL,
+                                 "above 0" if sign == 1 else "below 0")
+    return _with_margin(verdict, why, family)
+
+
+def _with_margin(verdict: str, why: str, parts: dict[str, Interval]) -> tuple[str, str]:
+    """A verdict on signs, with what of it is too small to matter: two one-sided tests against the margin."""
+    small = [name for name, interval in parts.items() if interval.small]
+    if not small:
+        return verdict, why
+    at = "" if len(parts) == 1 else f" at: {', '.join(small)}"
+    bound = min(interval.margin for interval in parts.values())
+    why += f"; smaller than the margin of {bound:.2g} nats{at}"
+    if len(small) < len(parts):
+        return verdict, why
+    return "equivalent" if verdict == "undecided" else f"{verdict} within the margin", why
 
 
 def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
@@ -185,6 +206,12 @@ def _searched(results: Results) -> int:
     return search_of("controller", None, results.profile)[0].depth
 
 
+def _covered(results: Results) -> str:
+    if results.clusters:
+        return "training seeds and, of losses on held-out text, evaluation documents (docs/statistics.md)"
+    return "training seeds, not the choice of evaluation blocks"
+
+
 def markdown(results: Results) -> str:
     """The whole of claims.md."""
     made = results.cells.drop_duplicates("run")["status"].value_counts()
@@ -193,11 +220,11 @@ def markdown(results: Results) -> str:
     return (f"# Claims at profile `{results.profile.name}`\n\n"
             f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Reported values are "
             f"typed from their sources ({SOURCES}), recomputed ones follow from other reported "
-            "values, measured ones are means over seeds with paired 95 % Student t intervals, nats "
-            "per token unless said otherwise; the intervals cover training seeds, not the choice "
-            "of evaluation blocks. Under `corrected` an arm trains at one rate, the best on `dev` at "
-            f"depth {_searched(results)} with a spare seed. The rules are in "
-            "`ouroboros/claims.yaml`, written before the runs but for what is dated there.\n\n"
+            "values, measured ones are means over seeds with paired 95 % intervals, nats per token "
+            f"unless said otherwise; the intervals cover {_covered(results)}. Under `corrected` an "
+            f"arm trains at the rates that are best on `dev` at depth {_searched(results)} with a "
+            "spare seed. The rules are in `ouroboros/claims.yaml`, written before the runs but for "
+            "what is dated there.\n\n"
             + ledger(results).to_markdown(index=False, disable_numparse=True) + "\n")
 
 
@@ -252,12 +279,14 @@ are in `results/<profile>/claims.md`.
 - **Judged by.** The arms whose runs are read, each seed paired with itself. Without a depth, the
   profile's base depth; ranks are the paper's, a profile has the same shares of its base rank.
 - **Rule.** A sign holds where every part's 95 % interval lies on its side, and fails where one lies
-  on the other after Holm's correction over the parts. Where the protocol makes one run of all
-  depths, what a claim says of one arm at a depth, or at different depths, is `by construction`.
+  on the other after Holm's correction over the parts; fewer than three trained seeds judge nothing.
+  Where the protocol makes one run of all depths, what a claim says of one arm at a depth, or at
+  different depths, is `by construction`.
 - **Margin.** Two losses closer than the smaller of {MARGIN:g} nats per token and
   {100 * MARGIN_SHARE:g} % of the gap (cut - full) count as equal; {MARGIN:g} nats where the gap is
-  undefined. At the reported gap of {gap:.3f} nats that is {margin(gap):g} nats. No rule uses it
-  yet.
+  undefined. At the reported gap of {gap:.3f} nats that is {margin(gap):g} nats. A sign whose every
+  90 % interval lies within it holds, or fails, `within the margin`; one that is left open so is
+  `equivalent`.
 
 {sheet().to_markdown(index=False, disable_numparse=True)}
 """
@@ -306,10 +335,10 @@ def meaning(results: Results) -> list[str]:
     statistics, depth = Statistics(results, "corrected"), results.profile.depth
 
     def told(part, words) -> str:
-        found = intervals.interval(part)
+        found = comparison.interval(part)
         return f"{found.told(*words)} ({found})"
 
-    alternatives = {arm: intervals.interval(values).mean for arm, values in statistics.instead().items() if values}
+    alternatives = {arm: comparison.interval(values).mean for arm, values in statistics.instead().items() if values}
     lines = ["**Loop, or cut and leave it?** The Controller's loop "
              + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "; without its step norms it "
              + told(statistics.against_cut("controller_nonorm", depth)[""], AGAINST_CUT) + "."]
@@ -347,9 +376,9 @@ AGAINST_STATIC = ("the Controller is ahead", "static is ahead", "the two can't b
 def found_gap(results: Results, protocol: str) -> str:
     """One sentence on what cutting costs and what comes back, generated from the numbers."""
     statistics, depth = Statistics(results, protocol), results.profile.depth
-    cost = t_interval(statistics.against_cut("full")[""].values())
-    gained = t_interval(statistics.against_cut("controller", depth)[""].values())
-    back = intervals.interval(statistics.recovery("controller", depth)[""])
+    cost = comparison.interval(statistics.against_cut("full")[""])
+    gained = comparison.interval(statistics.against_cut("controller", depth)[""])
+    back = comparison.interval(statistics.recovery("controller", depth)[""])
     return (f"`{protocol}`: full - cut is {cost} nats per token; the Controller at depth {depth} "
             f"{gained.told(*AGAINST_CUT)} ({gained}), a gap recovery in percent of {back}{_diverged(statistics)}.")
 
@@ -357,7 +386,7 @@ def found_gap(results: Results, protocol: str) -> str:
 def found_advantage(results: Results, protocol: str) -> str:
     """One sentence on Controller against static at each depth."""
     statistics = Statistics(results, protocol)
-    parts = {name: t_interval(values.values()) for name, values in statistics.advantage_by_depth().items()}
+    parts = comparison.family(statistics.advantage_by_depth())
     words = [f"at {name} {interval.told(*AGAINST_STATIC)} ({interval})" for name, interval in parts.items()]
     return f"`{protocol}` (static - Controller): " + "; ".join(words) + _diverged(statistics) + "."
 
@@ -369,7 +398,7 @@ def found_gate(results: Results, protocol: str) -> str:
         for arm in ("controller", "controller_nogate", "controller_nogate_nonorm"):
             if depth not in profile.depths_of(arm):
                 continue
-            interval = t_interval(statistics.against_cut(arm, depth)[""].values())
+            interval = comparison.interval(statistics.against_cut(arm, depth)[""])
             words.append(f"`{arm}` at depth {depth} {interval.told(*AGAINST_CUT)} ({interval})")
     return f"`{protocol}` (arm - cut): " + "; ".join(words) + _diverged(statistics) + "."
 
@@ -377,8 +406,7 @@ def found_gate(results: Results, protocol: str) -> str:
 def found_splits(results: Results, protocol: str) -> str:
     """One sentence on where the Controller's gain over the cut model is found: new training text, held-out, foreign."""
     statistics, depth = Statistics(results, protocol), results.profile.depth
-    parts = {name: t_interval(values.values()) for name, values in statistics.split_against_cut("controller",
-                                                                                                depth).items()}
+    parts = comparison.family(statistics.split_against_cut("controller", depth))
     words = [f"on `{name}` text it {interval.told(*AGAINST_CUT)} ({interval})" for name, interval in parts.items()]
     return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
 
@@ -393,7 +421,7 @@ AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", 
 
 def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
     """Each part of a statistic with the phrase that its interval allows, after Holm over the parts."""
-    found = {part: intervals.interval(values) for part, values in parts.items()}
+    found = comparison.family(parts)
     adjusted = intervals.holm({part: interval.p for part, interval in found.items()})
 
     def phrase(part: str) -> str:
@@ -404,19 +432,18 @@ def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
 
 def _added(statistics: Statistics, depth: int) -> str:
     """What adding each part does to the loss: the change, where `bought` is what the part takes off."""
-    return _each({name: {seed: -value for seed, value in values.items()}
-                  for name, values in statistics.bought(depth).items()}, ADDED,
+    return _each({name: values.negative() for name, values in statistics.bought(depth).items()}, ADDED,
                  lambda name: "adding {} to {}".format(*name.split(", to ")))
 
 
 def found_configurations(results: Results, protocol: str) -> str:
     """One sentence on Controller against static over depths, ranks and rates, and on how far the Controller spreads."""
     statistics = Statistics(results, protocol)
-    found = {name: intervals.interval(values) for name, values in statistics.advantage_by_configuration().items()}
+    found = comparison.family(statistics.advantage_by_configuration())
     found = {name: interval for name, interval in found.items() if interval.n > 1}
     ahead = [name for name, interval in found.items() if interval.low > 0]
     behind = [name for name, interval in found.items() if interval.high < 0]
-    spread = intervals.interval(statistics.spread("controller")[""])
+    spread = comparison.interval(statistics.spread("controller")[""])
     spread = "not measured, since some weren't run" if spread.n == 0 else spread
     if switches(protocol)["depth"] == "drawn":
         spread = "0, since they are one run"
@@ -469,9 +496,9 @@ def found_interventions(results: Results, protocol: str) -> str:
              "step_mean": "replaced by its own mean vector at each step"}
     words = []
     for kind, values in statistics.interventions(depth).items():
-        interval = t_interval(values.values())
+        interval = comparison.interval(values)
         words.append(f"{kinds[kind]}, {interval.told(*NEEDED)} ({interval})")
-    lead = t_interval(statistics.advantage(depth)[""].values())
+    lead = comparison.interval(statistics.advantage(depth)[""])
     return (f"`{protocol}`, depth {depth}: " + "; ".join(words) + f"; beside it, static - Controller is {lead}"
             + _diverged(statistics) + ".")
 

@@ -27,61 +27,24 @@ Biopharm. 15, 657 (1987), equivalence by two one-sided tests (TOST).
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import brentq
 from scipy.special import stdtrit
 
 from .errors import InputError
-from .intervals import holm
+from .intervals import FEWEST, NO_GAP, BySeed, Interval, Ratio, fieller, holm, t_interval
 
 ALPHA = 0.05  # of the 95 % interval
 TOST_ALPHA = 0.10  # of the 90 % interval: two one-sided tests at 5 %
 SMALLEST_P = 1e-12  # a smaller p-value is given as this one
-FEWEST = 3  # trained seeds that carry a verdict: the spread of two is a single difference
 CUT_SHARE = 0.10  # of the squared document length, see `document_clusters`
 MARGIN, MARGIN_SHARE = 0.01, 0.01  # nats per token; share of the gap
 
 BETTER, WORSE = "better", "worse"
 WITHIN = " within the margin"
 EQUIVALENT, UNDECIDED, NOT_JUDGED = "equivalent", "undecided", "not judged"
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A mean difference (nats per token) or a ratio (percent), with its 95 and 90 % intervals.
-
-    Without an interval (one seed and no pooled variance) the bounds and p are NaN. An undefined
-    ratio is NaN throughout, and `reason` says why.
-    """
-
-    value: float
-    low: float
-    high: float
-    low90: float
-    high90: float
-    p: float  # two-sided, of a value of 0
-    n_seeds: int
-    n_blocks: int
-    n_clusters: int
-    pooled: bool = False  # one or two seeds, widened by the seed variance of other cells
-    evaluated_only: bool = False  # no seed enters, nothing was trained
-    reason: str = ""
-
-    def __str__(self) -> str:
-        """`-0.630 [-0.640, -0.620]`: two significant digits of the half-width throughout."""
-        if self.reason:
-            return f"undefined: {self.reason}"
-        if math.isnan(self.low):
-            return f"{self.value:.2g} (one seed, no interval)"
-        half = max(self.high - self.value, self.value - self.low)
-        if half == 0:
-            return f"{self.value:.2g} (the same in every seed and block)"
-        rounded = float(f"{half:.1e}")  # 0.0996 is rounded to 0.10 before its digits are counted
-        digits = max(0, 1 - math.floor(math.log10(rounded)))
-        value, low, high = (f"{x:z.{digits}f}" for x in (self.value, self.low, self.high))
-        return f"{value} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -205,7 +168,7 @@ def _spread(totals: np.ndarray, clusters: _Clusters, seeds: tuple[float, float] 
 # ---------------------------------------------------------------------------------- comparisons
 
 def compare(differences, clusters, pooled: SeedVariance | None = None,
-            evaluated_only: bool = False) -> Comparison:
+            evaluated_only: bool = False) -> Interval:
     """The mean difference of two arms, with an interval that covers seeds and blocks.
 
     With three seeds or more, `pooled` isn't used. With one or two it gives the seed variance (two
@@ -225,18 +188,18 @@ def compare(differences, clusters, pooled: SeedVariance | None = None,
     d, grouped = _checked(differences, clusters)
     alike = _untrained(d, evaluated_only)
     uses_pooled = pooled is not None and len(d) < FEWEST and not alike
-    counts = dict(n_seeds=len(d), n_blocks=d.shape[1], n_clusters=len(grouped.weights),
-                  pooled=uses_pooled, evaluated_only=alike)
+    covered = dict(n=len(d), blocks=d.shape[1], clusters=len(grouped.weights), pooled=uses_pooled,
+                   trained=not alike)
     if len(d) == 1 and not alike and not uses_pooled:
-        return Comparison(float(d.mean()), *[math.nan] * 5, **counts)
+        return Interval(float(d.mean()), math.nan, math.nan, **covered)
     spread = _spread(grouped.totals(d), grouped, _seed_part(d, pooled, alike))
-    half, half90 = spread.half(ALPHA), spread.half(TOST_ALPHA)
-    return Comparison(spread.mean, spread.mean - half, spread.mean + half, spread.mean - half90,
-                      spread.mean + half90, spread.p(), **counts)
+    mean, half, half90 = spread.mean, spread.half(ALPHA), spread.half(TOST_ALPHA)
+    return Interval(mean, mean - half, mean + half, p=spread.p(), low90=mean - half90,
+                    high90=mean + half90, **covered)
 
 
 def ratio(numerator, denominator, clusters, pooled: SeedVariance | None = None,
-          evaluated_only: bool = False) -> Comparison:
+          evaluated_only: bool = False) -> Interval:
     """The ratio of two mean differences in percent, by Fieller's argument.
 
     A value r lies in the interval where `numerator - r * denominator` isn't significantly different
@@ -256,14 +219,13 @@ def ratio(numerator, denominator, clusters, pooled: SeedVariance | None = None,
     base = compare(bottom, clusters, evaluated_only=evaluated_only or len(bottom) == 1)
     above = compare(top, clusters, pooled, evaluated_only)
     alike = _untrained(top, evaluated_only) and _untrained(bottom, evaluated_only)
-    counts = dict(n_seeds=len(top), n_blocks=top.shape[1], n_clusters=len(grouped.weights),
-                  pooled=above.pooled, evaluated_only=alike)
+    covered = dict(n=len(top), blocks=top.shape[1], clusters=len(grouped.weights),
+                   pooled=above.pooled, trained=not alike)
     if not base.low > 0:
-        return Comparison(*[math.nan] * 6, **counts,
-                          reason=f"the denominator's interval isn't above 0: {base}")
-    value = above.value / base.value
+        return Interval(math.nan, math.nan, math.nan, **covered, reason=NO_GAP)
+    value = above.mean / base.mean
     if math.isnan(above.low):
-        return Comparison(100 * value, *[math.nan] * 5, **counts)
+        return Interval(100 * value, math.nan, math.nan, **covered)
     if above.pooled and not _untrained(bottom, len(bottom) == 1):
         raise InputError("comparison: a pooled seed variance is given, but the denominator depends "
                          "on the seed; make three seeds or leave it out")
@@ -276,12 +238,50 @@ def ratio(numerator, denominator, clusters, pooled: SeedVariance | None = None,
         spread = _spread(top_totals - candidate * bottom_totals, grouped, seeds)
         return abs(spread.mean) - spread.half(alpha)
 
-    low, high = _bounds(lambda r: excess(r, ALPHA), value, base.value)
-    low90, high90 = _bounds(lambda r: excess(r, TOST_ALPHA), value, base.value)
-    return Comparison(*(100 * x for x in (value, low, high, low90, high90)), above.p, **counts)
+    low, high = _bounds(lambda r: excess(r, ALPHA), value, base.mean)
+    low90, high90 = _bounds(lambda r: excess(r, TOST_ALPHA), value, base.mean)
+    return Interval(100 * value, 100 * low, 100 * high, p=above.p, low90=100 * low90, high90=100 * high90,
+                    **covered)
 
 
-def gap_recovery(cut, arm, full, clusters, pooled: SeedVariance | None = None) -> Comparison:
+# --------------------------------------------------------------------------------------- parts
+
+def interval(part: BySeed | Ratio, pooled: SeedVariance | None = None) -> Interval:
+    """The interval of a statistic's part: over seeds and blocks where every seed has the same blocks, else over seeds
+    alone (those of the released stream are each seed's own)."""
+    if isinstance(part, Ratio):
+        return _share(part)
+    if not getattr(part, "blocks", None):
+        return replace(t_interval(part.values()), margin=getattr(part, "margin", math.nan))
+    if part.trained:
+        found = compare(part.rows, part.clusters, pooled)
+    else:  # the same rows but for rounding, as of two machines
+        found = replace(compare(part.rows.mean(0, keepdims=True), part.clusters, evaluated_only=True), n=len(part))
+    return replace(found, margin=part.margin)
+
+
+def _share(part: Ratio) -> Interval:
+    top, bottom = part.numerator, part.denominator
+    seeds = [seed for seed in top if seed in bottom]
+    if not seeds or not getattr(top, "blocks", None) or top.clusters is not getattr(bottom, "clusters", None):
+        return fieller(part)
+    rows = [np.stack([of.blocks[seed] for seed in seeds]) for of in (top, bottom)]
+    if top.trained or bottom.trained:
+        return ratio(*rows, top.clusters)
+    alone = (of.mean(0, keepdims=True) for of in rows)
+    return replace(ratio(*alone, top.clusters, evaluated_only=True), n=len(seeds))
+
+
+def family(parts: Mapping[str, BySeed | Ratio]) -> dict[str, Interval]:
+    """The intervals of a statistic's parts: one of fewer than three seeds is widened by the seed variance of those
+    with three."""
+    cells = [part.rows for part in parts.values()
+             if getattr(part, "blocks", None) and part.trained and len(part) >= FEWEST]
+    pooled = pool_seed_variance(cells)
+    return {name: interval(part, pooled) for name, part in parts.items()}
+
+
+def gap_recovery(cut, arm, full, clusters, pooled: SeedVariance | None = None) -> Interval:
     """(cut - arm) / (cut - full) in percent, from losses (seeds, blocks), nats per token.
 
     `pooled` is the seed variance of cut - arm.
@@ -377,7 +377,7 @@ def margin(gap: float | None) -> float:
     return min(MARGIN, MARGIN_SHARE * gap) if gap and gap > 0 else MARGIN
 
 
-def verdict(comparison: Comparison, margin: float, p: float | None = None) -> str:
+def verdict(found: Interval, p: float | None = None) -> str:
     """What a difference of losses, first minus second, says of the first arm; lower is better.
 
     - `better`, `worse`: the 95 % interval excludes 0;
@@ -388,35 +388,25 @@ def verdict(comparison: Comparison, margin: float, p: float | None = None) -> st
     - `undecided`: neither;
     - `not judged`: fewer than three seeds were trained.
 
-    `p` is an adjusted p-value (see `verdicts`); below 0.05 it counts as an interval excluding 0.
+    `p` is an adjusted p-value; below 0.05 it counts as an interval excluding 0.
     """
-    if _too_few_seeds(comparison):
+    if not found.judged:
         return NOT_JUDGED
-    differs = _excludes_zero(comparison) if p is None else p < ALPHA
-    inside = -margin < comparison.low90 and comparison.high90 < margin
-    if not differs:
-        return EQUIVALENT if inside else UNDECIDED
-    return (BETTER if comparison.value < 0 else WORSE) + (WITHIN if inside else "")
+    if not (found.side if p is None else p < ALPHA):
+        return EQUIVALENT if found.small else UNDECIDED
+    return (BETTER if found.mean < 0 else WORSE) + (WITHIN if found.small else "")
 
 
-def verdicts(parts: Mapping[str, Comparison], margin: float) -> dict[str, str]:
+def verdicts(parts: Mapping[str, Interval]) -> dict[str, str]:
     """The verdict on each part of a claim, differences corrected over the parts by Holm (1979).
 
     Parts that aren't judged count for nothing. Equivalence isn't corrected.
     """
-    adjusted = holm({name: part.p for name, part in parts.items() if not _too_few_seeds(part)})
-    return {name: verdict(part, margin, adjusted.get(name)) for name, part in parts.items()}
+    adjusted = holm({name: part.p for name, part in parts.items() if part.judged})
+    return {name: verdict(part, adjusted.get(name)) for name, part in parts.items()}
 
 
-def _too_few_seeds(comparison: Comparison) -> bool:
-    return comparison.n_seeds < FEWEST and not comparison.evaluated_only
-
-
-def _excludes_zero(comparison: Comparison) -> bool:
-    return comparison.low > 0 or comparison.high < 0
-
-
-def settled(ladder: Mapping[int, Comparison]) -> bool:
+def settled(ladder: Mapping[int, Interval]) -> bool:
     """Whether a difference would outlast a larger budget, as far as {tokens: comparison} can say.
 
     The intervals at the last two budgets exclude 0 on the same side, and the last difference is
@@ -425,14 +415,12 @@ def settled(ladder: Mapping[int, Comparison]) -> bool:
     if len(ladder) < 2:
         return False
     before, last = (ladder[tokens] for tokens in sorted(ladder)[-2:])
-    if _too_few_seeds(before) and _too_few_seeds(last):
+    if not before.judged and not last.judged:
         return False
-    same_side = before.value * last.value > 0
-    return (_excludes_zero(before) and _excludes_zero(last) and same_side
-            and abs(last.value) > abs(before.value) / 2)
+    return before.side == last.side != 0 and abs(last.mean) > abs(before.mean) / 2
 
 
-def budget_words(ladder: Mapping[int, Comparison]) -> str:
+def budget_words(ladder: Mapping[int, Interval]) -> str:
     """`settled`, or `up to N tokens` with the largest budget that was run."""
     if not ladder:
         raise InputError("comparison: a budget ladder has no comparison; run one budget at least")

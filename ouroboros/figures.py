@@ -1,6 +1,6 @@
 """One style, one function a figure; each is saved as PNG and PDF with a sidecar of what it was made from.
 
-Never imports torch. Losses are nats per token, bars are 95 % Student t intervals over seeds.
+Never imports torch. Losses are nats per token, bars are 95 % intervals (docs/statistics.md).
 """
 
 import functools
@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.container import ErrorbarContainer
 
-from . import arithmetic, intervals, metrics, tables
+from . import arithmetic, comparison, intervals, metrics, tables
 from . import audit as audited
 from . import cost as counted
 from .experiment import COLUMNS, SWITCHES, Profile
@@ -183,7 +183,7 @@ def base_curve(run: Run | None):
 def _parts(axis, parts: dict, arm: str, label: str, shift: float = 0.0) -> None:
     """The intervals of a statistic whose parts end in a number, against that number."""
     rows = [{"depth": int(name.split()[-1]), "loss": i.mean, "loss_low": i.low, "loss_high": i.high}
-            for name, i in ((name, intervals.t_interval(values.values())) for name, values in parts.items())]
+            for name, i in comparison.family(parts).items()]
     _points(axis, pd.DataFrame(rows), arm, label, shift)
 
 
@@ -435,7 +435,7 @@ def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
 
 
 def _intervals(parts: dict) -> dict[str, intervals.Interval]:
-    return {name: intervals.interval(values) for name, values in parts.items()}
+    return comparison.family(parts)
 
 
 def reach():
@@ -460,7 +460,7 @@ def gate(results: Results):
     figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        _categories(axis, [(f"{arm}\nd{depth}", arm, intervals.interval(statistics.against_cut(arm, depth)[""]))
+        _categories(axis, [(f"{arm}\nd{depth}", arm, comparison.interval(statistics.against_cut(arm, depth)[""]))
                            for arm, depth in shown])
     return figure
 
@@ -475,7 +475,7 @@ def overview(results: Results):
     figure.set_size_inches(7.0, 3.8)
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        found = [(arm, intervals.interval(statistics.against_cut(arm)[""])) for arm in arms]
+        found = [(arm, comparison.interval(statistics.against_cut(arm)[""])) for arm in arms]
         _categories(axis, [(arm, arm, interval) for arm, interval in found if interval.n])
     return figure
 

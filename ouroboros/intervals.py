@@ -1,4 +1,7 @@
-"""Intervals over seeds and over blocks, of means and of ratios; p-values of a family. Never imports torch."""
+"""What is measured at each seed, and intervals over seeds alone, of means and of ratios; p-values of a family.
+
+Intervals that cover evaluation blocks too are `comparison`'s. Never imports torch.
+"""
 
 import math
 import warnings
@@ -9,15 +12,50 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95
+FEWEST = 3  # trained seeds that carry a verdict: the spread of two is a single difference
 
-BySeed = dict[int, float]
+
+class BySeed(dict[int, float]):
+    """{seed: a mean over evaluation blocks, nats per token, or another number}.
+
+    Where the blocks are the same at every seed, `blocks` has their values, {seed: (blocks,)}, and `clusters` (blocks,)
+    the documents they belong to. `trained`: whether a seed enters at all. `margin`: below it a difference is too small
+    to matter, nats per token.
+    """
+
+    def __init__(self, values=(), blocks: Mapping[int, np.ndarray] | None = None, clusters: np.ndarray | None = None,
+                 trained: bool = True, margin: float = math.nan):
+        super().__init__(values)
+        self.blocks, self.clusters, self.trained, self.margin = blocks, clusters, trained, margin
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(seeds, blocks)."""
+        return np.stack([self.blocks[seed] for seed in self])
+
+    def negative(self) -> "BySeed":
+        return minus(BySeed(dict.fromkeys(self, 0.0), self.blocks and {s: 0 * b for s, b in self.blocks.items()},
+                            self.clusters, False, self.margin), self)
+
+
+def minus(a: BySeed, b: BySeed) -> BySeed:
+    """a - b in each seed that both have, and in each block where these are the same."""
+    seeds = [seed for seed in a if seed in b]
+    blocks, clusters = None, getattr(a, "clusters", None)
+    if clusters is not None and clusters is getattr(b, "clusters", None) and a.blocks and b.blocks:
+        blocks = {seed: a.blocks[seed] - b.blocks[seed] for seed in seeds}
+    trained = getattr(a, "trained", True) or getattr(b, "trained", True)
+    margins = (part.margin for part in (a, b) if not math.isnan(getattr(part, "margin", math.nan)))
+    margin = min(margins, default=math.nan)
+    return BySeed({seed: a[seed] - b[seed] for seed in seeds}, blocks, clusters, trained, margin)
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over n seeds and its 95 % interval; NaN bounds where n < 2: one seed has none.
+    """A mean, or a ratio in percent, over n seeds with its 95 and 90 % intervals.
 
-    `p` is the two-sided p-value of a mean of 0. A ratio whose denominator can't be told from 0 is NaN throughout.
+    `p` is the two-sided p-value of a mean of 0. Without an interval (one seed) bounds and p are NaN; an undefined ratio
+    is NaN throughout, and `reason` says why.
     """
 
     mean: float
@@ -25,27 +63,56 @@ class Interval:
     high: float
     n: int
     p: float = math.nan
+    low90: float = math.nan
+    high90: float = math.nan
+    blocks: int = 0  # that it covers; 0: over seeds alone
+    clusters: int = 0
+    pooled: bool = False  # one or two seeds, widened by the seed variance of other cells
+    trained: bool = True  # False: no seed enters, blocks alone decide
+    margin: float = math.nan  # of the difference, see `BySeed`
+    reason: str = ""
 
     def __str__(self) -> str:
         if self.n == 0:
             return "no runs"
         if math.isnan(self.mean):
-            return f"undefined: the gap isn't told to be above 0 (n = {self.n})"
-        if self.n == 1:
-            return f"{self.mean:.4g} (n = 1, no interval)"
+            return f"undefined: {self.reason or 'no number'} (n = {self.n})"
+        if math.isnan(self.low):
+            return f"{self.mean:.4g} (n = {self.n}, no interval)"
         if self.high - self.low < 1e-9:  # of an evaluation that no seed enters, an interval would feign certainty
             return f"{self.mean:.4g} (the same in all {self.n} seeds)"
-        return f"{self.mean:.4g} [{self.low:.4g}, {self.high:.4g}] (n = {self.n})"
+        half = max(self.high - self.mean, self.mean - self.low)
+        rounded = float(f"{half:.1e}")  # 0.0996 is rounded to 0.10 before its digits are counted
+        digits = max(0, 1 - math.floor(math.log10(rounded)))  # two of the half-width
+        mean, low, high = (f"{x:z.{digits}f}" for x in (self.mean, self.low, self.high))
+        how = f"n = {self.n}" + (", seed variance pooled" if self.pooled else "")
+        return f"{mean} [{low}, {high}] ({how if self.trained else 'not trained'})"
+
+    @property
+    def judged(self) -> bool:
+        """Whether it carries a verdict."""
+        return self.n >= FEWEST or (self.n > 0 and not self.trained)
+
+    @property
+    def side(self) -> int:
+        """1: the 95 % interval lies above 0; -1: below; 0: it contains 0, or there is none."""
+        return 1 if self.low > 0 else -1 if self.high < 0 else 0
+
+    @property
+    def small(self) -> bool:
+        """Whether the 90 % interval lies within the margin: two one-sided tests at 5 % (TOST)."""
+        return -self.margin < self.low90 and self.high90 < self.margin
 
     def told(self, above: str, below: str, open_: str) -> str:
-        """The phrase that the interval allows: it lies above 0, below 0, or leaves that open; one seed allows none."""
+        """The phrase that the interval allows: it lies above 0, below 0, or leaves that open, and whether all of it is
+        too small to matter; fewer than three trained seeds allow none."""
         if self.n == 0:
             return "has no finished run"
-        if self.n == 1:
-            return "can't be judged from one seed"
-        if self.low > 0:
-            return above
-        return below if self.high < 0 else open_
+        if not self.judged:
+            return f"can't be judged from {'one seed' if self.n == 1 else 'two seeds'}"
+        if not self.side:
+            return f"{open_}: equivalent" if self.small else open_
+        return (above if self.side > 0 else below) + (", within the margin" if self.small else "")
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
@@ -63,14 +130,17 @@ def t_interval(values) -> Interval:
     if n == 1:
         return Interval(mean, math.nan, math.nan, 1)
     error = float(values.std(ddof=1)) / math.sqrt(n)
-    half = _t(n) * error
+    half, half90 = _t(n) * error, _t(n, 0.90) * error
     p = 2 * float(stdtr(n - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
-    return Interval(mean, mean - half, mean + half, n, p)
+    return Interval(mean, mean - half, mean + half, n, p, mean - half90, mean + half90)
 
 
-def _t(n: int) -> float:
-    """The quantile of Student's t that makes a 95 % interval from n seeds."""
-    return float(stdtrit(n - 1, 0.5 + LEVEL / 2))
+def _t(n: int, level: float = LEVEL) -> float:
+    """The quantile of Student's t that makes an interval from n seeds."""
+    return float(stdtrit(n - 1, 0.5 + level / 2))
+
+
+NO_GAP = "the gap isn't told to be above 0"
 
 
 @dataclass(frozen=True)
@@ -95,14 +165,14 @@ def fieller(ratio: Ratio) -> Interval:
     if n == 0:
         return NOTHING
     if not ratio.told or y.mean() <= 0:
-        return Interval(math.nan, math.nan, math.nan, n)
+        return Interval(math.nan, math.nan, math.nan, n, reason=NO_GAP)
     if n == 1:
         return Interval(100 * x[0] / y[0], math.nan, math.nan, 1)
     (xx, xy), (_, yy) = np.cov(x, y) / n  # of the means
     t, top, bottom = _t(n), x.mean(), y.mean()
     a, b, c = bottom**2 - t**2 * yy, top * bottom - t**2 * xy, top**2 - t**2 * xx
     if a <= 0:  # the denominator's interval touches 0
-        return Interval(math.nan, math.nan, math.nan, n)
+        return Interval(math.nan, math.nan, math.nan, n, reason=NO_GAP)
     root = math.sqrt(max(b**2 - a * c, 0.0))
     return Interval(100 * top / bottom, 100 * (b - root) / a, 100 * (b + root) / a, n)
 
@@ -116,11 +186,6 @@ def above_zero(larger: np.ndarray, smaller: np.ndarray, paired: bool) -> bool:
         test = stats.ttest_rel(larger, smaller) if paired else stats.ttest_ind(larger, smaller, equal_var=False)
         low = test.confidence_interval(LEVEL).low
     return bool(low > 0 if math.isfinite(low) else np.mean(larger) > np.mean(smaller))
-
-
-def interval(part: BySeed | Ratio) -> Interval:
-    """The interval of a statistic's part."""
-    return fieller(part) if isinstance(part, Ratio) else t_interval(part.values())
 
 
 def holm(p: Mapping[str | int, float]) -> dict[str | int, float]:

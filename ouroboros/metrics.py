@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from .comparison import document_clusters, margin
 from .errors import InputError
 from .experiment import ARMS, Profile, load_profile, switches
-from .intervals import BySeed, Ratio, above_zero
+from .intervals import BySeed, Ratio, above_zero, minus
 from .log import Run, Series, read_run, read_runs
 
 CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
-SPLITS = ("train", "heldout", "foreign")  # new text of the training split, held-out text, text of other sources
+NORMS_CONVERGED = 0.5, 2.0  # times the stream's size: step norms that ended outside had no time to reach it
 INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
 LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and static": "static_nonorm",
           "gate and Controller": "controller_nonorm", "gate and step norms": "none", "both and static": "static",
@@ -55,6 +56,19 @@ class Results:
         made = [name for name in runs if name in self.runs]
         for read in self._read:
             read.update(made)
+
+    @functools.cached_property
+    def clusters(self) -> dict[str, np.ndarray]:
+        """{split: (blocks,) the cluster of documents of each block scored at the end, one array for all runs}; of
+        splits whose document lengths a log states, and that hold more than one cluster."""
+        found = {}
+        for run in self.runs.values():
+            for split, metric in run.series:
+                if metric == "document_lengths" and split not in found:
+                    blocks = run.last(split, "block_losses_t+1")
+                    found[split] = document_clusters(run.last(split, metric),
+                                                     run.manifest["config"]["training"]["block"], len(blocks))
+        return {split: clusters for split, clusters in found.items() if clusters[-1] > 0}
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
@@ -140,6 +154,12 @@ class _HandedOver(Mapping):
         return self.made[name]
 
 
+def splits(profile: Profile) -> tuple[str, ...]:
+    """What next-token losses are told of: new text of the training split, held-out text, text of other sources, and
+    where the corpus has it text that is newer than the base."""
+    return ("train", "heldout", *profile.corpus.unseen)
+
+
 def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
     """The block losses, (blocks,), whose mean a protocol reports for an arm (AUDIT `target`, `evaluation`,
     `reference`)."""
@@ -170,11 +190,11 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
                "level": cell.level or "", "updates": cell.updates or profile.training.updates, "run": cell.run.id,
                "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status, "loss": math.nan}
-        row |= dict.fromkeys(SPLITS, math.nan)
+        row |= dict.fromkeys(splits(profile), math.nan)
         if status == "finished":
             row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
             # the release scores held-out text on the next token: in both columns (AUDIT `target`)
-            row |= {split: run.last(split, "loss_t+1") for split in SPLITS}
+            row |= {split: run.last(split, "loss_t+1") for split in splits(profile)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
@@ -198,12 +218,9 @@ def recovery(cut: float, arm: float, full: float) -> float:
 
 
 def _paired(function, *parts: BySeed) -> BySeed:
-    return {seed: function(*(part[seed] for part in parts)) for seed in parts[0] if all(seed in p for p in parts)}
-
-
-def minus(a: BySeed, b: BySeed) -> BySeed:
-    """a - b in each seed that both have."""
-    return _paired(lambda x, y: x - y, a, b)
+    """A number of each seed that all have."""
+    seeds = [seed for seed in parts[0] if all(seed in part for part in parts)]
+    return BySeed({seed: function(*(part[seed] for part in parts)) for seed in seeds})
 
 
 class Statistics:
@@ -216,6 +233,7 @@ class Statistics:
     def __init__(self, results: Results, protocol: str, endless: bool = False):
         self.results, self.protocol, self.endless = results, protocol, endless
         self.diverged: set[str] = set()
+        self._margins: dict[str, float] = {}
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -225,9 +243,12 @@ class Statistics:
         """The declared rows of an arm under this protocol, a seed each."""
         profile = self.results.profile
         place = (depth or profile.depth, rank or profile.rank_of(arm)) if ARMS[arm].loops else (None, None)
-        rows = self.results.places.get((self.protocol, arm, *place, level, profile.training.updates), [])
+        rows = self._declared_rows(arm, *place, level)
         self.results.note(row.run for row in rows)
         return rows
+
+    def _declared_rows(self, arm: str, *place) -> list:
+        return self.results.places.get((self.protocol, arm, *place, self.results.profile.training.updates), [])
 
     def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None,
                 level: str = "") -> BySeed:
@@ -235,7 +256,31 @@ class Statistics:
         self.diverged |= {row.run for row in rows if row.status == "diverged"}
         endless = {row.seed: math.inf for row in rows if self.endless and row.status == "diverged"}
         losses = {row.seed: getattr(row, column) for row in rows} | endless
-        return {seed: value for seed, value in losses.items() if not math.isnan(value)}
+        losses = {seed: value for seed, value in losses.items() if not math.isnan(value)}
+        blocks, clusters = self._blocks(rows, arm, column) if not endless else (None, None)
+        return BySeed(losses, blocks, clusters, ARMS[arm].fit != "none", self._margin(column))
+
+    def _blocks(self, rows: list, arm: str, column: str) -> tuple[dict | None, np.ndarray | None]:
+        """The losses behind a column of the cells block by block, and their clusters: where these are the same blocks
+        at every seed, as on held-out, foreign and newer text."""
+        setting = switches(self.protocol)
+        own = setting["evaluation"] != "splits" or arm == "full" and setting["reference"] == "short"
+        if column == "loss" and own:
+            return None, None
+        split, target = ("heldout", setting["target"]) if column == "loss" else (column, "t+1")
+        clusters = self.results.clusters.get(split)
+        if clusters is None:
+            return None, None
+        return {row.seed: np.array(self.results.runs[row.run].last(split, f"block_losses_{target}"))
+                for row in rows if row.status == "finished"}, clusters
+
+    def _margin(self, column: str) -> float:
+        """The margin of a difference in a column: see `comparison.margin`; the gap is between means over seeds."""
+        if column not in self._margins:  # not noted as read: it enters words, no number
+            full, cut = ([getattr(row, column) for row in self._declared_rows(arm, None, None, "")
+                          if row.status == "finished"] for arm in ("full", "cut"))
+            self._margins[column] = margin(float(np.mean(cut) - np.mean(full)) if full and cut else None)
+        return self._margins[column]
 
     def runs_of(self, arm: str, depth: int | None = None) -> list[Run]:
         """The finished runs of an arm at a depth (the base depth), a seed each, in the order of the matrix."""
@@ -244,11 +289,14 @@ class Statistics:
     def _depth_parts(self, function, depths=None) -> dict[str, BySeed]:
         return {f"depth {depth}": function(depth) for depth in depths or self.depths}
 
-    def loss(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, BySeed]:
-        return {"": self._losses(arm, depth, rank=rank)}
+    def loss(self, arm: str, depth: int | None = None, rank: int | None = None,
+             column: str = "loss") -> dict[str, BySeed]:
+        return {"": self._losses(arm, depth, column, rank)}
 
-    def reduction(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, BySeed]:
-        return {"": _paired(reduction, self._losses("cut"), self._losses(arm, depth, rank=rank))}
+    def reduction(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, Ratio]:
+        """Loss reduction, (L17 - Lc) / L17, in percent."""
+        cut = self._losses("cut")
+        return {"": Ratio(minus(cut, self._losses(arm, depth, rank=rank)), cut)}
 
     def gap(self, column: str = "loss") -> BySeed:
         """What cutting costs, cut - full: as the protocol reports it, or in next-token loss on a split."""
@@ -284,6 +332,23 @@ class Statistics:
     def recovery(self, arm: str, depth: int | None = None, rank: int | None = None) -> dict[str, Ratio]:
         """Gap recovery, (L17 - Lc) / (L17 - L36), in percent."""
         return {"": self.share(minus(self._losses("cut"), self._losses(arm, depth, rank=rank)))}
+
+    def recovery_from_best(self, arm: str, depth: int | None = None) -> dict[str, Ratio]:
+        """Gap recovery counted from the lower of the cut model and a unigram, in percent: what is worse than a unigram
+        has a gap that anything closes."""
+        start = min((self._losses(name) for name in ("cut", "unigram")),
+                    key=lambda losses: float(np.mean(list(losses.values()))) if losses else math.inf)
+        gap = minus(start, self._losses("full"))
+        return {"": Ratio(minus(start, self._losses(arm, depth)), gap, bool(gap) and np.mean(list(gap.values())) > 0)}
+
+    def norms_reached(self, arm: str, depth: int | None = None) -> float:
+        """Where an arm's step norms ended: their mean weight in parts of the root mean square of the stream that they
+        read before training, mean over seeds and steps; NaN without step norms, or where a log doesn't say."""
+        found = []
+        for run in self.runs_of(arm, depth):
+            if ("model", "stream_rms") in run.series and ("model", "step_norm") in run.series:
+                found.append(np.mean(run.last("model", "step_norm")) / np.mean(run.last("model", "stream_rms")))
+        return float(np.mean(found)) if found else math.nan
 
     def against_cut(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
         return {"": minus(self._losses(arm, depth), self._losses("cut"))}
@@ -412,8 +477,9 @@ class Statistics:
         return {seed: value for seed, value in values.items() if np.isfinite(value).all()}
 
     def split_against_cut(self, arm: str, depth: int) -> dict[str, BySeed]:
-        """Next-token loss minus the cut model's, on new text of the training split, on held-out and foreign text."""
-        return {split: minus(self._losses(arm, depth, split), self._losses("cut", column=split)) for split in SPLITS}
+        """Next-token loss minus the cut model's, on each of the `splits`."""
+        return {split: minus(self._losses(arm, depth, split), self._losses("cut", column=split))
+                for split in splits(self.results.profile)}
 
     def at_other_depths(self, arm: str) -> dict[str, BySeed]:
         """Held-out next-token loss of the runs of the base depth, scored at each depth."""

@@ -208,7 +208,7 @@ def _difference(old: Path, new: Path) -> str | None:
     try:
         if old.suffix in (".png", ".pdf"):
             sidecar = old.with_suffix(".json")
-            stated = json.loads(sidecar.read_text(encoding="utf-8"))["files"].get(old.suffix[1:]) if sidecar.exists() else None
+            stated = json.loads(read(sidecar))["files"].get(old.suffix[1:]) if sidecar.exists() else None
             return None if stated == sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
         if old.suffix == ".csv" and read(old).strip():  # a table of no rows has no columns, and so no text
             return _same_table(old, new)

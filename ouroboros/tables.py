@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 
 from . import cost
+from .comparison import family, interval, verdicts
 from .experiment import ARMS, PROJECTIONS, RunSpec
 from .forecast import update_flops
-from .intervals import Interval, block_bootstrap, fieller, holm, interval, t_interval
+from .intervals import Interval, block_bootstrap, holm, t_interval
 from .log import Run, Series
-from .metrics import Results, Statistics, per_results
+from .metrics import NORMS_CONVERGED, Results, Statistics, per_results, splits
 from .rates import dev_loss, planned
 
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
@@ -26,8 +27,9 @@ def _base_cells(results: Results) -> pd.DataFrame:
 
 @per_results
 def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Per protocol and arm (of all, or of some) and depth: loss, held-out loss, loss reduction and gap recovery over
-    seeds; convergence."""
+    """Per protocol and arm (of all, or of some) and depth: loss, held-out loss, loss reduction, gap recovery, also
+    counted from the lower of cut and unigram; whether the run and its step norms converged. A uniform guess, ln V,
+    stands before the arms."""
     rows, cells = [], _base_cells(results)
     cells = cells[cells["arm"].isin(arms or cells["arm"]) & cells["protocol"].isin(protocols or cells["protocol"])]
     groups = cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
@@ -36,34 +38,60 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
         statistics = Statistics(results, protocol)
         row = {"protocol": protocol, "arm": arm, "depth": depth, "n": int((group["status"] == "finished").sum()),
                "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
-        row |= columns("loss", t_interval(group["loss"]))
-        row |= columns("heldout", t_interval(group["heldout"]))
+        row |= columns("loss", interval(statistics.loss(arm, depth)[""]))
+        row |= columns("heldout", interval(statistics.loss(arm, depth, column="heldout")[""]))
         if ARMS[arm].fit != "none":
-            row |= columns("reduction", t_interval(statistics.reduction(arm, depth)[""].values()))
-            row |= columns("recovery", fieller(statistics.recovery(arm, depth)[""]))
+            row |= columns("from best", interval(statistics.recovery_from_best(arm, depth)[""]))
+            row |= columns("reduction", interval(statistics.reduction(arm, depth)[""]))
+            row |= columns("recovery", interval(statistics.recovery(arm, depth)[""]))
         if ARMS[arm].trained:
             slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
             row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
+        if ARMS[arm].step_norm:
+            row |= {"norms": (reached := statistics.norms_reached(arm, depth)), "norms converged": converged(reached)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 
+def converged(norms: float) -> bool | None:
+    """Whether step norms ended near the size of the stream; None where a log doesn't say."""
+    return None if math.isnan(norms) else NORMS_CONVERGED[0] <= norms <= NORMS_CONVERGED[1]
+
+
+LEVELS = ("unigram", "bigram", "bare", "cut", "full")
+
+
+def levels_table(results: Results) -> pd.DataFrame:
+    """What size a loss has, on each split and target: a uniform guess (ln V), counts of the training text (`bigram` on
+    t+2: of pairs with a token between), the kept layers without any in the middle, cut and full."""
+    runs = {arm: Statistics(results, "corrected").runs_of(arm)[:1] for arm in LEVELS}
+    uniform, rows = math.log(results.profile.base.model["vocab_size"]), []
+    for split in splits(results.profile):
+        for target in ("t+1", "t+2"):
+            row = {"split": split, "target": target, "uniform": uniform}
+            for arm, found in runs.items():
+                row[arm] = found[0].last(split, f"loss_{target}") if found else math.nan
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def difference_table(results: Results, statistic: str, gap: str | None = "loss", **arguments) -> pd.DataFrame:
     """A statistic's parts under each protocol: mean, low, high and n in nats per token and in percent of the gap
-    between cut and full in column `gap` of the cells (None: not); p-values after Holm over the parts; and how many of
-    the runs behind all parts of a protocol diverged, so have no loss."""
+    between cut and full in column `gap` of the cells (None: not); p-values after Holm over the parts; what that says of
+    the first arm of the difference (`comparison.verdict`); and how many of the runs behind all parts of a protocol
+    diverged, so have no loss."""
     rows = []
     for protocol in results.profile.protocols:
         statistics = Statistics(results, protocol)
         parts = getattr(statistics, statistic)(**arguments)
-        intervals = {part: interval(values) for part, values in parts.items()}
-        adjusted = holm({part: found.p for part, found in intervals.items()})
+        intervals = family(parts)
+        adjusted, words = holm({part: found.p for part, found in intervals.items()}), verdicts(intervals)
         for part, values in parts.items():
             row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
-            row |= {"p (Holm)": adjusted[part], "diverged": len(statistics.diverged)}
+            row |= {"p (Holm)": adjusted[part], "the first is": words[part], "diverged": len(statistics.diverged)}
             if gap:
-                share = fieller(statistics.share(values, gap))
+                share = interval(statistics.share(values, gap))
                 row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -128,8 +156,8 @@ def instead_table(results: Results) -> pd.DataFrame:
                "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
                "training (TFLOP a run)": update_flops(
                    RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12}
-        share = fieller(statistics.share({seed: -value for seed, value in by_seed.items()}))
-        rows.append(row | columns("arm - cut", t_interval(by_seed.values())) | {
+        share = interval(statistics.share(by_seed.negative()))
+        rows.append(row | columns("arm - cut", interval(by_seed)) | {
             "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
@@ -144,7 +172,7 @@ def one_run_table(results: Results) -> pd.DataFrame:
             continue
         one, cut = (np.array(run.last("heldout", "block_losses_t+1")) for run in runs)
         within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
-        over = t_interval(statistics.split_against_cut(arm, results.profile.depth)["heldout"].values())
+        over = interval(statistics.split_against_cut(arm, results.profile.depth)["heldout"])
         rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
                      "over blocks, low": within.low, "over blocks, high": within.high,
                      "mean over seeds": over.mean, "over seeds, low": over.low, "over seeds, high": over.high,

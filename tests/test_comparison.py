@@ -1,9 +1,9 @@
 """Intervals over seeds and blocks: answers worked out by hand, properties, simulated coverage."""
 
-import dataclasses
 import math
 import subprocess
 import sys
+from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,6 @@ from simulate_coverage import SHARES, coverage, draw, separate
 
 from ouroboros import comparison
 from ouroboros.comparison import (
-    Comparison,
     SeedVariance,
     budget_words,
     compare,
@@ -29,21 +28,22 @@ from ouroboros.comparison import (
 )
 from ouroboros.corpus import Corpus
 from ouroboros.errors import InputError
+from ouroboros.intervals import Interval
 
 T2, T3 = 4.302653, 3.182446  # Student's t at 97.5 %, 2 and 3 degrees of freedom
-NUMBERS = ["value", "low", "high", "low90", "high90", "p"]
+NUMBERS = ["mean", "low", "high", "low90", "high90", "p"]
 
 
-def result(low, high, low90=None, high90=None, p=0.5, **changes) -> Comparison:
+def result(low, high, low90=None, high90=None, p=0.5, **changes) -> Interval:
     """A comparison with these bounds, three seeds unless said otherwise."""
     value = (low + high) / 2
     low90 = value - 0.8 * (value - low) if low90 is None else low90
     high90 = value + 0.8 * (high - value) if high90 is None else high90
-    return Comparison(value, low, high, low90, high90, p, **{
-        "n_seeds": 3, "n_blocks": 64, "n_clusters": 20, **changes})
+    return Interval(value, low, high, p=p, low90=low90, high90=high90, **{
+        "n": 3, "blocks": 64, "clusters": 20, "margin": 0.01, **changes})
 
 
-def numbers(found: Comparison, scale: float = 1.0) -> list[float]:
+def numbers(found: Interval, scale: float = 1.0) -> list[float]:
     return [scale * getattr(found, name) for name in NUMBERS[:-1]] + [found.p]
 
 
@@ -51,7 +51,9 @@ def some(seeds: int, blocks: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     """Differences with seed, block and interaction effects, and clusters of one to four blocks."""
     generator = np.random.default_rng(seed)
     d = draw(separate(blocks), (1, 1, 1), seeds, generator) + 2
-    return d, np.sort(generator.integers(0, (blocks + 2) // 2, blocks))
+    clusters = np.sort(generator.integers(0, (blocks + 2) // 2, blocks))
+    clusters[-1] += 1  # two at least
+    return d, clusters
 
 
 # -------------------------------------------------------------------------------- by hand
@@ -61,11 +63,11 @@ def test_seeds_and_blocks_add():
     # V_seed = var(9, 10, 11) / 3 = 1/3; V_block = var(7, 9, 11, 13) / 4 = (20/3) / 4 = 5/3
     found = compare(10 + np.add.outer([-1, 0, 1], [-3, -1, 1, 3]), [0, 1, 2, 3])
     half = math.sqrt(T2**2 / 3 + T3**2 * 5 / 3)
-    assert found.value == pytest.approx(10)
+    assert found.mean == pytest.approx(10)
     assert [found.low, found.high] == pytest.approx([10 - half, 10 + half], rel=1e-6)
     half90 = math.sqrt(2.919986**2 / 3 + 2.353363**2 * 5 / 3)  # t at 95 %
     assert [found.low90, found.high90] == pytest.approx([10 - half90, 10 + half90], rel=1e-6)
-    assert (found.n_seeds, found.n_blocks, found.n_clusters) == (3, 4, 4)
+    assert (found.n, found.blocks, found.clusters) == (3, 4, 4)
 
 
 def test_the_interaction_counts_once():
@@ -91,7 +93,7 @@ def test_clusters_of_unequal_size():
     # df = 0.140625 / 0.0972578 = 1.445899
     found = compare([[0, 4, 1, 3]], [0, 1, 2, 2], evaluated_only=True)
     half = stats.t.ppf(0.975, 1.445899) * math.sqrt(4 / 7)
-    assert [found.value, found.high] == pytest.approx([2, 2 + half], rel=1e-5)
+    assert [found.mean, found.high] == pytest.approx([2, 2 + half], rel=1e-5)
 
 
 def test_blocks_alone_are_student_t_over_blocks():
@@ -101,7 +103,7 @@ def test_blocks_alone_are_student_t_over_blocks():
     for rows in (values, np.repeat(values, 4, axis=0)):  # said of one row, seen in four equal ones
         found = compare(rows, np.arange(12), evaluated_only=len(rows) == 1)
         assert [found.low, found.high, found.p] == pytest.approx([low, high, test.pvalue], rel=1e-6)
-        assert found.evaluated_only and not found.pooled and found.n_seeds == len(rows)
+        assert not found.trained and not found.pooled and found.n == len(rows)
 
 
 def test_seeds_alone_are_student_t_over_seeds():
@@ -119,7 +121,7 @@ def test_seeds_alone_are_student_t_over_seeds():
 def test_bounds_are_in_order_and_agree_with_p(seeds, blocks, seed):
     d, clusters = some(seeds, blocks, seed)
     found = compare(d, clusters)
-    assert found.low < found.low90 < found.value < found.high90 < found.high
+    assert found.low < found.low90 < found.mean < found.high90 < found.high
     assert (found.p < 0.05) == (found.low > 0 or found.high < 0)
     assert (found.p < 0.10) == (found.low90 > 0 or found.high90 < 0)
     alone = stats.ttest_1samp(d.mean(axis=1), 0).confidence_interval(0.95)
@@ -177,11 +179,11 @@ def test_seeds_alone_would_not_cover_the_blocks():
 
 def test_equal_values_have_no_width():
     same = compare(np.full((3, 4), -0.25), [0, 0, 1, 1])
-    assert (same.value, same.low, same.high) == (-0.25, -0.25, -0.25)
-    assert same.p == comparison.SMALLEST_P and verdict(same, 0.01) == "better"
+    assert (same.mean, same.low, same.high) == (-0.25, -0.25, -0.25)
+    assert same.p == comparison.SMALLEST_P and verdict(same) == "better"
     nothing = compare(np.zeros((3, 4)), [0, 0, 1, 1])
-    assert nothing.p == 1 and verdict(nothing, 0.01) == "equivalent"
-    assert str(same) == "-0.25 (the same in every seed and block)"
+    assert nothing.p == 1 and verdict(replace(nothing, margin=0.01)) == "equivalent"
+    assert str(same) == "-0.25 (the same in all 3 seeds)"
 
 
 GOOD = [[1.0, 2.0, 3.0], [2.0, 3.0, 5.0], [0.0, 1.0, 1.0]]
@@ -210,8 +212,8 @@ def test_trained_rows_are_not_passed_off_as_evaluated_only():
 
 def test_a_comparison_cannot_be_changed():
     found = compare(GOOD, [0, 1, 2])
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        found.value = 0.0
+    with pytest.raises(FrozenInstanceError):
+        found.mean = 0.0
 
 
 def test_neither_torch_nor_pandas_is_imported():
@@ -224,9 +226,9 @@ def test_neither_torch_nor_pandas_is_imported():
 
 def test_one_seed_without_a_pooled_variance_has_no_interval():
     found = compare(GOOD[:1], [0, 1, 2])
-    assert found.value == 2 and all(math.isnan(getattr(found, name)) for name in NUMBERS[1:])
+    assert found.mean == 2 and all(math.isnan(getattr(found, name)) for name in NUMBERS[1:])
     assert not found.pooled and verdict(found, 0.01) == "not judged"
-    assert str(found) == "2 (one seed, no interval)"
+    assert str(found) == "2 (n = 1, no interval)"
 
 
 def test_one_seed_is_widened_by_the_pooled_variance():
@@ -253,7 +255,7 @@ def test_three_seeds_or_none_use_no_pooled_variance():
     assert compare(GOOD, [0, 1, 2], pooled) == compare(GOOD, [0, 1, 2])
     untrained = compare(GOOD[:1], [0, 1, 2], pooled, evaluated_only=True)
     assert untrained == compare(GOOD[:1], [0, 1, 2], evaluated_only=True)
-    assert verdict(untrained, 100) == "equivalent"  # one row suffices where no seed enters
+    assert verdict(replace(untrained, margin=100)) == "equivalent"  # one row suffices where no seed enters
 
 
 def test_pooling_seed_variances():
@@ -331,15 +333,15 @@ def test_a_ratio_is_fiellers():
     seeds = ratio(np.repeat(x[:, None], 4, 1), np.repeat(y[:, None], 4, 1), [0, 1, 2, 3])
     for found in (blocks, seeds):
         assert [found.low, found.high] == pytest.approx(fieller(x, y), rel=1e-6)
-        assert found.value == pytest.approx(100 * x.mean() / y.mean())
-        assert found.low < found.low90 < found.value < found.high90 < found.high
+        assert found.mean == pytest.approx(100 * x.mean() / y.mean())
+        assert found.low < found.low90 < found.mean < found.high90 < found.high
 
 
 def test_what_numerator_and_denominator_share_cancels():
     # the arm recovers exactly half of the gap on every block: no interval, however blocks differ
     gap = 3 + some(1, 16)[0]
     found = ratio(np.repeat(gap / 2, 3, 0), np.repeat(gap, 3, 0), np.arange(16))
-    assert [found.low, found.value, found.high] == pytest.approx([50, 50, 50])
+    assert [found.low, found.mean, found.high] == pytest.approx([50, 50, 50])
 
 
 def arms(seeds: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -353,7 +355,7 @@ def arms(seeds: int = 3) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray
 def test_gap_recovery_ignores_a_constant_in_every_arm():
     cut, arm, full, clusters = arms()
     found = gap_recovery(cut, arm, full, clusters)
-    assert found.value == pytest.approx(100 * (cut - arm).mean() / (cut - full).mean())
+    assert found.mean == pytest.approx(100 * (cut - arm).mean() / (cut - full).mean())
     moved = gap_recovery(cut + 3, arm + 3, full + 3, clusters)
     scaled = gap_recovery(4 * cut, 4 * arm, 4 * full, clusters)
     for other in (moved, scaled):
@@ -369,7 +371,7 @@ def test_gap_recovery_covers_the_blocks_of_the_reference():
         found = gap_recovery(np.array([gap]), gap - recovered, np.zeros((1, 4)), np.arange(4))
         assert math.isnan(found.low)  # one trained seed
         found = ratio(recovered, [gap], np.arange(4), evaluated_only=True)
-        assert found.value == pytest.approx(50)
+        assert found.mean == pytest.approx(50)
         widths.append(found.high - found.low)
     known, alone, together, against = widths
     half = T3 * math.sqrt(4 / 3 / 4)  # of the recovery
@@ -381,8 +383,7 @@ def test_a_ratio_without_a_gap_is_undefined():
     cut, arm, full, clusters = arms()
     found = gap_recovery(full, arm, cut, clusters)
     assert all(math.isnan(getattr(found, name)) for name in NUMBERS)
-    assert found.reason.startswith("the denominator's interval isn't above 0: -")
-    assert str(found) == f"undefined: {found.reason}"
+    assert str(found) == "undefined: the gap isn't told to be above 0 (n = 3)"
     # a gap above 0 whose interval isn't: 1 on average, from -3 to 5
     assert ratio([[1.0, 1, 1]], [[-3.0, 1, 5]], [0, 1, 2], evaluated_only=True).reason
 
@@ -390,12 +391,12 @@ def test_a_ratio_without_a_gap_is_undefined():
 def test_a_ratio_of_one_seed():
     cut, arm, full, clusters = arms(1)
     bare = gap_recovery(cut, arm, full, clusters)
-    assert bare.value == pytest.approx(100 * (cut - arm).mean() / (cut - full).mean())
+    assert bare.mean == pytest.approx(100 * (cut - arm).mean() / (cut - full).mean())
     assert math.isnan(bare.low) and not bare.reason
     widths = []
     for variance in (0.0, 1.0):
         found = gap_recovery(cut, arm, full, clusters, SeedVariance(variance, 4))
-        assert found.pooled and found.low < bare.value < found.high
+        assert found.pooled and found.low < bare.mean < found.high
         widths.append(found.high - found.low)
     assert widths[0] < widths[1]
 
@@ -418,7 +419,7 @@ def test_a_pooled_variance_asks_for_an_untrained_denominator():
     (-0.02, 0.006, "undecided"), (-0.006, 0.02, "undecided"), (-1, 1, "undecided"),
 ])
 def test_words(low, high, word):
-    assert verdict(result(low, high), 0.01) == word
+    assert verdict(result(low, high)) == word
 
 
 def test_the_margin_is_the_smaller_of_two():
@@ -429,16 +430,16 @@ def test_the_margin_is_the_smaller_of_two():
 def test_holm_over_the_parts_of_a_claim():
     # p = 0.02, 0.04: Holm gives 0.04, 0.04; a third part of p = 0.9 makes it 0.06, 0.08
     two = {"depth 1": result(-0.3, -0.1, p=0.02), "depth 4": result(-0.2, -0.01, p=0.04)}
-    assert verdicts(two, 0.01) == {"depth 1": "better", "depth 4": "better"}
+    assert verdicts(two) == {"depth 1": "better", "depth 4": "better"}
     three = two | {"depth 8": result(-0.2, 0.3, p=0.9)}
-    assert set(verdicts(three, 0.01).values()) == {"undecided"}
-    few = two | {"depth 8": result(-0.2, 0.3, p=0.9, n_seeds=1, pooled=True)}
-    assert list(verdicts(few, 0.01).values()) == ["better", "better", "not judged"]
+    assert set(verdicts(three).values()) == {"undecided"}
+    few = two | {"depth 8": result(-0.2, 0.3, p=0.9, n=1, pooled=True)}
+    assert list(verdicts(few).values()) == ["better", "better", "not judged"]
 
 
 def test_holm_can_turn_a_small_difference_into_equivalence():
     parts = {"depth 1": result(-0.008, -0.001, p=0.03), "depth 4": result(-0.5, 0.6, p=0.9)}
-    assert verdicts(parts, 0.01)["depth 1"] == "equivalent"
+    assert verdicts(parts)["depth 1"] == "equivalent"
 
 
 @pytest.mark.parametrize("last, is_settled", [
@@ -446,7 +447,7 @@ def test_holm_can_turn_a_small_difference_into_equivalence():
     (result(-0.25, -0.15), False),  # -0.2 is half of -0.4
     (result(-0.26, -0.15), True),  # -0.205 is more
     (result(-0.6, 0.1), False), (result(0.3, 0.5), False),
-    (result(-0.3, -0.25, n_seeds=2, pooled=True), True),  # rests on three seeds before
+    (result(-0.3, -0.25, n=2, pooled=True), True),  # rests on three seeds before
 ])
 def test_settled(last, is_settled):
     ladder = {1600: last, 100: result(-5, 9), 400: result(-0.5, -0.3)}  # in any order
@@ -455,7 +456,7 @@ def test_settled(last, is_settled):
 
 
 def test_nothing_is_settled_by_one_budget_or_by_few_seeds():
-    few = result(-0.5, -0.3, n_seeds=2, pooled=True)
+    few = result(-0.5, -0.3, n=2, pooled=True)
     assert not settled({100: result(-0.5, -0.3)}) and not settled({100: few, 400: few})
     with pytest.raises(InputError, match="run one budget"):
         budget_words({})
@@ -469,4 +470,4 @@ def test_nothing_is_settled_by_one_budget_or_by_few_seeds():
     (-0.00011, 0.0001, "0.00000 [-0.00011, 0.00010]"),  # never -0.00000
 ])
 def test_two_digits_of_the_half_width(low, high, text):
-    assert str(result(low, high)) == text
+    assert str(result(low, high)) == f"{text} (n = 3)"

@@ -16,6 +16,7 @@ from scipy import stats
 from synthetic import loss, plain, write, write_run
 
 from ouroboros import audit, claims, intervals, metrics, tables
+from ouroboros.comparison import compare, gap_recovery, interval, verdict
 from ouroboros.errors import InputError
 from ouroboros.experiment import RunSpec, load_profile
 from ouroboros.intervals import block_bootstrap, t_interval
@@ -146,9 +147,9 @@ def test_statistics_are_paired_by_seed(results):
     statistics = Statistics(results, "corrected")
     assert only(statistics.advantage(4)) == pytest.approx({s: 0.25 + 0.004 * s for s in SEEDS})
     assert only(statistics.against_cut("controller", 4)) == pytest.approx(dict.fromkeys(SEEDS, -2))
-    recovered = intervals.interval(only(statistics.recovery("controller")))
+    recovered = interval(only(statistics.recovery("controller")))
     assert (recovered.low, recovered.mean, recovered.high) == pytest.approx((50, 50, 50)) and recovered.n == len(SEEDS)
-    assert only(statistics.reduction("static", 1))[0] == pytest.approx(100 / 6)
+    assert interval(only(statistics.reduction("static", 1))).mean == pytest.approx(100 / 6, rel=0.01)
     assert list(statistics.advantage_by_depth()) == ["depth 1", "depth 4", "depth 8", "depth 16"]
     assert list(statistics.gain_from_depth_to_depth("static")) == ["depth 1 to 4", "depth 4 to 8", "depth 8 to 16"]
     assert statistics.gain_from_depth_to_depth("static")["depth 1 to 4"][0] == pytest.approx(0.75)
@@ -186,17 +187,17 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
 
 def test_what_each_part_buys_is_the_arm_without_it_minus_the_arm_with_it(results):
     statistics = Statistics(results, "corrected")
-    bought = {name: intervals.interval(values).mean for name, values in statistics.bought(4).items()}
+    bought = {name: interval(values).mean for name, values in statistics.bought(4).items()}
     wobble = 0.004  # of static: 0.001 a seed and depth, mean over the seeds that have all parts
     assert bought == {"step norms, to the gate": pytest.approx(0.3), "gate, to the step norms": pytest.approx(1.2),
                       "static, to both": pytest.approx(1.25 - 2 * wobble),
                       "Controller, to both": pytest.approx(1.5)}
-    ladder = {name: intervals.interval(values).mean for name, values in statistics.ladder(4).items()}
+    ladder = {name: interval(values).mean for name, values in statistics.ladder(4).items()}
     undeclared = {"gate and static", "gate and Controller"}  # at depth 4
     assert set(ladder) == set(metrics.LADDER) - undeclared and ladder["gate and step norms"] == pytest.approx(-0.5)
     assert list(statistics.ladder(8)) == list(metrics.LADDER)
     assert set(Statistics(results, "released").ladder(4)["gate alone"]) == set()
-    at_8 = {name: intervals.interval(values).mean for name, values in statistics.bought(8).items()}
+    at_8 = {name: interval(values).mean for name, values in statistics.bought(8).items()}
     assert at_8["Controller, to the gate"] == pytest.approx(0.2) and at_8["static, to the gate"] == pytest.approx(0.1)
 
 
@@ -209,7 +210,7 @@ def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(resul
     fitted, linear = (table.xs(arm).iloc[0] for arm in ("linear_fit", "linear"))
     assert fitted["forward (MFLOP a token)"] == linear["forward (MFLOP a token)"] < lora["forward (MFLOP a token)"]
     behind = Statistics(results, "corrected").instead_minus_controller()
-    assert {arm: intervals.interval(values).mean for arm, values in behind.items()} == {
+    assert {arm: interval(values).mean for arm, values in behind.items()} == {
         "lora": pytest.approx(-0.5), "lora_layer": pytest.approx(-1), "linear_fit": pytest.approx(1),
         "linear": pytest.approx(0.5), "cut_coda_lora": pytest.approx(1.5), "cut_coda_full": pytest.approx(1)}
 
@@ -273,7 +274,7 @@ def test_no_share_of_a_gap_that_the_blocks_do_not_tell(tmp_path, full, defined):
     results = metrics.load("tiny-first", tmp_path)
     if full == 5.99:  # each block as far above as the next below
         results.runs["full-any-s0"].series["heldout", "block_losses_t+1"].values[-1] = [6.5, 5.5, 6.4, 5.6]
-    found = intervals.interval(only(Statistics(results, "corrected").recovery("controller", 8)))
+    found = interval(only(Statistics(results, "corrected").recovery("controller", 8)))
     assert math.isnan(found.mean) != defined
     if defined:
         assert found.mean == pytest.approx(50)
@@ -463,6 +464,102 @@ def test_a_log_without_a_series_that_is_read_is_refused(tmp_path):
     del run.series["foreign", "loss_t+1"]
     with pytest.raises(InputError, match="'full-any-s0': .* split 'foreign'"):
         metrics.cells(profile, {"full-any-s0": run})
+
+
+# ------------------------------------------------------------------------------------- seeds and blocks together
+
+BLOCKS = {"full": [1.0, 2, 3, 2], "cut": [5.0, 7, 6, 6], "unigram": [5.5, 5.5, 5.5, 5.5],
+          "controller": [4.0, 5, 5, 4], "static": [4.5, 5, 5, 4.5]}
+
+
+@pytest.fixture
+def documented(tmp_path):
+    """Runs that state their documents, one a block, with losses of those of BLOCKS; of trained arms 0.1 more a seed."""
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in BLOCKS)
+    results = metrics.load("smoke", tmp_path)
+    for run in results.runs.values():
+        losses = np.array(BLOCKS[run.manifest["arm"]])
+        if run.manifest["switches"]:
+            losses = losses + 0.1 * run.manifest["seed"] * np.array([1, 1, 2, 0])
+        for metric, value in (("loss_t+1", losses.mean()), ("block_losses_t+1", losses.tolist())):
+            run.series["heldout", metric] = Series([8], [value])
+        if run.manifest["arm"] == "cut":
+            run.series["heldout", "document_lengths"] = Series([8], [[63] * 4])
+    return results
+
+
+def test_an_interval_covers_seeds_and_the_documents_of_the_blocks(documented):
+    statistics = Statistics(documented, "corrected")
+    by_hand = np.array(BLOCKS["controller"]) - BLOCKS["cut"] + 0.1 * np.outer([0, 1, 2], [1, 1, 2, 0])
+    found, expected = interval(only(statistics.against_cut("controller", 4))), compare(by_hand, [0, 1, 2, 3])
+    assert (found.low, found.high, found.p) == pytest.approx((expected.low, expected.high, expected.p))
+    assert (found.n, found.blocks, found.clusters, found.trained) == (3, 4, 4, True)
+    alone = t_interval(by_hand.mean(1))
+    assert found.low < alone.low and alone.high < found.high
+    assert found.margin == pytest.approx(0.01)  # 1 % of the gap, 4 nats, is more
+    assert interval(only(statistics.against_cut("controller", 4)).negative()).high == pytest.approx(-found.low)
+
+
+def test_what_no_seed_enters_is_judged_by_its_documents_alone(documented):
+    statistics = Statistics(documented, "corrected")
+    gap = interval(statistics.gap())
+    d = np.array(BLOCKS["cut"]) - BLOCKS["full"]
+    assert (gap.low, gap.high) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval(0.95)))
+    assert gap.judged and not gap.trained and gap.n == 3 and "not trained" in str(gap)
+
+
+def test_gap_recovery_covers_the_documents_too_and_may_be_counted_from_a_unigram(documented):
+    statistics = Statistics(documented, "corrected")
+    cut, full = (np.repeat([BLOCKS[arm]], 3, 0) for arm in ("cut", "full"))
+    arm = np.array(BLOCKS["static"]) + 0.1 * np.outer([0, 1, 2], [1, 1, 2, 0])
+    found, expected = interval(only(statistics.recovery("static", 4))), gap_recovery(cut, arm, full, np.arange(4))
+    assert (found.low, found.mean, found.high) == pytest.approx((expected.low, expected.mean, expected.high))
+    best = interval(only(statistics.recovery_from_best("static", 4)))  # the unigram's 5.5 is below the cut's 6
+    assert best.mean == pytest.approx(100 * (5.5 - 4.85) / 3.5)
+
+
+def test_blocks_that_are_each_seeds_own_are_judged_over_seeds_alone(documented):
+    found = interval(only(Statistics(documented, "released").advantage(4)))
+    assert found.blocks == 0 and found.n == 3  # the start of each seed's training stream
+
+
+def test_a_small_difference_is_told_as_small(documented):
+    for name, run in documented.runs.items():
+        if run.manifest["arm"] == "static" and "corrected" in name:
+            other = documented.runs[name.replace("static", "controller")]
+            shifted = [value + 1e-3 for value in other.last("heldout", "block_losses_t+1")]
+            run.series["heldout", "block_losses_t+1"] = Series([8], [shifted])
+            run.series["heldout", "loss_t+1"] = Series([8], [float(np.mean(shifted))])
+    found = interval(only(Statistics(documented, "corrected").advantage(4)))
+    assert verdict(found) == "worse within the margin"
+    assert found.told("is behind", "is ahead", "is open") == "is behind, within the margin"
+    assert "the Controller is ahead, within the margin" in claims.found_advantage(documented, "corrected")
+    judged = claims.judge(next(c for c in claims.load() if c.what == "Controller ahead of static at every depth"),
+                          documented, "corrected")
+    assert judged.verdict == "holds within the margin" and "smaller than the margin of 0.01 nats" in judged.why
+
+
+def test_norms_that_had_no_time_to_reach_the_stream_are_said(results, tmp_path):
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in ("cut", "full", "static", "controller"))
+    found = metrics.load("smoke", tmp_path)
+    assert math.isnan(Statistics(found, "corrected").norms_reached("static", 4))  # not logged
+    for run in found.runs.values():
+        if run.manifest["arm"] == "static":
+            run.series["model", "stream_rms"] = Series([8], [[4.0] * 4])
+            run.series["model", "step_norm"] = Series([8], [[1.0, 1.0, 1.5, 1.5]])
+    assert Statistics(found, "corrected").norms_reached("static", 4) == pytest.approx(1.25 / 4)
+    row = tables.arm_table(found).query("arm == 'static' and protocol == 'corrected' and depth == 4").iloc[0]
+    assert row["norms"] == pytest.approx(0.3125) and row["norms converged"] is False
+    ahead = claims.judge(next(c for c in claims.load() if c.what == "Controller ahead of static at every depth"),
+                         found, "corrected")
+    assert "norms not converged: `static`" in ahead.why
+
+
+def test_levels_are_told_for_both_targets(documented):
+    table = tables.levels_table(documented).set_index(["split", "target"])
+    assert table.loc[("heldout", "t+1"), "unigram"] == 5.5 and table.loc[("heldout", "t+1"), "cut"] == 6
+    assert table["uniform"].eq(math.log(1024)).all() and math.isnan(table.loc[("heldout", "t+2"), "bare"])
+    assert [split for split, target in table.index if target == "t+2"] == ["train", "heldout", "foreign", "newer"]
 
 
 # ------------------------------------------------------------------------------------------------------ convergence
