@@ -15,10 +15,12 @@ from .corpus import LOOK_AHEAD
 from .cost import Cost
 from .experiment import ARMS, PROJECTIONS, Profile, RunSpec, SplitConfig, switches
 from .modeling import OuroborosForCausalLM
+from .refine import Intact, Refiner
 from .surgery import cut_layers
 
 RIDGE = 1e-6  # of the mean squared state: so that a direction that no state has doesn't break the fit
 FIT_BATCH = 8  # blocks a forward pass
+REFINE_RANK = 4  # that the base rank is divided by: LoRA matrices of rank 8 where it is 32
 
 
 class MappedLayer(nn.Module):
@@ -74,6 +76,12 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     base.requires_grad_(False)
     if arm.middle in ("all", "counts"):
         return base
+    released = spec.protocol.startswith("released")
+    if arm.middle == "intact":
+        return Intact(base, norms=2 if released else 1)
+    if arm.middle == "refine":
+        return Refiner(base, spec.depth, max(1, profile.rank // REFINE_RANK), gate=arm.gate, dead=released,
+                       pooling=switches(spec.protocol)["pooling"], max_steps=profile.max_steps, **_widths(profile))
     model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split, arm.middle == "two")
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
@@ -95,15 +103,18 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
 
 def _loop(spec: RunSpec, profile: Profile, base: nn.Module) -> OuroborosForCausalLM:
     arm, split = ARMS[spec.arm], profile.split
-    protocol, widths, rank = switches(spec.protocol), profile.controller, spec.rank or profile.rank
+    protocol, rank = switches(spec.protocol), spec.rank or profile.rank
     # AUDIT `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
     alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
     return OuroborosForCausalLM.from_base(
-        base, split.prelude, split.recurrent, split.coda, rank=rank, alpha=alpha,
+        base, split.prelude, split.recurrent, split.coda, rank=rank, alpha=alpha, **_widths(profile),
         depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
         modulation=arm.modulation, pooling=protocol["pooling"], gate=arm.gate, step_norm=arm.step_norm,
-        state_width=widths.state, step_width=widths.step, hidden_width=widths.hidden, output_width=widths.output,
         dtype=torch.float32 if arm.coda else None)  # weights that are trained are float32, and so is what meets them
+
+
+def _widths(profile: Profile) -> dict[str, int]:
+    return {f"{name}_width": width for name, width in profile.controller}
 
 
 def _add_lora(model: nn.Module, ranks: tuple[int, ...]) -> None:

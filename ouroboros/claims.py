@@ -414,7 +414,8 @@ def found_splits(results: Results, protocol: str) -> str:
 BLIND = {"static": "the table", "static_wide": "the wide table, of the Controller's size,",
          "controller_blind": "the Controller reading a constant"}
 INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
-           "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained"}
+           "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained",
+           "affine": "a scale and a shift of each channel"}
 ADDED = ("raises the loss", "lowers the loss", "can't be told to do either")
 AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", "can't be told from the Controller")
 

@@ -14,6 +14,8 @@ from .errors import InputError
 from .experiment import ARMS, READS, Arm, Profile, SplitConfig, Widths
 
 FLOAT32 = 4  # bytes
+DICTIONARY = 8  # matrices that a `refine` arm's Controller mixes (refine.DICTIONARY)
+REFINE_RANK = 4  # arms.REFINE_RANK
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -94,11 +96,14 @@ class Cost:
     def layers(self) -> int:
         """Layers whose weights are held."""
         kept = self.split.prelude + 1 + self.split.coda
-        middle = {"all": self.shape.layers, "two": kept + 1, "affine": kept - 1, "none": kept - 1, "counts": 0}
+        whole = dict.fromkeys(("all", "intact", "refine"), self.shape.layers)
+        middle = whole | {"two": kept + 1, "affine": kept - 1, "none": kept - 1, "counts": 0}
         return middle.get(self.parts.middle, kept)
 
     def applications(self, depth: int) -> int:
         """How often a layer is applied to a token."""
+        if self.parts.middle == "refine":
+            return self.layers + depth
         return self.layers - 1 + depth if self.parts.loops else self.layers
 
     @property
@@ -121,13 +126,23 @@ class Cost:
         each, over = divmod(units, self.layers)
         return (each + 1,) * over + (each,) * (self.layers - over)
 
+    @property
+    def _refines(self) -> bool:
+        return self.parts.middle == "refine"
+
+    @property
+    def _dictionaries(self) -> int:
+        """Entries of the LoRA matrices that a `refine` arm's Controller mixes."""
+        return DICTIONARY * max(1, self.rank // REFINE_RANK) * self._ends
+
     # ------------------------------------------------------------------------------------------------- parameters
 
     def _controller(self) -> dict[str, int]:
         """Weights of the Controller's linear layers (SYSTEM section 4)."""
         w = self.widths
+        heads = 2 * DICTIONARY if self._refines else self.rank  # that it emits for a projection
         return {"state": self.shape.width * w.state, "hidden": (w.state + w.step) * w.hidden,
-                "output": w.hidden * w.output, "heads": w.output * 7 * self.rank}
+                "output": w.hidden * w.output, "heads": w.output * 7 * heads}
 
     def trainable(self) -> dict[str, int]:
         """Trained parameters of each part (SYSTEM section 6)."""
@@ -139,6 +154,8 @@ class Cost:
         if arm.modulated:
             found["modulation"] = {"static": table, "static_wide": round(controller / wide) * wide}.get(
                 arm.modulation, controller)
+        if self._refines:
+            found["modulation"] = controller + self._dictionaries
         if arm.gate:
             found["gate"] = 2 * d * d + d
         if arm.step_norm:
@@ -164,9 +181,10 @@ class Cost:
     def _step_flops(self) -> dict[str, int]:
         """What a recurrence step adds to its layer, forward, a token."""
         arm = self.parts
-        return {"branches": 2 * self.rank * self._ends if arm.modulated else 0,
+        branches = self._dictionaries if self._refines else self.rank * self._ends if arm.modulated else 0
+        return {"branches": 2 * branches,
                 # one that doesn't see the token is computed once a batch
-                "controller": 2 * sum(self._controller().values()) if arm.modulation in READS else 0,
+                "controller": 2 * sum(self._controller().values()) if arm.modulation in READS or self._refines else 0,
                 "gate": 4 * self.shape.width**2 if arm.gate else 0}
 
     def _other_flops(self) -> dict[str, int]:
@@ -190,7 +208,7 @@ class Cost:
         if not arm.trained:
             raise InputError(f"arm '{self.arm}': isn't trained")
         layer = shape.layer_flops(context) + 4 * context * shape.queries
-        backward = self.split.coda * layer + shape.head_flops
+        backward = shape.head_flops + (0 if self._refines else self.split.coda * layer)
         # what reads a state that needs no gradient
         first = {name: shape.projections[name] for name in ("q_proj", "k_proj", "v_proj")}
         untold = sum(2 * o * i for o, i in first.values())
@@ -217,7 +235,11 @@ class Cost:
         """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `untold`
         FLOPs of its projections, which read `read` values, are saved."""
         arm, step = self.parts, self._step_flops()
-        whole = depth * (layer + step["branches"] + 2 * step["controller"] + 2 * step["gate"])
+        trained = 2 if self._refines else 1  # its low-rank matrices are trained, a loop's are frozen
+        whole = depth * (layer + trained * step["branches"] + 2 * step["controller"] + 2 * step["gate"])
+        if self._refines:
+            saved = untold + 2 * DICTIONARY * max(1, self.rank // REFINE_RANK) * read
+            return whole - saved - 2 * self._controller()["state"]
         if not arm.modulated:
             return whole - layer - (0 if arm.step_norm else step["gate"])
         saved = untold + 2 * self.rank * read
@@ -243,8 +265,21 @@ class Cost:
         if arm.modulation in READS:
             step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
             step += 7 * self.rank * (FLOAT32 + size * cast)
+        if self._refines:
+            return depth * (step + self._refined(dtype)) + d * FLOAT32
         first = d * FLOAT32 if arm.modulated else layer  # what the first step needn't keep
         return depth * step - first + self.split.coda * layer + ends
+
+    def _refined(self, dtype: str) -> int:
+        """Bytes a token that the Controller and the low-rank branches of a `refine` arm keep at a step."""
+        w, r, shape = self.widths, max(1, self.rank // REFINE_RANK), self.shape
+        controller = shape.width + 2 * (w.state + w.hidden + w.output) + w.step
+        branches = 7 * (2 * DICTIONARY * r + r + 2 * DICTIONARY)
+        if dtype == "float32":
+            read = 2 * shape.width + shape.queries + shape.intermediate
+        else:  # each branch keeps its own copy in float32
+            read = sum(i for _, i in shape.projections.values())
+        return FLOAT32 * (controller + branches + read)
 
     def _read(self, dtype: str) -> int:
         """Bytes a token of what projections read, which is kept where their weights, or LoRA's, are trained."""

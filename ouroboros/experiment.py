@@ -28,10 +28,11 @@ SOURCE_FILE = "source.json"  # beside a base that was made of a GGUF file: what 
 class Arm:
     """What an arm puts in place of the removed layers, and what it trains."""
 
-    middle: Literal["all", "one", "two", "maps", "loop", "affine", "none", "counts"]
+    middle: Literal["all", "one", "two", "maps", "loop", "affine", "none", "intact", "refine", "counts"]
     """Between prelude and coda: every layer of the base; the recurrent layer once; it and the layer after it; it once,
-    between two linear maps; it, looped; a scale and a shift of each channel; nothing. `counts`: no network at all, but
-    the frequencies of tokens in the training text."""
+    between two linear maps; it, looped; a scale and a shift of each channel; nothing. `refine`: every layer, and the
+    last one again, looped; `intact`: that system without its loop. `counts`: no network at all, but the frequencies of
+    tokens in the training text."""
     modulation: str = "none"  # of a loop: `modulation.MODULATIONS`
     gate: bool = False
     step_norm: bool = False
@@ -42,7 +43,7 @@ class Arm:
 
     @property
     def loops(self) -> bool:
-        return self.middle == "loop"
+        return self.middle in ("loop", "refine")
 
     @property
     def trained(self) -> bool:
@@ -93,6 +94,10 @@ ARMS = {
     "linear": Arm("maps"),
     "cut_coda_lora": Arm("one", lora="coda"),
     "cut_coda_full": Arm("one", coda=True),
+    # the system behind the paper's evidence for the gate (AUDIT `refiner`)
+    "refine": Arm("refine", gate=True, step_norm=True),
+    "refine_nogate": Arm("refine"),  # nor step norms
+    "refine_base": Arm("intact", fit="none"),
     # how much of a loss is the target's alone
     "affine": Arm("affine"),
     "bare": Arm("none", fit="none"),
@@ -342,6 +347,16 @@ class RunSpec:
     def purpose(self) -> str:
         return "matrix" if self.rate is None and self.factor is None else "rate"
 
+    @property
+    def fit(self) -> str:
+        """How the run learns, `Arm.fit`; nothing trains where all that could is dead (AUDIT `dead Controller`)."""
+        dead = self.arm == "refine_nogate" and self.protocol.startswith(COLUMNS[0])
+        return "none" if dead else ARMS[self.arm].fit
+
+    @property
+    def trained(self) -> bool:
+        return self.fit == "gradient"
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -357,6 +372,8 @@ class Cell:
 
     @property
     def run(self) -> RunSpec:
+        if ARMS[self.arm].middle == "intact":  # its last state is normed as the column says
+            return RunSpec(self.arm, None, None, self.protocol.partition("+")[0], self.seed)
         if ARMS[self.arm].fit == "none":  # the protocol only decides what is read off its log
             return RunSpec(self.arm, None, None, "any", self.seed)
         depth = self.depth
@@ -536,8 +553,8 @@ class Profile(Strict):
 
     @property
     def instead(self) -> tuple[str, ...]:
-        """The arms that have no loop, beside full and cut."""
-        return tuple(arm for arm in self.arms if arm not in CORE and not ARMS[arm].loops)
+        """The arms that learn something and have no loop: what one would do instead."""
+        return tuple(arm for arm in self.arms if ARMS[arm].fit != "none" and not ARMS[arm].loops)
 
     @property
     def seeds(self) -> tuple[int, ...]:

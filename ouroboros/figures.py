@@ -29,11 +29,11 @@ from .metrics import Results
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
            "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00", "lora": "#CC79A7",
-           "linear": "#E69F00", "affine": "#56B4E9",
+           "linear": "#E69F00", "affine": "#56B4E9", "refine": "#F0E442",
            "bare": "#7f7f7f", "unigram": "#7f7f7f", "bigram": "#7f7f7f",  # what nothing was trained for
            "released": "#000000", "corrected": "#56B4E9"}  # a switch's settings, where no arm is told apart
 MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^", "controller_nogate": "v",
-           "controller_nogate_nonorm": "D", "lora": "P", "linear": "X", "affine": "p",
+           "controller_nogate_nonorm": "D", "lora": "P", "linear": "X", "affine": "p", "refine": "d",
            "bare": "+", "unigram": "1", "bigram": "2", "released": "D", "corrected": "h"}
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,

@@ -24,11 +24,11 @@ class Speed:
 
 def update_flops(spec: RunSpec, profile: Profile) -> float:
     """FLOPs of what a run learns from: its updates, or a closed form's passes through the full model."""
-    arm, training = ARMS[spec.arm], profile.at(spec).training
+    training = profile.at(spec).training
     tokens = training.updates * training.tokens_per_update
-    if arm.trained:
+    if spec.trained:
         return tokens * _mean(Cost.of(profile, spec.arm, spec.rank).training, _depths(spec), training.block)
-    return tokens * Cost.of(profile, "full").forward(1, training.block) if arm.fit != "none" else 0.0
+    return tokens * Cost.of(profile, "full").forward(1, training.block) if spec.fit != "none" else 0.0
 
 
 def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
@@ -38,7 +38,7 @@ def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
     if spec.purpose == "rate":
         return evaluation.others * each
     blocks = _final_blocks(profile)
-    if ARMS[spec.arm].trained:
+    if spec.trained:
         blocks += evaluation.points * evaluation.blocks
     if spec.seed not in (profile.probes.seeds or (spec.seed,)):
         return blocks * each
@@ -74,7 +74,7 @@ def seconds(spec: RunSpec, profile: Profile, speed: Speed) -> float:
 def memory(spec: RunSpec, profile: Profile) -> int:
     """Bytes that a run holds at its peak, the base that it is cut from not counted."""
     cost, training, arm = Cost.of(profile, spec.arm, spec.rank), profile.training, ARMS[spec.arm]
-    if not arm.trained:
+    if not spec.trained:
         return cost.frozen() * BYTES[profile.base.dtype]
     dtype = "float32" if arm.coda else profile.base.dtype  # `arms.build`
     return cost.memory(max(_depths(spec)), training.micro_batch * training.block, dtype)
@@ -87,7 +87,7 @@ def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:
     tokens = training.updates * training.tokens_per_update
     if corpus.documents:
         tokens = corpus.documents * DOCUMENT_TOKENS * sum(map(len, corpus.sources.values()))
-    trained = [spec for spec in specs if ARMS[spec.arm].trained]
+    trained = [spec for spec in specs if spec.trained]
     blocks = _final_blocks(profile)
     return {"base": Shape.of(profile).parameters(Shape.of(profile).layers) * BYTES[profile.base.dtype],
             "tokens": tokens * FLOAT32,

@@ -19,7 +19,7 @@ import pandas as pd
 
 from .comparison import document_clusters, margin
 from .errors import InputError
-from .experiment import ARMS, Profile, load_profile, switches
+from .experiment import ARMS, Profile, RunSpec, load_profile, switches
 from .intervals import BySeed, Ratio, above_zero, minus
 from .log import Run, Series, read_run, read_runs
 
@@ -258,7 +258,8 @@ class Statistics:
         losses = {row.seed: getattr(row, column) for row in rows} | endless
         losses = {seed: value for seed, value in losses.items() if not math.isnan(value)}
         blocks, clusters = self._blocks(rows, arm, column) if not endless else (None, None)
-        return BySeed(losses, blocks, clusters, ARMS[arm].fit != "none", self._margin(column))
+        trained = RunSpec(arm, depth, rank, self.protocol, 0).fit != "none"
+        return BySeed(losses, blocks, clusters, trained, self._margin(column))
 
     def _blocks(self, rows: list, arm: str, column: str) -> tuple[dict | None, np.ndarray | None]:
         """The losses behind a column of the cells block by block, and their clusters: where these are the same blocks

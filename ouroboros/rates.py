@@ -115,7 +115,7 @@ def _best(points: list[RunSpec], spec: RunSpec, profile: Profile, searches: Mapp
 def waits(spec: RunSpec, profile: Profile, searches: Mapping[str, Run]) -> str | None:
     """Why a run can't be made yet, since its learning rate isn't known; None if it can."""
     try:
-        if ARMS[spec.arm].trained:
+        if spec.trained:
             rates_of(spec, profile, searches)
     except InputError as error:
         return str(error)

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import Busy, InputError
-from .experiment import ARMS, PROTOCOL_VERSION, Profile, RunSpec
+from .experiment import PROTOCOL_VERSION, Profile, RunSpec
 from .log import Run, read_manifest, read_run, working_rows
 from .rates import planned, read_searches, waits
 
@@ -138,7 +138,7 @@ def status(profile: Profile, root: Path) -> Iterator[Status]:
 
 def _status(spec: RunSpec, profile: Profile, root: Path, searches: Mapping[str, Run]) -> Status:
     path = profile.run_path(spec.id, root)
-    updates = profile.at(spec).training.updates if ARMS[spec.arm].trained else 0
+    updates = profile.at(spec).training.updates if spec.trained else 0
     if path.exists():
         run = read_run(path)
         if why := profile.mismatch(run.manifest, spec):

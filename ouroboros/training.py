@@ -25,7 +25,6 @@ from .cost import Cost
 from .errors import InputError, Preempted
 from .experiment import ARMS, Profile, RunSpec, schedule, switches
 from .log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
-from .modeling import OuroborosForCausalLM
 from .ngram import Counts
 from .provenance import check_environment, code_sha256, provenance
 from .rates import Rates, rates_of, read_searches
@@ -59,7 +58,7 @@ def as_hidden(model: nn.Module) -> evaluation.Hidden:
     """One call for both kinds of model: (B, T) ids and a depth -> last hidden states and the head's weight."""
     def hidden(ids: torch.Tensor, depth: int | None) -> tuple[torch.Tensor, torch.Tensor]:
         ids, head = ids.to(model.device), model.get_output_embeddings().weight
-        if isinstance(model, OuroborosForCausalLM):
+        if hasattr(model, "hidden"):  # ours
             return model.hidden(ids, depth=depth)[-1], head
         return model.model(ids, use_cache=False).last_hidden_state, head
 
@@ -293,7 +292,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dic
     held-out text at other depths, and of one with a Controller, interventions on what it sees: of the seeds that
     the profile probes."""
     met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
-    if ARMS[spec.arm].fit == "none":  # once for all arms: they are scored on the same blocks
+    if spec.fit == "none":  # once for all arms: they are scored on the same blocks
         for split in ("heldout", *profile.corpus.unseen):
             lengths = corpus.packed(split, sets[split].shape[0] * profile.training.block)
             log.row(update, split, "document_lengths", lengths)
@@ -359,7 +358,7 @@ def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None,
 def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: bool, began: Callable[[int], None],
           stop: Callable[[], int]) -> None:
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
-    fit, protocol = ARMS[spec.arm].fit, switches(spec.protocol) if ARMS[spec.arm].fit != "none" else None
+    fit, protocol = spec.fit, switches(spec.protocol) if spec.fit != "none" else None
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
     profile = profile.at(spec)
     accelerator, environment = _accelerator(profile), provenance(root)
