@@ -41,9 +41,9 @@ class BySeed(dict[int, float]):
 def minus(a: BySeed, b: BySeed) -> BySeed:
     """a - b in each seed that both have, and in each block where these are the same."""
     seeds = [seed for seed in a if seed in b]
-    blocks, clusters = None, getattr(a, "clusters", None)
-    if clusters is not None and clusters is getattr(b, "clusters", None) and a.blocks and b.blocks:
-        blocks = {seed: a.blocks[seed] - b.blocks[seed] for seed in seeds}
+    blocks = clusters = None
+    if getattr(a, "blocks", None) and a.clusters is getattr(b, "clusters", None):
+        blocks, clusters = {seed: a.blocks[seed] - b.blocks[seed] for seed in seeds}, a.clusters
     trained = getattr(a, "trained", True) or getattr(b, "trained", True)
     margins = (part.margin for part in (a, b) if not math.isnan(getattr(part, "margin", math.nan)))
     margin = min(margins, default=math.nan)

@@ -19,7 +19,7 @@ from ouroboros import audit, claims, intervals, metrics, tables
 from ouroboros.comparison import compare, gap_recovery, interval, verdict
 from ouroboros.errors import InputError
 from ouroboros.experiment import RunSpec, load_profile
-from ouroboros.intervals import block_bootstrap, t_interval
+from ouroboros.intervals import BySeed, Ratio, block_bootstrap, minus, t_interval
 from ouroboros.log import Series
 from ouroboros.metrics import Statistics
 
@@ -516,6 +516,14 @@ def test_gap_recovery_covers_the_documents_too_and_may_be_counted_from_a_unigram
     assert (found.low, found.mean, found.high) == pytest.approx((expected.low, expected.mean, expected.high))
     best = interval(only(statistics.recovery_from_best("static", 4)))  # the unigram's 5.5 is below the cut's 6
     assert best.mean == pytest.approx(100 * (5.5 - 4.85) / 3.5)
+
+
+def test_a_difference_of_losses_on_other_texts_has_no_blocks(documented):
+    controller = only(Statistics(documented, "corrected").loss("controller", 4))
+    elsewhere = BySeed({0: 1.0, 1: 2.0, 2: 3.0})
+    for part in (minus(controller, elsewhere), minus(elsewhere, controller)):
+        assert part.blocks is None and part.clusters is None and len(part) == 3
+        assert interval(Ratio(controller, part)).blocks == 0
 
 
 def test_blocks_that_are_each_seeds_own_are_judged_over_seeds_alone(documented):
