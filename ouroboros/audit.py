@@ -115,7 +115,7 @@ def scored(statistics: Statistics, arm: str, depth: int, target: str) -> BySeed:
     return statistics.logged(arm, depth, f"loss_{target}")
 
 
-def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOPS)) -> pd.DataFrame:
+def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOPS, "affine")) -> pd.DataFrame:
     """Held-out text scored on the next token and on the one after it, by what a model was trained to predict."""
     rows, depth = [], _deepest(results)
     protocols = [protocol for _, switch, protocol in flipped(results) if switch in ("", "target")]

@@ -411,6 +411,20 @@ def found_splits(results: Results, protocol: str) -> str:
     return f"`{protocol}`, Controller at depth {depth}, next token: " + "; ".join(words) + _diverged(statistics) + "."
 
 
+def found_newer(results: Results, protocol: str) -> str:
+    """Whether a verdict on held-out text is another one on text that is newer than the base."""
+    statistics = Statistics(results, protocol)
+    old, new = (comparison.verdicts(comparison.family(statistics.on(split))) for split in ("heldout", "newer"))
+    judged = [name for name in old if comparison.NOT_JUDGED not in (old[name], new[name])]
+    if not judged:
+        return f"`{protocol}`: no comparison with three seeds is scored on newer text."
+    differ = [f"{name} ({old[name]} on held-out, {new[name]} on newer text)"
+              for name in judged if old[name] != new[name]]
+    return (f"`{protocol}`: of {len(judged)} comparisons, on text that is newer than the base "
+            + (f"{len(differ)} are told otherwise than on held-out text: {'; '.join(differ)}." if differ
+               else "none is told otherwise than on held-out text."))
+
+
 BLIND = {"static": "the table", "static_wide": "the wide table, of the Controller's size,",
          "controller_blind": "the Controller reading a constant"}
 INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",

@@ -560,6 +560,12 @@ class Profile(Strict):
     def seeds(self) -> tuple[int, ...]:
         return tuple(sorted({cell.seed for cell in self.cells()}))
 
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The numbers of updates at which whole columns are planned."""
+        planned = {entry.updates for entry in self.plan if entry.purpose == "matrix" and entry.updates}
+        return tuple(sorted(planned | {self.training.updates}))
+
     def depths_of(self, arm: str) -> tuple[int, ...]:
         """The depths at which an arm that loops is planned, at the base rank and the chosen rate."""
         return tuple(sorted({cell.depth for cell in self._plain() if cell.arm == arm and cell.depth is not None

@@ -230,8 +230,9 @@ class Statistics:
     `endless` such a run's loss is infinite.
     """
 
-    def __init__(self, results: Results, protocol: str, endless: bool = False):
+    def __init__(self, results: Results, protocol: str, endless: bool = False, updates: int | None = None):
         self.results, self.protocol, self.endless = results, protocol, endless
+        self.updates = updates or results.profile.training.updates
         self.diverged: set[str] = set()
         self._margins: dict[str, float] = {}
 
@@ -248,7 +249,8 @@ class Statistics:
         return rows
 
     def _declared_rows(self, arm: str, *place) -> list:
-        return self.results.places.get((self.protocol, arm, *place, self.results.profile.training.updates), [])
+        updates = self.updates if ARMS[arm].fit == "gradient" else self.results.profile.training.updates
+        return self.results.places.get((self.protocol, arm, *place, updates), [])
 
     def _losses(self, arm: str, depth: int | None = None, column: str = "loss", rank: int | None = None,
                 level: str = "") -> BySeed:
@@ -481,6 +483,15 @@ class Statistics:
         """Next-token loss minus the cut model's, on each of the `splits`."""
         return {split: minus(self._losses(arm, depth, split), self._losses("cut", column=split))
                 for split in splits(self.results.profile)}
+
+    def on(self, split: str) -> dict[str, BySeed]:
+        """The two comparisons that the claims are about, in next-token loss on one of the `splits`, at each depth."""
+        cut, found = self._losses("cut", column=split), {}
+        for depth in self.depths:
+            static, controller = (self._losses(arm, depth, split) for arm in ("static", "controller"))
+            found |= {f"Controller - cut, depth {depth}": minus(controller, cut),
+                      f"static - Controller, depth {depth}": minus(static, controller)}
+        return found
 
     def at_other_depths(self, arm: str) -> dict[str, BySeed]:
         """Held-out next-token loss of the runs of the base depth, scored at each depth."""

@@ -1,15 +1,19 @@
 """The tables: statistics with their intervals as frames, one function a table. Never imports torch."""
 
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 
 from . import cost
-from .comparison import family, interval, verdicts
-from .experiment import ARMS, PROJECTIONS, RunSpec
+from .arithmetic import PEAK, UPDATES, released_rate
+from .comparison import budget_words, family, interval, verdict, verdicts
+from .cost import Cost, Shape
+from .experiment import ARMS, PROJECTIONS, Profile, RunSpec, load_profile
 from .forecast import update_flops
-from .intervals import Interval, block_bootstrap, holm, t_interval
+from .intervals import Interval, block_bootstrap, holm, minus, t_interval
+from .ledger import load, reported
 from .log import Run, Series
 from .metrics import NORMS_CONVERGED, Results, Statistics, per_results, splits
 from .rates import dev_loss, planned
@@ -74,6 +78,67 @@ def levels_table(results: Results) -> pd.DataFrame:
                 row[arm] = found[0].last(split, f"loss_{target}") if found else math.nan
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def scale_table(results: Results) -> pd.DataFrame:
+    """What a smaller scale doesn't keep, paper beside profile: the cut's damage, text, budget, rates, travel."""
+    own, paper = results.profile, load_profile("paper")
+    told = reported(load())
+    statistics = Statistics(results, "corrected")
+    gap, runs = interval(statistics.gap("heldout")), statistics.runs_of("controller")[:1]
+    manifest = runs[0].manifest if runs else {"rate": math.nan, "travel": None}
+    travel = manifest.get("travel") or dict.fromkeys(("matrix", "elementwise"), math.nan)
+    stream = max((run.last("model", "stream_rms", [math.nan])[0] for run in runs), default=math.nan)
+    theirs = sum(released_rate(update) for update in range(UPDATES))
+
+    def text(profile: Profile) -> str:
+        return f"{profile.corpus.kind} of {', '.join(profile.corpus.packages)}"
+
+    rows = [("cut - full (nats)", f"{told['L17'] - told['L36']:.3f} (reported, on the training text)", gap),
+            ("vocabulary", paper.base.model["vocab_size"], own.base.model["vocab_size"]),
+            ("layers held", f"{Cost.of(paper, 'cut').layers} of {Shape.of(paper).layers}",
+             f"{Cost.of(own, 'cut').layers} of {Shape.of(own).layers}"),
+            ("text", text(paper), text(own)),
+            ("updates", UPDATES, own.training.updates),
+            ("tokens an update", paper.training.tokens_per_update, own.training.tokens_per_update),
+            ("tokens", UPDATES * paper.training.tokens_per_update,
+             own.training.updates * own.training.tokens_per_update),
+            ("rate of matrices", PEAK, manifest["rate"]),
+            ("rate of norms and tables", PEAK, manifest.get("elementwise_rate", manifest["rate"])),
+            ("travel of a matrix entry", theirs, travel["matrix"]),
+            ("travel of a norm weight", theirs, travel["elementwise"]),
+            ("stream that the first norm reads (RMS)", "not reported", stream)]
+    return pd.DataFrame([{"quantity": name, "paper": _short(one), own.name: _short(other)}
+                         for name, one, other in rows])
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return "not run" if math.isnan(value) else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+BUDGETED = (("controller", "cut"), ("static", "cut"), ("none_nonorm", "cut"), ("lora", "cut"), ("static", "controller"),
+            ("none_nonorm", "controller"), ("lora", "controller"))
+
+
+def budget_table(results: Results) -> pd.DataFrame:
+    """Differences over the budgets of a ladder, `corrected`, at the depth where they are planned: whether each is
+    settled (`comparison.settled`) or told up to a number of tokens only."""
+    profile, rows = results.profile, []
+    depths = {depth for entry in profile.plan if entry.updates and entry.purpose == "matrix" for depth in entry.depths}
+    for depth, (first, second) in itertools.product(sorted(depths), BUDGETED):
+        parts = {}
+        for updates in profile.budgets:
+            statistics = Statistics(results, "corrected", updates=updates)
+            part = minus(*(statistics.loss(arm, depth)[""] for arm in (first, second)))
+            if part:
+                parts[updates * profile.training.tokens_per_update] = part
+        ladder = family(parts)
+        for tokens, found in ladder.items():
+            rows.append({"difference": f"{first} - {second}", "depth": depth, "tokens": tokens}
+                        | columns("nats", found) | {"the first is": verdict(found), "told": budget_words(ladder)})
+    return pd.DataFrame(rows, columns=None if rows else ["difference", "depth", "tokens", "told"])
 
 
 def difference_table(results: Results, statistic: str, gap: str | None = "loss", **arguments) -> pd.DataFrame:
