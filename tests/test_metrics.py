@@ -563,6 +563,44 @@ def test_norms_that_had_no_time_to_reach_the_stream_are_said(results, tmp_path):
     assert "norms not converged: `static`" in ahead.why
 
 
+def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path):
+    profile = load_profile("smoke")
+    for spec in profile.runs():
+        if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
+            longer = 0.6 if spec.updates and spec.arm == "static" else 0
+            write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed) - longer)
+    table = tables.budget_table(metrics.load("smoke", tmp_path)).set_index(["difference", "tokens"])
+    before, after = (table.loc[("static - controller", tokens)] for tokens in (2048, 4096))
+    assert before["nats"] == pytest.approx(0.25, abs=0.01) and before["the first is"] == "worse"
+    assert after["nats"] == pytest.approx(-0.35, abs=0.01) and after["nats_n"] == 1
+    assert after["the first is"] == "not judged" and after["told"] == "up to 4,096 tokens"
+    assert table.loc[("controller - cut", 4096), "nats"] == pytest.approx(-2)  # the cut model has no budget
+
+
+def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results):
+    table = tables.scale_table(results).set_index("quantity")
+    assert table.loc["updates"].tolist() == ["18,750", "200"] and table.loc["vocabulary", "paper"] == "151,936"
+    assert table.loc["cut - full (nats)", "paper"] == "7.597 (reported, on the training text)"
+    assert table.loc["cut - full (nats)", "tiny-first"].startswith("4 (the same")
+    assert table.loc["layers held"].tolist() == ["17 of 36", "7 of 12"]
+    assert float(table.loc["travel of a norm weight", "paper"]) == pytest.approx(5.6, abs=0.05)  # AUDIT `travel`
+
+
+def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
+    root, profile = tmp_path, load_profile("smoke")
+    for spec in profile.runs():
+        if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
+            write_run(root, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed))
+    same = metrics.load("smoke", root)
+    assert claims.found_newer(same, "corrected").endswith("none is told otherwise than on held-out text.")
+    for name, run in same.runs.items():
+        if name.startswith("static-d1") and "corrected" in name:
+            run.series["newer", "loss_t+1"] = Series([8], [1.0])
+    words = claims.found_newer(metrics.Results(profile, same.runs), "corrected")
+    assert "of 4 comparisons" in words and "1 are told otherwise" in words
+    assert "static - Controller, depth 1 (worse on held-out, better on newer text)" in words
+
+
 def test_levels_are_told_for_both_targets(documented):
     table = tables.levels_table(documented).set_index(["split", "target"])
     assert table.loc[("heldout", "t+1"), "unigram"] == 5.5 and table.loc[("heldout", "t+1"), "cut"] == 6
