@@ -118,12 +118,13 @@ def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None, shift:
 
 @_shows_runs
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
-    """Loss against depth for some arms, between the full and the cut model."""
-    table = tables.arm_table(results, ("full", "cut", *arms), results.profile.protocols)
+    """Loss against depth for some arms, between the full and the cut model, and what a unigram reaches."""
+    levels = {"full": ":", "cut": "--", "unigram": "-."}
+    table = tables.arm_table(results, (*levels, *arms), results.profile.protocols)
     figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
     for protocol, axis in axes.items():
         part = table[table["protocol"] == protocol]
-        for arm, dashes in (("full", ":"), ("cut", "--")):
+        for arm, dashes in levels.items():
             for loss in part[part["arm"] == arm]["loss"].dropna():
                 axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
         for arm in arms:
