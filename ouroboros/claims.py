@@ -97,8 +97,7 @@ def _norms(claim: Claim, statistics: Statistics) -> str:
     """Which of a claim's arms ended with step norms far from the stream that they read, at any depth."""
     known = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
     depths = {arm: statistics.results.profile.depths_of(arm) for arm in known}
-    short = [arm for arm in known if any(tables.converged(statistics.norms_reached(arm, depth)) is False
-                                         for depth in depths[arm])]
+    short = [arm for arm in known if any(statistics.norms_converged(arm, depth) is False for depth in depths[arm])]
     return f"; norms not converged: {', '.join(f'`{arm}`' for arm in short)}" if short else ""
 
 

@@ -164,6 +164,11 @@ def schedule(update: int, updates: int, kind: str) -> float:
     return FINAL_SHARE + (1 - FINAL_SHARE) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+def travel(rate: float, updates: int, kind: str) -> float:
+    """How far an entry can move in a run: the sum of its learning rates (docs/protocol.md)."""
+    return rate * sum(schedule(update, updates, kind) for update in range(updates))
+
+
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -106,6 +106,12 @@ def _axes_by_protocol(results: Results, title: str, x: str, y: str):
     return figure, dict(zip(protocols, axes[0], strict=True))
 
 
+def _name(results: Results, arm: str, protocol: str, depth: int | None = None, name: str | None = None) -> str:
+    """An arm's name in a figure, with what its reader must know."""
+    short = metrics.Statistics(results, protocol).norms_converged(arm, depth) is False
+    return f"{name or arm} (norms not converged)" if short else name or arm
+
+
 def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None, shift: float = 0.0) -> None:
     """Means with their intervals against depth, `shift` beside it; a mean of one seed has no bar."""
     rows = rows.dropna(subset=["loss"]).sort_values("depth")
@@ -129,7 +135,9 @@ def losses_by_depth(results: Results, arms: tuple[str, ...]):
                 axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
         for arm in arms:
             rows = part[part["arm"] == arm]
-            _points(axis, rows, arm, f"{arm} (one run)" if rows["shared"].all() else arm)
+            known = {"one run": rows["shared"].all(), "norms not converged": rows["norms converged"].eq(False).any()}
+            notes = [note for note, holds in known.items() if holds]
+            _points(axis, rows, arm, f"{arm} ({', '.join(notes)})" if notes else arm)
         axis.set_xticks(results.profile.depths)
         axis.legend()
     return figure
@@ -160,7 +168,8 @@ def training_curves(results: Results, arms: tuple[str, ...], depth: int):
         for arm in arms:
             part = curves[(curves["protocol"] == protocol) & (curves["arm"] == arm)]
             if not part.empty:
-                axis.plot(part["update"], part["value"], label=arm, color=COLOURS[arm], marker=MARKERS[arm])
+                axis.plot(part["update"], part["value"], label=_name(results, arm, protocol, depth),
+                          color=COLOURS[arm], marker=MARKERS[arm])
         if axis.lines:
             axis.legend()
     return figure
@@ -461,8 +470,8 @@ def gate(results: Results):
     figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        _categories(axis, [(f"{arm}\nd{depth}", arm, comparison.interval(statistics.against_cut(arm, depth)[""]))
-                           for arm, depth in shown])
+        _categories(axis, [(f"{_name(results, arm, protocol, depth)}\nd{depth}", arm,
+                            comparison.interval(statistics.against_cut(arm, depth)[""])) for arm, depth in shown])
     return figure
 
 
@@ -477,7 +486,7 @@ def overview(results: Results):
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
         found = [(arm, comparison.interval(statistics.against_cut(arm)[""])) for arm in arms]
-        _categories(axis, [(arm, arm, interval) for arm, interval in found if interval.n])
+        _categories(axis, [(_name(results, arm, protocol), arm, interval) for arm, interval in found if interval.n])
     return figure
 
 
@@ -498,7 +507,8 @@ def ladder(results: Results):
     figure, axes = plt.subplots(1, len(depths), squeeze=False, sharey=True)
     for axis, depth in zip(axes[0], depths, strict=True):
         found = _intervals(metrics.Statistics(results, "corrected").ladder(depth))
-        _categories(axis, [(name, metrics.LADDER[name], interval) for name, interval in found.items()])
+        _categories(axis, [(_name(results, arm, "corrected", depth, name), arm, found[name])
+                           for name, arm in metrics.LADDER.items() if name in found])
         axis.set(title=f"depth {depth} (corrected)")
     axes[0][0].set_ylabel("arm - cut (nats per token)")
     return figure
@@ -528,7 +538,9 @@ def instead(results: Results):
             bars = np.nan_to_num(np.array([rows["arm - cut"] - rows["arm - cut_low"],
                                            rows["arm - cut_high"] - rows["arm - cut"]]).astype(float))
             hollow = {"markerfacecolor": "none"} if arm not in COLOURS else {}
-            axis.errorbar(rows[column], rows["arm - cut"], yerr=bars, label=arm, capsize=3, linestyle="none",
+            short = rows["norms converged"].eq(False).any()
+            axis.errorbar(rows[column], rows["arm - cut"], yerr=bars, capsize=3, linestyle="none",
+                          label=f"{arm} (norms not converged)" if short else arm,
                           **_style(arm), **hollow)
         axis.set(title=f"against {what} (corrected)", xlabel=column)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))

@@ -280,7 +280,7 @@ def first_screen(results: Results) -> list[str]:
     names = [f"{quantity}, all else `{column}`" for column in COLUMNS for quantity in HEADLINES]
     frame = pd.DataFrame(rows, columns=["setting", *names]).fillna("")
     where = f"at depth {max(results.profile.audit_depths)} (`alpha`: at the first other rank)"
-    return [f"What each of the [ten settings](#the-ten-switches) that differ does alone {where}: its released value "
+    return [f"What each of the [ten settings](docs/protocol.md) that differ does alone {where}: its released value "
             "minus its corrected one, 95 % intervals over seeds, bold where Holm's correction over a setting's effects "
             f"leaves 0 out ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb) has every depth):",
             "", frame.to_markdown(index=False), ""]

@@ -353,6 +353,11 @@ class Statistics:
                 found.append(np.mean(run.last("model", "step_norm")) / np.mean(run.last("model", "stream_rms")))
         return float(np.mean(found)) if found else math.nan
 
+    def norms_converged(self, arm: str, depth: int | None = None) -> bool | None:
+        """Whether an arm's step norms ended near the size of the stream; None without them, or where no log says."""
+        reached = self.norms_reached(arm, depth)
+        return None if math.isnan(reached) else NORMS_CONVERGED[0] <= reached <= NORMS_CONVERGED[1]
+
     def against_cut(self, arm: str, depth: int | None = None) -> dict[str, BySeed]:
         return {"": minus(self._losses(arm, depth), self._losses("cut"))}
 

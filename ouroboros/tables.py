@@ -10,12 +10,12 @@ from . import cost
 from .arithmetic import PEAK, UPDATES, released_rate
 from .comparison import budget_words, family, interval, verdict, verdicts
 from .cost import Cost, Shape
-from .experiment import ARMS, PROJECTIONS, Profile, RunSpec, load_profile
+from .experiment import ARMS, PROJECTIONS, Profile, RunSpec, load_profile, travel
 from .forecast import update_flops
 from .intervals import Interval, block_bootstrap, holm, minus, t_interval
 from .ledger import load, reported
 from .log import Run, Series
-from .metrics import NORMS_CONVERGED, Results, Statistics, per_results, splits
+from .metrics import Results, Statistics, per_results, splits
 from .rates import dev_loss, planned
 
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
@@ -53,14 +53,10 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
             row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
         if ARMS[arm].step_norm:
-            row |= {"norms": (reached := statistics.norms_reached(arm, depth)), "norms converged": converged(reached)}
+            row |= {"norms": statistics.norms_reached(arm, depth),
+                    "norms converged": statistics.norms_converged(arm, depth)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64"})
-
-
-def converged(norms: float) -> bool | None:
-    """Whether step norms ended near the size of the stream; None where a log doesn't say."""
-    return None if math.isnan(norms) else NORMS_CONVERGED[0] <= norms <= NORMS_CONVERGED[1]
 
 
 LEVELS = ("unigram", "bigram", "bare", "cut", "full")
@@ -86,9 +82,9 @@ def scale_table(results: Results) -> pd.DataFrame:
     told = reported(load())
     statistics = Statistics(results, "corrected")
     gap, runs = interval(statistics.gap("heldout")), statistics.runs_of("controller")[:1]
-    manifest = runs[0].manifest if runs else {"rate": math.nan, "travel": None}
-    travel = manifest.get("travel") or dict.fromkeys(("matrix", "elementwise"), math.nan)
-    stream = max((run.last("model", "stream_rms", [math.nan])[0] for run in runs), default=math.nan)
+    rate = runs[0].manifest["rate"] if runs else math.nan
+    elementwise = runs[0].manifest.get("elementwise_rate", rate) if runs else math.nan
+    stream = runs[0].last("model", "stream_rms", ["not logged"])[0] if runs else math.nan
     theirs = sum(released_rate(update) for update in range(UPDATES))
 
     def text(profile: Profile) -> str:
@@ -103,10 +99,10 @@ def scale_table(results: Results) -> pd.DataFrame:
             ("tokens an update", paper.training.tokens_per_update, own.training.tokens_per_update),
             ("tokens", UPDATES * paper.training.tokens_per_update,
              own.training.updates * own.training.tokens_per_update),
-            ("rate of matrices", PEAK, manifest["rate"]),
-            ("rate of norms and tables", PEAK, manifest.get("elementwise_rate", manifest["rate"])),
-            ("travel of a matrix entry", theirs, travel["matrix"]),
-            ("travel of a norm weight", theirs, travel["elementwise"]),
+            ("rate of matrices", PEAK, rate),
+            ("rate of norms and tables", PEAK, elementwise),
+            ("travel of a matrix entry", theirs, travel(rate, own.training.updates, "cosine")),
+            ("travel of a norm weight", theirs, travel(elementwise, own.training.updates, "cosine")),
             ("stream that the first norm reads (RMS)", "not reported", stream)]
     return pd.DataFrame([{"quantity": name, "paper": _short(one), own.name: _short(other)}
                          for name, one, other in rows])
@@ -223,7 +219,8 @@ def instead_table(results: Results) -> pd.DataFrame:
                    RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12}
         share = interval(statistics.share(by_seed.negative()))
         rows.append(row | columns("arm - cut", interval(by_seed)) | {
-            "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high})
+            "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high,
+            "norms converged": statistics.norms_converged(arm, depth)})
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 

@@ -23,7 +23,7 @@ from . import arms, evaluation
 from .corpus import Corpus, prepare, sha256
 from .cost import Cost
 from .errors import InputError, Preempted
-from .experiment import ARMS, Profile, RunSpec, schedule, switches
+from .experiment import ARMS, Profile, RunSpec, schedule, switches, travel
 from .log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from .ngram import Counts
 from .provenance import check_environment, code_sha256, provenance
@@ -420,10 +420,9 @@ def _told(rates: Rates | None) -> dict[str, float | None]:
 
 
 def _travel(rates: Rates, profile: Profile, spec: RunSpec) -> dict[str, float]:
-    """How far an entry of each kind of tensor can move: the sum of its learning rates (AUDIT `travel`)."""
+    """How far an entry of each kind of tensor can move."""
     updates, kind = profile.training.updates, switches(spec.protocol)["schedule"]
-    total = sum(schedule(update, updates, kind) for update in range(updates))
-    return {"matrix": rates.matrix * total, "elementwise": rates.elementwise * total}
+    return {"matrix": travel(rates.matrix, updates, kind), "elementwise": travel(rates.elementwise, updates, kind)}
 
 
 def _steps(spec: RunSpec) -> int | None:

@@ -1,6 +1,8 @@
 """Profiles, protocols, arms and run ids."""
 
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -192,3 +194,8 @@ def test_experiments_are_data_and_load_no_torch():
 
     code = "import sys, ouroboros.experiment as e; e.load_profile('tiny').runs(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_protocol_page_has_a_row_for_each_switch():
+    page = (Path(__file__).parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(SWITCHES)

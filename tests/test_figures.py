@@ -220,3 +220,15 @@ def test_costs_are_shown_in_percent_of_the_full_model(results, tmp_path):
     loop = lines["FLOPs, forward"]
     assert loop["x"] == list(results.profile.depths) and loop["y"] == sorted(loop["y"])
     assert len(set(lines["weights held"]["y"])) == 1 and lines["weights held"]["y"][0] < 100
+
+
+def test_an_arm_whose_norms_did_not_reach_the_stream_says_so_in_each_legend(irregular):
+    runs = dict(irregular.runs)
+    for name, run in runs.items():
+        if run.manifest["arm"] == "none":
+            far = {("model", "stream_rms"): Series([8], [[10.0]]), ("model", "step_norm"): Series([8], [[1.0]])}
+            runs[name] = Run(run.manifest, run.series | far)
+    results = metrics.Results(irregular.profile, runs)
+    for name in ("losses", "ladder", "overview", "instead"):
+        labels = {line["label"] for line in drawn(name, results)[1] if "norms not converged" in line["label"]}
+        assert labels and all("none" in label or "step norms" in label for label in labels), name

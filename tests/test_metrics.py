@@ -584,6 +584,8 @@ def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results
     assert table.loc["cut - full (nats)", "tiny-first"].startswith("4 (the same")
     assert table.loc["layers held"].tolist() == ["17 of 36", "7 of 12"]
     assert float(table.loc["travel of a norm weight", "paper"]) == pytest.approx(5.6, abs=0.05)  # AUDIT `travel`
+    # a log that doesn't say how far its norms could move says at which rate; half a cosine's peak on average
+    assert float(table.loc["travel of a norm weight", "tiny-first"]) == pytest.approx(0.001 * 200 / 2, rel=0.02)
 
 
 def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
