@@ -82,7 +82,8 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     if arm.middle == "refine":
         return Refiner(base, spec.depth, max(1, profile.rank // REFINE_RANK), gate=arm.gate, dead=released,
                        pooling=switches(spec.protocol)["pooling"], max_steps=profile.max_steps, **_widths(profile))
-    model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split, arm.middle == "two")
+    model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split_of(spec.arm),
+                                                                    arm.middle == "two")
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
         layers[place] = MappedLayer(layers[place], model.config.hidden_size).to(model.device)
@@ -102,8 +103,8 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
 
 
 def _loop(spec: RunSpec, profile: Profile, base: nn.Module) -> OuroborosForCausalLM:
-    arm, split = ARMS[spec.arm], profile.split
-    protocol, rank = switches(spec.protocol), spec.rank or profile.rank
+    arm, split, rank = ARMS[spec.arm], profile.split, spec.rank or profile.rank
+    protocol = switches("corrected" if spec.protocol == "any" else spec.protocol)  # any: without modulation
     # AUDIT `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
     alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
     return OuroborosForCausalLM.from_base(

@@ -82,6 +82,15 @@ def _rerun(args, root: Path) -> int:
     return rerun(profile, args.run, root)
 
 
+def _checkpoints(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    if not profile.checkpoints:
+        raise InputError(f"profile '{profile.name}': field 'checkpoints' is empty: it has no committed checkpoint")
+    from .rescore import rescore
+
+    return rescore(profile, root)
+
+
 def _reproduce(args, root: Path) -> int:
     from .reproduce import committed, reproduce
 
@@ -150,6 +159,8 @@ def _parser() -> argparse.ArgumentParser:
     rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")
     for sub in (run, rerun):
         sub.add_argument("run", metavar="RUN", help="a run's id, as controller-d4-r8-corrected-s0")
+    command("checkpoints", _checkpoints, "score the committed checkpoints anew, compare with their logs; exit code 1: "
+            "they differ; then write what they make of the profile's prompts")
     command("status", _status, "how far each run is: state, updates, loss, time left")
     command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs", every=True)
     command("tour", _tour, "execute notebook 00: convert, look inside, train, generate, save")

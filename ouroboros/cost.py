@@ -86,7 +86,8 @@ class Cost:
 
     @classmethod
     def of(cls, profile: Profile, arm: str, rank: int | None = None) -> "Cost":
-        return cls(Shape.of(profile), profile.split, arm, rank or profile.rank, profile.controller, profile.max_steps)
+        return cls(Shape.of(profile), profile.split_of(arm), arm, rank or profile.rank, profile.controller,
+                   profile.max_steps)
 
     @property
     def parts(self) -> Arm:

@@ -256,6 +256,27 @@ def stream_rms(model, blocks: np.ndarray, depth: int) -> list[float]:
     return found
 
 
+@torch.no_grad()
+def layer_rms(model, blocks: np.ndarray) -> dict[str, list[float]]:
+    """The residual stream's root mean square per channel, as the embedding gives it and after each layer of a base, on
+    (n, T + 2) tokens: `layer_rms`, the median over tokens without each block's first SINKS, and `sink_rms`, the median
+    of each block's first."""
+    ids, found = torch.from_numpy(blocks)[:, :-LOOK_AHEAD].long().to(model.device), []
+
+    def note(module, inputs, out) -> None:
+        found.append(out.float().square().mean(-1).sqrt())  # (n, T)
+
+    modules = (model.model.embed_tokens, *model.model.layers)
+    hooks = [module.register_forward_hook(note) for module in modules]
+    try:
+        model.model(ids, use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {"layer_rms": [rms[:, SINKS:].median().item() for rms in found],
+            "sink_rms": [rms[:, 0].median().item() for rms in found]}
+
+
 @contextmanager
 def intervened(model, kind: str, means: torch.Tensor):
     """The Controller sees something else while this is entered (SYSTEM section 4).

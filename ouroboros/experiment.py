@@ -39,6 +39,7 @@ class Arm:
     matched: bool = False  # step norms begin at the stream's root mean square instead of 1
     lora: Literal["none", "kept", "coda"] = "none"  # where LoRA is trained: every kept layer, or the coda alone
     coda: bool = False  # trained whole
+    ends: int | None = None  # layers kept at either end; None: the profile's split
     fit: Literal["none", "least squares", "gradient"] = "gradient"
 
     @property
@@ -48,6 +49,12 @@ class Arm:
     @property
     def trained(self) -> bool:
         return self.fit == "gradient"
+
+    @property
+    def loadable(self) -> bool:
+        """Whether a library loads what it trained: a loop on a frozen base, or LoRA on the cut model (`trained`)."""
+        loop = self.middle == "loop" and self.trained and self.lora == "none" and not self.coda
+        return loop or (self.middle == "one" and self.lora == "kept")
 
     @property
     def modulated(self) -> bool:
@@ -103,6 +110,12 @@ ARMS = {
     "bare": Arm("none", fit="none"),
     "unigram": Arm("counts", fit="none"),
     "bigram": Arm("counts", fit="none"),  # under t+2 a skip-bigram
+    # the loop before it learns anything
+    "untrained": _loop("none", fit="none"),
+    "untrained_matched": _loop("none", matched=True, fit="none"),
+    "untrained_nonorm": _loop("none", step_norm=False, fit="none"),
+    # the cut model with fewer or more layers
+    **{f"cut_{ends}": Arm("one", ends=ends, fit="none") for ends in (2, 4, 6, 10, 12)},
 }
 CORE = ("full", "cut", "controller", "static", "none")
 
@@ -380,7 +393,7 @@ class Cell:
         if ARMS[self.arm].middle == "intact":  # its last state is normed as the column says
             return RunSpec(self.arm, None, None, self.protocol.partition("+")[0], self.seed)
         if ARMS[self.arm].fit == "none":  # the protocol only decides what is read off its log
-            return RunSpec(self.arm, None, None, "any", self.seed)
+            return RunSpec(self.arm, self.depth, None, "any", self.seed)
         depth = self.depth
         if switches(self.protocol)["depth"] == "drawn" and ARMS[self.arm].modulation == "controller":
             depth = "mixed"  # the released Controller draws its depths, whatever depth is given
@@ -418,6 +431,8 @@ class Profile(Strict):
     evaluation: Evaluation
     probes: Probes
     plan: Annotated[tuple[Entry, ...], Field(min_length=1)]  # most important first: an unfinished plan is a smaller one
+    checkpoints: tuple[str, ...] = ()  # runs whose trained tensors are committed
+    prompts: tuple[str, ...] = ()  # that their models continue, for a person to read
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
     packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
@@ -471,8 +486,19 @@ class Profile(Strict):
             raise InputError(f"profile '{self.name}': base.path '{self.base.path}' is no folder and can't be fetched "
                              f"({str(error).splitlines()[0]}); name a local folder or check the connection") from None
 
+    @property
+    def base_name(self) -> str:
+        """What a checkpoint calls its base: a hub's name or a folder, seen from the checkout where it lies there."""
+        if self.base.path and not self.base.source:
+            return self.base.path
+        return (self.fetched_base if self.base.source else self.base_folder)(Path()).as_posix()
+
     def tokenizer_path(self, root: Path) -> Path:
         return self.base_source(root) / "tokenizer.json"
+
+    def split_of(self, arm: str) -> SplitConfig:
+        ends = ARMS[arm].ends
+        return self.split if ends is None else self.split.model_copy(update={"prelude": ends, "coda": ends})
 
     def rank_of(self, arm: str) -> int | None:
         return self.rank if ARMS[arm].modulated else None
@@ -668,6 +694,10 @@ def _check_plan(profile: Profile, file: str) -> None:
                              "tries, others name none")
         if entry.purpose == "rate" and (entry.protocols != ("corrected",) or len(entry.seeds) > 1 or entry.levels):
             raise InputError(f"{where}: a search is made under 'corrected' with one seed and no levels")
+    for run_id in profile.checkpoints:
+        if not ARMS[profile.find(run_id).arm].loadable:
+            raise InputError(f"{file}: checkpoints: '{run_id}': no library loads what this arm trains; list "
+                             "loops whose coda is frozen, or arm 'lora'")
     spare = {entry.seeds[0] for entry in profile.plan if entry.purpose == "rate"}
     if used := spare & {seed for entry in profile.plan if entry.purpose != "rate" for seed in entry.seeds}:
         raise InputError(f"{file}: plan: seed {min(used)} is a search's and another entry's; rates are chosen with a "

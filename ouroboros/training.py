@@ -3,6 +3,7 @@
 import hashlib
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,12 +31,15 @@ from .provenance import check_environment, code_sha256, provenance
 from .rates import Rates, rates_of, read_searches
 from .resume import Checkpoints, asked_to_stop
 from .status import claim, made, refuse_frozen
+from .trained import folder_of
+from .trained import save as save_checkpoint
 
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
 STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
 DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
 PAPER_RATE = 3e-4  # SYSTEM section 7
+LATER = ("plan", "siblings", "packages", "checkpoints", "prompts")  # fields of a profile that change no run
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
@@ -154,9 +158,9 @@ def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, dep
 
 def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
     """(N, T + 2) tokens that a run trains on, in their order."""
-    settings = profile.training
+    settings, untrained = profile.training, spec.protocol == "any"
     blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
-                           switches(spec.protocol)["packing"], spec.seed)
+                           switches("corrected" if untrained else spec.protocol)["packing"], spec.seed)
     return evaluation.apart(blocks, settings.micro_batch) if _reads_others(spec) else blocks
 
 
@@ -362,7 +366,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
     profile = profile.at(spec)
     accelerator, environment = _accelerator(profile), provenance(root)
-    config = profile.model_dump(mode="json", exclude={"plan", "siblings", "packages"})  # they change no run
+    config = profile.model_dump(mode="json", exclude=set(LATER))  # they change no run
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
@@ -376,6 +380,9 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
     log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
     status, update, trained, before, stream = "finished", 0, {}, {}, None
+    if ARMS[spec.arm].middle == "intact":
+        for name, rms in evaluation.layer_rms(base, sets["heldout"][:STREAM_BLOCKS]).items():
+            log.row(0, "model", name, rms)
     if ARMS[spec.arm].step_norm:
         stream = _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
     if fit != "none":
@@ -400,7 +407,9 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         status = "diverged"
     if not accelerator.is_main_process:
         return
-    if status == "finished" and fit != "none":
+    if status == "finished" and spec.id in profile.checkpoints:
+        save_checkpoint(model, spec, profile, path.parents[1] / "checkpoints" / spec.id)
+    if status == "finished" and (fit != "none" or stream):
         _describe(model, spec, before, stream, log, update)
     log.finish(path, {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
@@ -508,7 +517,11 @@ def _seconds(call: Callable[[], None]) -> float:
 
 
 def rerun(profile: Profile, run_id: str, root: Path) -> int:
-    """Make a committed run again in a temporary folder and compare the logs; 0 if they agree, 1 if not."""
+    """Make a committed run again in a temporary folder and compare the logs; 0 if they agree, 1 if not.
+
+    Where the profile lists it under `checkpoints` and the trained tensors are the committed run's to the last bit,
+    its checkpoint is written too.
+    """
     refuse_frozen(profile)
     if not made(profile.find(run_id), profile, root):
         raise InputError(f"{profile.run_path(run_id, root)}: no such log; make runs PROFILE={profile.name} makes it")
@@ -516,6 +529,10 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / f"{run_id}.jsonl"))
+        same = old.manifest["hashes"]["trained"] == new.manifest["hashes"]["trained"]
+        if same and run_id in profile.checkpoints:
+            shutil.copytree(Path(temporary) / "checkpoints" / run_id, folder_of(profile, run_id, root),
+                            dirs_exist_ok=True)
     if {name: found.updates for name, found in old.series.items()} != \
             {name: found.updates for name, found in new.series.items()}:
         print(f"rerun {run_id}: the series differ: {len(old.series)} committed, {len(new.series)} made again")
@@ -525,5 +542,5 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     worst = max(gaps, key=gaps.get)
     agrees = gaps[worst] <= RERUN_TOLERANCE  # a log holds finite numbers only
     print(f"rerun {run_id}: {'agrees' if agrees else 'DIFFERS'}: largest difference {gaps[worst]:.3g} nats per token "
-          f"({' '.join(worst)}); tolerance {RERUN_TOLERANCE}")
+          f"({' '.join(worst)}); tolerance {RERUN_TOLERANCE}; trained tensors {'the same' if same else 'differ'}")
     return int(not agrees)

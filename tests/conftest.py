@@ -16,7 +16,7 @@ from ouroboros.experiment import ARMS, CORE, parse_profile
 torch.set_num_threads(1)
 SEARCHED = ["controller", "static", "none", "lora", "linear"]
 PARTS = [name for name, arm in ARMS.items() if arm.loops and name not in CORE]
-INSTEAD = [name for name, arm in ARMS.items() if not arm.loops and name not in CORE]
+INSTEAD = [name for name, arm in ARMS.items() if not arm.loops and name not in CORE and arm.ends in (None, 2)]
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()
 
 

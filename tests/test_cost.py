@@ -17,7 +17,7 @@ from ouroboros.cost import Cost, Shape
 from ouroboros.errors import InputError
 from ouroboros.experiment import ARMS, RunSpec, load_profile, parse_profile
 
-NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts"]
+NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts" and arm.ends in (None, 2)]  # of 6 layers
 TRAINED = [name for name, arm in ARMS.items() if arm.trained]
 MODELS = {
     "small": {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1},

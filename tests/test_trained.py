@@ -1,0 +1,118 @@
+"""Committed checkpoints: loaded by their library, scored anew, read by a person; runs without training."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from conftest import profile_data
+from peft import PeftModel
+
+from ouroboros import OuroborosForCausalLM, evaluation, rescore, surgery, trained, training
+from ouroboros.corpus import prepare
+from ouroboros.errors import InputError
+from ouroboros.experiment import parse_profile
+from ouroboros.log import read_run
+
+LOOP, GATE, LORA = "controller-d2-r4-corrected-s0", "none_nonorm-d2-corrected-s0", "lora-corrected-s0"
+
+
+@pytest.fixture
+def profile(text):
+    return parse_profile(profile_data(text, checkpoints=[LOOP, GATE, LORA], prompts=["the gate\nopens", "a layer"]),
+                         "test.yaml")
+
+
+@pytest.fixture
+def made(profile, root):
+    for run_id in profile.checkpoints:
+        training.execute(profile, run_id, root, progress=False)
+    return root
+
+
+def test_checkpoints_are_scored_as_logged_and_what_they_write_is_a_page(profile, made, capsys):
+    assert rescore.rescore(profile, made) == 0
+    said = capsys.readouterr().out
+    assert said.count("agrees") == 3 and "DIFFERS" not in said
+    page = (made / "results" / "test" / rescore.PAGE).read_text()
+    assert page.count("## the gate opens") == 1
+    assert all(page.count(f"`{name}`") == 2 for name in ("full", "cut", LOOP, GATE, LORA))
+
+
+def test_a_checkpoint_of_other_weights_is_told(profile, made, capsys):
+    file = trained.folder_of(profile, LORA, made) / "adapter_model.safetensors"
+    tensors = safetensors.torch.load_file(file)
+    safetensors.torch.save_file({name: tensor + 0.5 for name, tensor in tensors.items()}, file)
+    assert rescore.rescore(profile, made) == 1
+    assert f"{LORA}: " in capsys.readouterr().out.partition("DIFFERS")[0].splitlines()[-1]
+
+
+def test_each_library_loads_its_checkpoint_by_the_name_of_the_base(profile, made, monkeypatch):
+    monkeypatch.chdir(made)  # the reference is seen from the checkout
+    base, ids = training.load_base(profile, made), torch.arange(20)[None]
+    loop = OuroborosForCausalLM.from_pretrained(trained.folder_of(profile, LOOP, made))
+    assert torch.equal(loop(ids).logits, trained.load(trained.folder_of(profile, LOOP, made), profile.find(LOOP),
+                                                      profile, base)(ids).logits)
+    folder = trained.folder_of(profile, LORA, made)
+    assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == profile.base_name
+    assert profile.base_name == "results/test/checkpoints/base"
+    healed = PeftModel.from_pretrained(surgery.cut_layers(base, profile.split), folder)
+    with torch.no_grad():
+        changed = (healed(ids).logits - surgery.cut_layers(training.load_base(profile, made), profile.split)(ids).logits)
+    assert changed.abs().max() > 1e-4  # an adapter whose names don't fit would change nothing
+
+
+def test_a_rerun_writes_the_checkpoint_of_the_same_tensors(profile, made):
+    folder = trained.folder_of(profile, LOOP, made)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for path in folder.iterdir():
+        path.unlink()
+    assert training.rerun(profile, LOOP, made) == 0
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line(profile, root):
+    with pytest.raises(InputError, match="no such checkpoint; it is written when the run is made"):
+        rescore.rescore(profile, root)
+
+
+@pytest.mark.parametrize("run_id", ["cut-any-s0", "controller_coda_full-d2-r4-corrected-s0", "linear-corrected-s0"])
+def test_what_no_library_loads_is_no_checkpoint(text, run_id):
+    with pytest.raises(InputError, match="test.yaml: checkpoints: .*no library loads what this arm trains"):
+        parse_profile(profile_data(text, checkpoints=[run_id]), "test.yaml")
+
+
+def test_an_untrained_loop_is_scored_at_each_depth_and_its_norms_are_where_they_begin(profile, root):
+    logs = {arm: read_run(training.execute(profile, f"{arm}-d2-any-s0", root, progress=False))
+            for arm in ("untrained", "untrained_matched", "untrained_nonorm")}
+    norms = {arm: log.last("model", "step_norm") for arm, log in logs.items() if arm != "untrained_nonorm"}
+    assert norms["untrained"] == [1.0, 1.0] and norms["untrained_matched"] == logs["untrained_matched"].last(
+        "model", "stream_rms")
+    for log in logs.values():
+        assert all(np.isfinite(log.last("heldout", f"loss_t+1/depth_{depth}")) for depth in profile.probes.depths)
+        assert log.manifest["trainable"] == 0
+
+
+def test_the_cut_model_with_other_ends_keeps_those_layers(profile, root):
+    log = read_run(training.execute(profile, "cut_2-any-s0", root, progress=False))
+    base = training.load_base(profile, root)
+    cut = surgery.cut_layers(base, profile.split.model_copy(update={"prelude": 2, "coda": 2}))
+    blocks = evaluation.final(profile, prepare(profile, root), profile.find("cut_2-any-s0"))["heldout"]
+    with torch.no_grad():
+        ids = torch.from_numpy(blocks).long()
+        loss = cut(ids[:, :-1], labels=ids[:, :-1]).loss.item()
+    assert log.last("heldout", "loss_t+1") == pytest.approx(loss, abs=1e-5)
+
+
+def test_the_stream_is_measured_after_each_layer_and_at_the_first_token_apart(profile, root):
+    log = read_run(training.execute(profile, "refine_base-corrected-s0", root, progress=False))
+    base = training.load_base(profile, root)
+    blocks = evaluation.final(profile, prepare(profile, root), profile.find("refine_base-corrected-s0"))["heldout"]
+    with torch.no_grad():
+        states = base.model(torch.from_numpy(blocks[:training.STREAM_BLOCKS, :-2]).long(),
+                            output_hidden_states=True).hidden_states[:-1]  # the last one is normed
+    rms = [state.square().mean(-1).sqrt() for state in states]
+    assert log.last("model", "layer_rms")[:-1] == pytest.approx([r[:, evaluation.SINKS:].median().item() for r in rms])
+    assert log.last("model", "sink_rms")[:-1] == pytest.approx([r[:, 0].median().item() for r in rms])
+    assert len(log.last("model", "layer_rms")) == len(base.model.layers) + 1
