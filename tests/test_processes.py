@@ -70,7 +70,7 @@ def test_micro_batches_that_cannot_be_shared_are_refused_in_one_line(data, root)
 
 
 def test_two_processes_stop_together_and_go_on_as_if_never_stopped(data, root):
-    profile, run = data(updates=300, block=8, accumulation=2), "static-d2-r4-corrected-s0"
+    profile, run = data(updates=120, block=8, accumulation=2), "static-d2-r4-corrected-s0"
     folder, path = profile.unfinished(run, root), profile.run_path(run, root)
     process = launch(root, 2, "run", run)
     deadline = time.time() + 90
@@ -87,4 +87,4 @@ def test_two_processes_stop_together_and_go_on_as_if_never_stopped(data, root):
     path.unlink()
     assert launch(root, 2, "run", run).wait(timeout=120) == 0
     assert read_run(path).series == stopped
-    assert len(stopped["train", "loss"].updates) == profile.training.updates == 300
+    assert len(stopped["train", "loss"].updates) == profile.training.updates == 120

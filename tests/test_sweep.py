@@ -101,7 +101,7 @@ def test_a_job_that_is_killed_is_said_and_the_next_sweep_goes_on(small, root, mo
 
 
 def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small, root):
-    small["training"] |= {"updates": 400, "micro_batch": 1, "accumulation": 1, "block": 16}
+    small["training"] |= {"updates": 200, "micro_batch": 1, "accumulation": 1, "block": 16}
     (root / "data.json").write_text(json.dumps(small))
     profile = parse_profile(small, "t")
     write_searches(root, profile)
