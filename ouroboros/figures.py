@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.container import ErrorbarContainer
 
-from . import arithmetic, comparison, intervals, metrics, tables
+from . import arithmetic, comparison, intervals, levels, metrics, tables
 from . import audit as audited
 from . import cost as counted
 from .experiment import COLUMNS, SWITCHES, Profile
@@ -487,6 +487,20 @@ def overview(results: Results):
         statistics = metrics.Statistics(results, protocol)
         found = [(arm, comparison.interval(statistics.against_cut(arm)[""])) for arm in arms]
         _categories(axis, [(_name(results, arm, protocol), arm, interval) for arm, interval in found if interval.n])
+    return figure
+
+
+@_shows_runs
+def levels_of(results: Results):
+    """The losses of what isn't trained on held-out text, under both targets."""
+    table = levels.levels_table(results).set_index(["split", "target"]).loc["heldout"]
+    names = [name for name in ("uniform", *levels.LEVELS) if table[name].notna().all()]
+    figure, axis = plt.subplots()
+    for target, marker in (("t+1", "o"), ("t+2", "D")):
+        axis.plot(range(len(names)), table.loc[target, names], marker, label=target)
+    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="held-out loss (nats per token)",
+             title="What each target gives before anything is trained (corrected)")
+    axis.legend()
     return figure
 
 

@@ -15,7 +15,7 @@ from .forecast import update_flops
 from .intervals import Interval, block_bootstrap, holm, minus, t_interval
 from .ledger import load, reported
 from .log import Run, Series
-from .metrics import Results, Statistics, per_results, splits
+from .metrics import Results, Statistics, per_results
 from .rates import dev_loss, planned
 
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
@@ -57,23 +57,6 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
                     "norms converged": statistics.norms_converged(arm, depth)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64"})
-
-
-LEVELS = ("unigram", "bigram", "bare", "cut", "full")
-
-
-def levels_table(results: Results) -> pd.DataFrame:
-    """What size a loss has, on each split and target: a uniform guess (ln V), counts of the training text (`bigram` on
-    t+2: of pairs with a token between), the kept layers without any in the middle, cut and full."""
-    runs = {arm: Statistics(results, "corrected").runs_of(arm)[:1] for arm in LEVELS}
-    uniform, rows = math.log(results.profile.base.model["vocab_size"]), []
-    for split in splits(results.profile):
-        for target in ("t+1", "t+2"):
-            row = {"split": split, "target": target, "uniform": uniform}
-            for arm, found in runs.items():
-                row[arm] = found[0].last(split, f"loss_{target}") if found else math.nan
-            rows.append(row)
-    return pd.DataFrame(rows)
 
 
 def scale_table(results: Results) -> pd.DataFrame:

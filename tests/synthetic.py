@@ -69,6 +69,9 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
                 spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
                 log.row(updates, split, f"loss_{target}", value)
                 log.row(updates, split, f"block_losses_{target}", (value + spread - spread.mean()).tolist())
+        if ARMS[spec.arm].middle == "intact":
+            log.row(updates, "model", "layer_rms", [1.0, 2.0, 4.0])
+            log.row(updates, "model", "sink_rms", [1.0, 20.0, 40.0])
         if ARMS[spec.arm].loops and spec.purpose == "matrix":
             write_inside(log, profile, spec, value)
     path = profile.run_path(spec.id, root)

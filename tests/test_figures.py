@@ -19,6 +19,7 @@ FIGURES = {
     "curves": lambda r: figures.training_curves(r, ARMS, 4),
     "gate": figures.gate,
     "overview": figures.overview,
+    "levels": figures.levels_of,
     "configurations": figures.configurations,
     "ladder": figures.ladder,
     "coda": figures.coda,
@@ -72,7 +73,7 @@ def test_two_makings_are_the_same_bytes(name, results, tmp_path):
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_path):
     figure, protocols = FIGURES[name](results), results.profile.protocols
-    if name in ("ladder", "coda", "instead"):
+    if name in ("ladder", "coda", "instead", "levels"):
         protocols = ("corrected",) * len(figure.axes)
     several = name.startswith("audit ")  # these show all their protocols on one axis
     unitless = ("steps", "gate opening", "audit precision", "audit reference")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import loss, plain, write, write_run
 
-from ouroboros import audit, claims, intervals, metrics, tables
+from ouroboros import audit, claims, intervals, levels, metrics, tables
 from ouroboros.comparison import compare, gap_recovery, interval, verdict
 from ouroboros.errors import InputError
 from ouroboros.experiment import RunSpec, load_profile
@@ -604,7 +604,7 @@ def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
 
 
 def test_levels_are_told_for_both_targets(documented):
-    table = tables.levels_table(documented).set_index(["split", "target"])
+    table = levels.levels_table(documented).set_index(["split", "target"])
     assert table.loc[("heldout", "t+1"), "unigram"] == 5.5 and table.loc[("heldout", "t+1"), "cut"] == 6
     assert table["uniform"].eq(math.log(1024)).all() and math.isnan(table.loc[("heldout", "t+2"), "bare"])
     assert [split for split, target in table.index if target == "t+2"] == ["train", "heldout", "foreign", "newer"]

@@ -81,7 +81,7 @@ def test_two_executions_are_the_same_bytes(reproduced):
     assert made == files(again)
     assert {"results/tiny-first/claims.md", "results/tiny-first/tables/arms.csv", "results/tiny-first/tables/arms.md",
             "figures/tiny-first/advantage.png", "figures/tiny-first/advantage.pdf", "figures/tiny-first/advantage.json",
-            "results/tiny-first/notebooks/01_gap.ipynb"} <= set(made)
+            "results/tiny-first/notebooks/02_gap.ipynb"} <= set(made)
 
 
 def test_each_set_of_logs_is_dated(reproduced):
@@ -103,7 +103,7 @@ def test_every_notebook_leaves_tables_a_figure_and_a_finding(reproduced):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
         assert any("image/png" in output.get("data", {}) for output in outputs)
         assert any("text/html" in output.get("data", {}) for output in outputs)
-        counted = path.stem in ("09_cost", "10_arithmetic")  # under no protocol
+        counted = path.stem == "10_cost"  # under no protocol
         told_of = "`paper`" if counted else "`corrected`"
         assert told_of in outputs[-1]["data"]["text/markdown"]
         assert not [output for output in outputs if output["output_type"] in ("error", "stream")]
@@ -228,7 +228,7 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
     ("results/tiny-first/tables/advantage.csv", CELL, first_number_times(1.0001), "row 6, column 'difference'"),
     ("results/tiny-first/tables/advantage.md", r"0\.254", "0.255", "line "),
     ("results/tiny-first/claims.md", r"\| holds ", "| fails ", "line "),
-    ("results/tiny-first/notebooks/01_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
+    ("results/tiny-first/notebooks/02_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
     ("figures/tiny-first/advantage.json", r'("y": \[\s+)([\d.]+)', first_number_times(1.01), "line "),
     ("README.md", r"\| holds ", "| fails ", "line "),
     ("results/README.md", r"2026-01-01", "2025-01-01", "line "),
