@@ -3,6 +3,7 @@
 `claims.yaml`, which `ledger.py` reads, holds what is reported and the rule that judges it.
 """
 
+import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -291,31 +292,47 @@ are in `results/<profile>/claims.md`.
 """
 
 
-def summary(results: Results) -> str:
-    """The verdicts on signs, orders and trends as a short table, one row a claim: README's first screen."""
-    frame = ledger(results)
-    judged = frame[~frame["id"].isin([c.id for c in load() if c.rule in ("value", "count")])].copy()
-    judged.loc[judged["why"].str.contains("diverged, so in no mean"), "verdict"] += " (a run diverged)"
-    table = judged.pivot(index=["id", "claim"], columns="protocol", values="verdict")
-    order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]
-    table = table.loc[order].reset_index()[["claim", *results.profile.protocols]]
-    return table.to_markdown(index=False)
+def summary(*several: Results) -> str:
+    """The verdicts on signs, orders and trends as a short table, one row a claim, for one profile or several side by
+    side."""
+    tables = []
+    for results in several:
+        frame = ledger(results)
+        judged = frame[~frame["id"].isin([c.id for c in load() if c.rule in ("value", "count")])].copy()
+        judged.loc[judged["why"].str.contains("diverged, so in no mean"), "verdict"] += " (a run diverged)"
+        table = judged.pivot(index=["id", "claim"], columns="protocol", values="verdict")
+        order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]
+        name = f"{results.profile.name}, " if len(several) > 1 else ""
+        tables.append(table.loc[order, [*results.profile.protocols]].add_prefix(name))
+    return pd.concat(tables, axis=1).reset_index().drop(columns="id").to_markdown(index=False)
 
 
-def headline(results: Results, more: list[str] = ()) -> str:
-    """README's first screen: what was found, each line generated from the ledger; `more` are lines of the audit."""
-    table, profile = ledger(results), results.profile.name
+def told_depth(results: Results) -> int:
+    """The depth that the first screen tells of: the base depth, or where Controller and cut model haven't three seeds
+    there yet, the deepest at which they have."""
+    statistics, base = Statistics(results, "corrected"), results.profile.depth
+    judged = [depth for depth in results.profile.depths
+              if comparison.interval(statistics.against_cut("controller", depth)[""]).n > 2]
+    return base if base in judged or not judged else max(judged)
+
+
+def headline(results: Results, *others: Results, more: list[str] = ()) -> str:
+    """README's first screen: what was found, each line generated from the ledger, with the verdicts of other profiles
+    beside it; `more` are lines of the audit."""
+    table, profile, depth, several = ledger(results), results.profile.name, told_depth(results), [results, *others]
+    made = sum(run.id in results.runs for run in results.profile.runs())
+    rest = ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several)
     lines = [f"What it means for someone who wants to use the method (profile `{profile}`, `corrected`, depth "
-             f"{results.profile.depth}, nats per token, 95 % intervals over n seeds):", "",
-             *(f"- {line}" for line in meaning(results)), "",
+             f"{depth}, nats per token, 95 % intervals over n seeds; {made} of {len(results.profile.runs())} planned "
+             "runs are there, a line is told of what they can judge):", "",
+             *(f"- {line}" for line in meaning(results, depth)), "",
              f"![the main arms minus the cut model](figures/{profile}/overview.png)", "",
-             f"The paper's claims at this scale (why, and the rest, in [claims.md](results/{profile}/claims.md)):",
-             "", summary(results), "",
+             f"The paper's claims at these scales (why, and the rest: {rest}):", "", summary(*several), "",
              "Under `released` losses are of the token after the next one, on the start of the training stream, but "
              "for the last row (held-out text, next token); under `corrected` the first and the last row are one "
              "measurement.", "", *more, "In numbers:", ""]
     for protocol in results.profile.protocols:
-        lines += [f"- {found_gap(results, protocol)}", f"- {found_advantage(results, protocol)}"]
+        lines += [f"- {found_gap(results, protocol, depth)}", f"- {found_advantage(results, protocol)}"]
     drawn = [f"`{p}`" for p in results.profile.protocols if switches(p)["depth"] == "drawn"]
     if drawn:
         lines += [f"- Under {', '.join(drawn)} the Controller of every depth is one run a seed, at drawn depths: what "
@@ -329,35 +346,46 @@ def headline(results: Results, more: list[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def meaning(results: Results) -> list[str]:
-    """What the numbers mean for someone who wants to use the method, `corrected`, base depth: README's first screen."""
-    statistics, depth = Statistics(results, "corrected"), results.profile.depth
+def meaning(results: Results, depth: int) -> list[str]:
+    """What the numbers mean for someone who wants to use the method, `corrected`, at one depth: README's first screen.
+    Of what has no run nothing is said."""
+    statistics = Statistics(results, "corrected")
 
-    def told(part, words) -> str:
+    def told(subject: str, part, words) -> list[str]:
         found = comparison.interval(part)
-        return f"{found.told(*words)} ({found})"
+        return [f"{subject} {found.told(*words)} ({found})"] if found.n else []
+
+    def line(question: str, *parts: list[str]) -> list[str]:
+        said = "; ".join(itertools.chain(*parts))
+        return [f"**{question}** {said[0].upper()}{said[1:]}."] if said else []
+
+    def each(lead: str, parts: dict, words, name=str) -> list[str]:
+        made = {part: values for part, values in parts.items() if comparison.interval(values).n}
+        return [lead + _each(made, words, name)] if made else []
 
     alternatives = {arm: comparison.interval(values).mean for arm, values in statistics.instead().items() if values}
-    lines = ["**Loop, or cut and leave it?** The Controller's loop "
-             + told(statistics.against_cut("controller", depth)[""], AGAINST_CUT) + "; without its step norms it "
-             + told(statistics.against_cut("controller_nonorm", depth)[""], AGAINST_CUT) + "."]
+    lines = line("Loop, or cut and leave it?",
+                 told("the Controller's loop", statistics.against_cut("controller", depth)[""], AGAINST_CUT),
+                 told("without its step norms it", statistics.against_cut("controller_nonorm", depth)[""], AGAINST_CUT))
     if alternatives:
         best = min(alternatives, key=alternatives.get)
-        lines.append(f"**Loop, or something simpler?** `{best}` ({INSTEAD[best]}; the lowest of {len(alternatives)} "
-                     "ways without a loop) "
-                     + told(statistics.instead()[best], AGAINST_CUT) + " and "
-                     + told(statistics.instead_minus_controller()[best], AGAINST_CONTROLLER) + ".")
-    lines.append("**Is it the input?** Shown another sequence's state, "
-                 + told(statistics.interventions(depth)["other_sequence"], NEEDED) + ". Of arms that see nothing, "
-                 + _each(statistics.blind_minus_controller(depth), AGAINST_CONTROLLER, BLIND.get) + ".")
-    lines.append("**Which part?** A loop with the gate alone (`none_nonorm`) "
-                 + told(statistics.against_cut("none_nonorm", depth)[""], AGAINST_CUT) + "; "
-                 + _added(statistics, depth) + ".")
+        of = f", the lowest of {len(alternatives)} ways without a loop" if len(alternatives) > 1 else ""
+        lines += line("Loop, or something simpler?",
+                      told(f"`{best}` ({INSTEAD[best]}{of})", statistics.instead()[best], AGAINST_CUT),
+                      told("it", statistics.instead_minus_controller(depth)[best], AGAINST_CONTROLLER))
+    lines += line("Is it the input?",
+                  told("shown another sequence's state,", statistics.interventions(depth)["other_sequence"], NEEDED),
+                  each("of arms that see nothing, ", statistics.blind_minus_controller(depth), AGAINST_CONTROLLER,
+                       BLIND.get))
+    lines += line("Which part?",
+                  told("a loop with the gate alone (`none_nonorm`)", statistics.against_cut("none_nonorm", depth)[""],
+                       AGAINST_CUT), each("", *_added(statistics, depth)))
     words = ("is worse than with it", "is better than with it", "can't be told from with it")
-    gates = [f"at depth {at} " + _each(statistics.gate_by_arm(at), words, "`{}`".format)
-             for at in dict.fromkeys((depth, _searched(results)))]
-    lines.append(f"**Is the gate needed?** Without it, step norms kept, {'; '.join(gates)}{_diverged(statistics)}. "
-                 f"Rates were found at depth {_searched(results)}.")
+    searched = _searched(results)
+    gates = line("Is the gate needed?", *(
+        each(f"without it, step norms kept, at depth {at} ", statistics.gate_by_arm(at), words, "`{}`".format)
+        for at in dict.fromkeys((depth, searched))))
+    lines += [f"{gate} Rates were found at depth {searched}{_diverged(statistics)}." for gate in gates]
     full, cut = (t_interval(intervals_of) for intervals_of in statistics.after_next().values())
     lines.append("**Why does `released` say otherwise?** It trains and scores on the token after the next one, where "
                  f"the full model has {full.mean:.3f} and the cut one {cut.mean:.3f} on held-out text, and sets the "
@@ -372,9 +400,9 @@ AGAINST_CUT = ("is worse than the cut model", "is better than the cut model", "c
 AGAINST_STATIC = ("the Controller is ahead", "static is ahead", "the two can't be told apart")
 
 
-def found_gap(results: Results, protocol: str) -> str:
-    """One sentence on what cutting costs and what comes back, generated from the numbers."""
-    statistics, depth = Statistics(results, protocol), results.profile.depth
+def found_gap(results: Results, protocol: str, depth: int | None = None) -> str:
+    """One sentence on what cutting costs and what comes back at a depth (the base depth)."""
+    statistics, depth = Statistics(results, protocol), depth or results.profile.depth
     cost = comparison.interval(statistics.against_cut("full")[""])
     gained = comparison.interval(statistics.against_cut("controller", depth)[""])
     back = comparison.interval(statistics.recovery("controller", depth)[""])
@@ -444,10 +472,10 @@ def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
     return "; ".join(f"{name(part)} {phrase(part)} ({found[part]})" for part in found)
 
 
-def _added(statistics: Statistics, depth: int) -> str:
-    """What adding each part does to the loss: the change, where `bought` is what the part takes off."""
-    return _each({name: values.negative() for name, values in statistics.bought(depth).items()}, ADDED,
-                 lambda name: "adding {} to {}".format(*name.split(", to ")))
+def _added(statistics: Statistics, depth: int) -> tuple:
+    """What adding each part does to the loss, for `_each`: the change, where `bought` is what the part takes off."""
+    return ({name: values.negative() for name, values in statistics.bought(depth).items()}, ADDED,
+            lambda name: "adding {} to {}".format(*name.split(", to ")))
 
 
 def found_configurations(results: Results, protocol: str) -> str:
@@ -469,7 +497,7 @@ def found_configurations(results: Results, protocol: str) -> str:
 def found_parts(results: Results, depth: int) -> str:
     """One sentence on what each part of the loop buys at one depth."""
     statistics = Statistics(results, "corrected")
-    return (f"`corrected`, depth {depth}: " + _added(statistics, depth)
+    return (f"`corrected`, depth {depth}: " + _each(*_added(statistics, depth))
             + "; against the cut model, " + _each(statistics.ladder(depth), AGAINST_CUT) + _diverged(statistics) + ".")
 
 

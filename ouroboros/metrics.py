@@ -469,9 +469,10 @@ class Statistics:
         """Loss minus the cut model's of what one would do instead of looping."""
         return {arm: self.against_cut(arm)[""] for arm in self.results.profile.instead}
 
-    def instead_minus_controller(self) -> dict[str, BySeed]:
-        """Loss of what one would do instead minus the Controller's at the base depth; below 0 it is better."""
-        return {arm: minus(self._losses(arm), self._losses("controller"))
+    def instead_minus_controller(self, depth: int | None = None) -> dict[str, BySeed]:
+        """Loss of what one would do instead minus the Controller's at a depth (the base depth); below 0 it is
+        better."""
+        return {arm: minus(self._losses(arm), self._losses("controller", depth))
                 for arm in self.results.profile.instead}
 
     # -------------------------------------------------------------------------------------- what a run logs of itself

@@ -242,6 +242,19 @@ def test_the_summary_and_the_headline_follow_the_verdicts(results, flipped):
     assert claims.found_gap(results, "released") in headline
 
 
+def test_the_headline_sets_a_second_profile_beside_the_first_and_says_how_much_of_the_plan_is_there(results, tmp_path):
+    write(tmp_path, "smoke", keep=lambda spec: spec.arm in ("full", "cut", "lora") or spec.arm == "controller" and
+          spec.depth == 1)
+    first = metrics.load("smoke", tmp_path)
+    assert claims.told_depth(first) == 1 and claims.told_depth(results) == 8  # the base depth, 4, has no runs there
+    headline = claims.headline(first, results)
+    assert "smoke, corrected" in headline and "tiny-first, released" in headline
+    assert f"{len(first.runs)} of {len(first.profile.runs())} planned runs" in headline
+    assert "corrected`, depth 1," in headline and "has no finished run" not in claims.meaning(first, 1)[0]
+    meant = " ".join(claims.meaning(first, 1))
+    assert "`lora` (LoRA on the cut model" in meant and "Which part?" not in meant and "no runs" not in meant
+
+
 # --------------------------------------------------------------------------------------------------- found, in words
 
 def test_the_sentences_follow_the_numbers(results, flipped):

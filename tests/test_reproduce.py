@@ -139,7 +139,7 @@ def test_notebooks_type_no_measured_number():
 def test_the_readme_opens_with_the_verdicts(reproduced, results):
     root, _ = reproduced
     assert (root / "README.md").read_text() == README.replace(
-        f"{reproduce.BEGIN}\n{reproduce.END}", reproduce.readme_block(results))
+        f"{reproduce.BEGIN}\n{reproduce.END}", reproduce.readme_block(results))  # the other has no logs there
     assert claims.summary(results) in (root / "README.md").read_text()
 
 
