@@ -111,7 +111,7 @@ def load(profile: str, root: Path) -> Results:
 
 
 def hand_over(results: Results, folder: Path) -> None:
-    """Write a profile's parsed logs for the kernels of its notebooks, which then parse none: see `handed_over`."""
+    """Write a profile's parsed logs for the processes of its notebooks, which then parse none: see `handed_over`."""
     index, numbers = {}, array("d")
     for name, run in results.runs.items():
         start, series = len(numbers), []
@@ -124,8 +124,9 @@ def hand_over(results: Results, folder: Path) -> None:
     np.savez(folder / f"{results.profile.name}.npz", numbers=np.frombuffer(numbers), index=np.array(json.dumps(index)))
 
 
+@functools.lru_cache(maxsize=1)
 def handed_over(profile: str, folder: Path) -> Results:
-    """What `hand_over` wrote of a profile, as `load` gives it."""
+    """What `hand_over` wrote of a profile, as `load` gives it; once for the notebooks that a process executes."""
     return Results(load_profile(profile), _HandedOver(folder / f"{profile}.npz"))
 
 

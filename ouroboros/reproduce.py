@@ -33,7 +33,7 @@ DIGITS = 1e-6  # relative: 6 significant digits
 NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 LOGS = "results/README.md"  # which logs are committed
-KERNELS = 2  # notebooks that execute side by side
+JOBS = 2  # notebooks that execute side by side
 README_PROFILES = ("smollm2", "tiny-first")  # whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 
@@ -86,14 +86,18 @@ def open_profile(profile: str) -> tuple[Results, Output]:
 
 # -------------------------------------------------------------------------------------------------------- deriving
 
-def execute(notebook: Path, target: Path, parameters: dict, environment: dict[str, str]) -> None:
-    """Run a notebook with papermill into `target`, without timestamps, durations or paths.
+def execute(notebook: Path, target: Path, parameters: dict, environment: dict[str, str],
+            kernel: bool = False) -> None:
+    """Run a notebook with papermill into `target`, without timestamps, durations or paths: in this process, or in a
+    `kernel` of its own.
 
     Raises InputError for a parameter that its `parameters` cell doesn't have (papermill would only warn), and when a
     cell fails.
     """
     import nbformat  # here, since it takes a second and every notebook's kernel imports this module
     import papermill
+
+    from .inprocess import ENGINE
 
     known = papermill.inspect_notebook(str(notebook))
     for name in parameters:
@@ -110,7 +114,7 @@ def execute(notebook: Path, target: Path, parameters: dict, environment: dict[st
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
-                                       progress_bar=False, log_output=False,
+                                       engine_name=None if kernel else ENGINE, progress_bar=False, log_output=False,
                                        extra_arguments=["--IPKernelApp.log_level=50"])  # its ends aren't errors
     except papermill.PapermillExecutionError as error:
         raise InputError(f"{notebook.name}: a cell failed with {error.ename}: {error.evalue}; open the notebook to see "
@@ -137,7 +141,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
     folder = out / "results" / profile
     notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
     with tempfile.TemporaryDirectory() as parsed, \
-            ProcessPoolExecutor(KERNELS, mp_context=multiprocessing.get_context("spawn")) as pool:
+            ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
         metrics.hand_over(results, Path(parsed))
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "OUROBOROS_PARSED": parsed}
         running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
@@ -342,7 +346,7 @@ def _take_over(profile: str, root: Path, out: Path) -> int:
 def tour(profile: str, root: Path) -> None:
     """Execute the notebook that converts, trains, generates and saves."""
     target = root / "results" / profile / "notebooks" / TOUR
-    execute(root / "notebooks" / TOUR, target, {"profile": profile}, {"OUROBOROS_ROOT": str(root)})
+    execute(root / "notebooks" / TOUR, target, {"profile": profile}, {"OUROBOROS_ROOT": str(root)}, kernel=True)
 
 
 def verify(profiles: list[str], root: Path) -> list[str]:

@@ -241,7 +241,8 @@ def test_tables_figures_and_verdicts_are_the_same_in_any_environment(locale, loc
     assert len(derived) == 7 and analysed(root, tmp_path, **variables) == derived
 
 
-def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_path):
+@pytest.mark.parametrize("kernel", [False, True])
+def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_path, kernel):
     code = "import sys, os\nprint(sys.prefix, {'marked', 'marked_too'} & set(globals()), 1 / 3)"
     cells = [nbformat.v4.new_code_cell("profile = ''", metadata={"tags": ["parameters"]}),
              nbformat.v4.new_code_cell(code)]
@@ -256,7 +257,7 @@ def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_pa
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
     script = ("import sys; from pathlib import Path; from ouroboros.reproduce import execute; a = Path(sys.argv[1]); "
-              "execute(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, {})")
+              "execute(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, {}, " + f"{kernel})")
     done = python("-c", script, tmp_path, IPYTHONDIR=tmp_path / "ipython", PYTHONSTARTUP=tmp_path / "startup.py",
                   JUPYTER_PATH=tmp_path / "jupyter", JUPYTER_DATA_DIR=tmp_path / "jupyter")
     assert done.returncode == 0, done.stderr
