@@ -13,8 +13,8 @@ def __getattr__(name: str):  # PEP 562
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from .configuration import OuroborosConfig
-    from .modeling import OuroborosForCausalLM
+    from .model.configuration import OuroborosConfig
+    from .model.modeling import OuroborosForCausalLM
 
     AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)
     AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)

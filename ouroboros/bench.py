@@ -22,18 +22,19 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from . import resume
-from .corpus import LOOK_AHEAD
-from .cost import Cost
 from .errors import InputError
-from .evaluation import targets
-from .experiment import PROJECTIONS, Profile, SplitConfig, load_profile
+from .experiment.cost import Cost
+from .experiment.profile import Profile, SplitConfig, load_profile
 from .log import NoLog, write_atomic
-from .modeling import OuroborosForCausalLM
-from .modulation import ModulatedLinear
+from .model.configuration import PROJECTIONS
+from .model.modeling import OuroborosForCausalLM
+from .model.modulation import ModulatedLinear
+from .model.surgery import mean_residual, open_base, truncated_svd
 from .provenance import provenance
-from .surgery import mean_residual, open_base, truncated_svd
-from .training import training_loss
+from .training import resume
+from .training.corpus import LOOK_AHEAD
+from .training.evaluation import targets
+from .training.run import training_loss
 
 PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (SYSTEM section 2), of the largest shape of the seven
 CHECKPOINT = dict(vocab_size=32_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,

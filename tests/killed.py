@@ -14,9 +14,10 @@ import sys
 from pathlib import Path
 
 from ouroboros import log as runlog
-from ouroboros import resume, training
 from ouroboros.errors import AGAIN, Preempted
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.training import resume
+from ouroboros.training import run as training
 
 RUN = "controller-dmixed-r4-released-s0"
 root = Path(sys.argv[1])

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ouroboros.comparison import compare, document_clusters, pool_seed_variance, ratio, verdict
-from ouroboros.intervals import t_interval
+from ouroboros.analysis.comparison import compare, document_clusters, pool_seed_variance, ratio, verdict
+from ouroboros.analysis.intervals import t_interval
 
 # what seeds, documents and their interaction each add to the standard error of the mean
 SHARES = {

@@ -8,9 +8,9 @@ import sys
 import time
 from pathlib import Path
 
-from ouroboros import training
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog
+from ouroboros.training import run as training
 
 root = Path(sys.argv[1])
 row = WorkingLog.row

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ouroboros.experiment import ARMS, PROJECTIONS, RunSpec, load_profile, switches
+from ouroboros.experiment.arms import ARMS, PROJECTIONS
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import load_profile
+from ouroboros.experiment.protocol import switches
 from ouroboros.log import WorkingLog
 
 SPLITS = ("train", "heldout", "foreign", "stream", "reference")  # and newer, of a profile that has it

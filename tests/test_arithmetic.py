@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros import arithmetic, ledger
-from ouroboros.training import schedule
+from ouroboros.analysis import arithmetic, ledger
+from ouroboros.training.run import schedule
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100),

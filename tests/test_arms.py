@@ -6,13 +6,16 @@ import torch
 from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import arms, training
-from ouroboros.corpus import prepare
-from ouroboros.cost import Cost
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS, RunSpec, SplitConfig, parse_profile
+from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.cost import Cost
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import SplitConfig, parse_profile
 from ouroboros.log import read_run
-from ouroboros.surgery import cut_layers
+from ouroboros.model.surgery import cut_layers
+from ouroboros.training import build as arms
+from ouroboros.training import run as training
+from ouroboros.training.corpus import prepare
 
 IDS = torch.arange(40).view(2, 20)
 ADAPTED = [name for name, arm in ARMS.items() if arm.lora == "kept" or arm.middle == "maps"]

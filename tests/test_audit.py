@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from synthetic import plain, write, write_run
 
-from ouroboros import audit, findings, metrics
-from ouroboros.experiment import RunSpec, load_profile
+from ouroboros.analysis import audit, findings, metrics
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import load_profile
 
 SHIFTS = {"target": 0.5, "rate": -0.25, "alpha": 0.125}  # of static, where the switch is flipped
 

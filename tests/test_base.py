@@ -9,14 +9,14 @@ from conftest import profile_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ouroboros import base
-from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
-from ouroboros.experiment import load_profile, parse_profile
+from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
-from ouroboros.ngram import Trigram
-from ouroboros.surgery import cut_layers
-from ouroboros.training import load_base
+from ouroboros.model.surgery import cut_layers
+from ouroboros.training import base
+from ouroboros.training.corpus import prepare
+from ouroboros.training.ngram import Trigram
+from ouroboros.training.run import load_base
 
 TOKENS = st.lists(st.integers(1, 6), max_size=12).map(np.array)
 

@@ -10,8 +10,8 @@ from models import shake
 from ouroboros import bench
 from ouroboros.bench import excess_error, gigabyte, scaled_residual, take_turns
 from ouroboros.cli import main
-from ouroboros.experiment import parse_profile
-from ouroboros.surgery import FULL_SVD, truncated_svd
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.model.surgery import FULL_SVD, truncated_svd
 
 
 def test_calls_take_turns_and_the_first_turn_is_not_counted():

@@ -6,11 +6,12 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros import claims, intervals, metrics, tables
-from ouroboros.claims import judge
-from ouroboros.experiment import RunSpec, load_profile
-from ouroboros.ledger import Measure
-from ouroboros.metrics import Statistics
+from ouroboros.analysis import claims, intervals, metrics, tables
+from ouroboros.analysis.claims import judge
+from ouroboros.analysis.ledger import Measure
+from ouroboros.analysis.metrics import Statistics
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import load_profile
 
 LEDGER = {claim.id: claim for claim in claims.load()}
 TINY = load_profile("tiny-first")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from simulate_coverage import SHARES, coverage, draw, separate
 
-from ouroboros import comparison
-from ouroboros.comparison import (
+from ouroboros.analysis import comparison
+from ouroboros.analysis.comparison import (
     SeedVariance,
     budget_words,
     compare,
@@ -26,9 +26,9 @@ from ouroboros.comparison import (
     verdict,
     verdicts,
 )
-from ouroboros.corpus import Corpus
+from ouroboros.analysis.intervals import Interval
 from ouroboros.errors import InputError
-from ouroboros.intervals import Interval
+from ouroboros.training.corpus import Corpus
 
 T2, T3 = 4.302653, 3.182446  # Student's t at 97.5 %, 2 and 3 degrees of freedom
 NUMBERS = ["mean", "low", "high", "low90", "high90", "p"]

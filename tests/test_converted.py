@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros import metrics
+from ouroboros.analysis import metrics
 from ouroboros.provenance import no_old_commits
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros import corpus
-from ouroboros.corpus import documents, prepare, split_of
 from ouroboros.errors import InputError
-from ouroboros.experiment import CorpusConfig
+from ouroboros.experiment.profile import CorpusConfig
+from ouroboros.training import corpus
+from ouroboros.training.corpus import documents, prepare, split_of
 
 TEXT = CorpusConfig(kind="text", packages=("a",), foreign=("b",), dev_share=0.2, heldout_share=0.3)
 

@@ -11,11 +11,16 @@ from conftest import profile_data
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import arms, cost, evaluation, forecast, sweep, training
 from ouroboros.cli import main
-from ouroboros.cost import Cost, Shape
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS, RunSpec, load_profile, parse_profile
+from ouroboros.experiment import cost, forecast
+from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.cost import Cost, Shape
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import load_profile, parse_profile
+from ouroboros.training import build as arms
+from ouroboros.training import evaluation, sweep
+from ouroboros.training import run as training
 
 NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts" and arm.ends in (None, 2)]  # of 6 layers
 TRAINED = [name for name, arm in ARMS.items() if arm.trained]

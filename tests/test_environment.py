@@ -20,10 +20,12 @@ from packaging.utils import canonicalize_name
 from synthetic import write
 
 import ouroboros
-from ouroboros import metrics, provenance, reproduce, sweep
+from ouroboros import provenance, reproduce
+from ouroboros.analysis import metrics
 from ouroboros.errors import InputError
-from ouroboros.experiment import PROFILES, parse_profile
+from ouroboros.experiment.profile import PROFILES, parse_profile
 from ouroboros.log import read_run
+from ouroboros.training import sweep
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -111,7 +113,7 @@ MATPLOTLIBRC = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\nsavefig.dp
 ANALYSIS = """
 import sys
 from pathlib import Path
-from ouroboros import claims, figures, inventory, metrics, tables
+from ouroboros.analysis import claims, figures, inventory, metrics, tables
 from ouroboros.reproduce import Output
 root, out = map(Path, sys.argv[1:])
 results = metrics.load("tiny-first", root)

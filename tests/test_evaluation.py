@@ -11,11 +11,15 @@ from conftest import profile_data, write_searches
 from models import convert, ids, shake
 from torch.nn import functional as F
 
-from ouroboros import arms, evaluation, training
-from ouroboros.corpus import prepare, sha256
-from ouroboros.experiment import DRAWN_DEPTHS, PROJECTIONS, parse_profile
+from ouroboros.experiment.arms import PROJECTIONS
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.protocol import DRAWN_DEPTHS
+from ouroboros.experiment.rates import Rates
 from ouroboros.log import WorkingLog, read_run
-from ouroboros.rates import Rates
+from ouroboros.training import build as arms
+from ouroboros.training import evaluation
+from ouroboros.training import run as training
+from ouroboros.training.corpus import prepare, sha256
 
 
 def loss_of(run, update, split, metric):

@@ -9,16 +9,10 @@ import yaml
 from conftest import profile_data
 
 from ouroboros.errors import InputError
-from ouroboros.experiment import (
-    ARMS,
-    PROFILES,
-    SWITCHES,
-    RunSpec,
-    load_profile,
-    parse_profile,
-    switches,
-    trained_under,
-)
+from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import PROFILES, load_profile, parse_profile
+from ouroboros.experiment.protocol import SWITCHES, switches, trained_under
 
 
 def test_the_columns_are_the_audits_and_a_flip_moves_one_switch():
@@ -184,7 +178,7 @@ def test_an_unknown_profile_or_run_is_refused():
 def test_the_runs_of_the_frozen_profile_are_the_committed_ones():
     """Golden: ids name committed logs, so they may not change."""
     ids = {spec.id for spec in load_profile("tiny-first").runs()}
-    logs = (PROFILES.parents[1] / "results/tiny-first/runs").iterdir()
+    logs = (Path(__file__).parents[1] / "results/tiny-first/runs").iterdir()
     assert len(ids) == 562 and {path.stem for path in logs} == ids
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from models import convert, ids, shake, small_base
 
-from ouroboros.modeling import StepNorm
+from ouroboros.model.modeling import StepNorm
 
 
 @pytest.mark.parametrize("attention, sees", [("sdpa", False), ("eager", True)])

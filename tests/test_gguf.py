@@ -7,9 +7,11 @@ from gguf_files import rotary_order, small_llama, write_gguf
 from models import OPTIONS, shake
 from transformers import AutoModelForCausalLM, GgufConfig
 
-from ouroboros import OuroborosForCausalLM, surgery, weights
+from ouroboros import OuroborosForCausalLM
 from ouroboros.errors import InputError
-from ouroboros.weights import Checkpoint, read_gguf, sha256, tensors_of
+from ouroboros.model import checkpoint as weights
+from ouroboros.model import surgery
+from ouroboros.model.checkpoint import Checkpoint, read_gguf, sha256, tensors_of
 
 IDS = torch.randint(2, 250, (2, 9), generator=torch.Generator().manual_seed(0))
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ouroboros import claims, ledger
+from ouroboros.analysis import claims, ledger
+from ouroboros.analysis.metrics import Statistics
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS
-from ouroboros.metrics import Statistics
+from ouroboros.experiment.arms import ARMS
 
 ROOT = Path(__file__).parents[1]
 CLAIMS = ledger.load()

@@ -5,8 +5,8 @@ import math
 import pytest
 from synthetic import loss, write
 
-from ouroboros import levels, metrics
-from ouroboros.experiment import load_profile
+from ouroboros.analysis import levels, metrics
+from ouroboros.experiment.profile import load_profile
 
 UNTRAINED = ("full", "cut", "cut_2", "refine_base", "unigram", "bigram", "bare", *levels.STARTS.values())
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from synthetic import manifest, write_run
 
 from ouroboros.errors import InputError
-from ouroboros.experiment import RunSpec, load_profile
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import load_profile
 from ouroboros.log import WorkingLog, read_manifest, read_run, read_runs, working_rows, write_atomic
 from ouroboros.log import write_run as write_rows
 

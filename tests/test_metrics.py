@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import loss, plain, write, write_run
 
-from ouroboros import audit, claims, intervals, levels, metrics, tables
-from ouroboros.comparison import compare, gap_recovery, interval, verdict
+from ouroboros.analysis import audit, claims, intervals, levels, metrics, tables
+from ouroboros.analysis.comparison import compare, gap_recovery, interval, verdict
+from ouroboros.analysis.intervals import BySeed, Ratio, block_bootstrap, minus, t_interval
+from ouroboros.analysis.metrics import Statistics
 from ouroboros.errors import InputError
-from ouroboros.experiment import RunSpec, load_profile
-from ouroboros.intervals import BySeed, Ratio, block_bootstrap, minus, t_interval
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import load_profile
 from ouroboros.log import Series
-from ouroboros.metrics import Statistics
 
 SEEDS = load_profile("tiny-first").seeds
 

@@ -11,8 +11,9 @@ from transformers import Qwen2Config
 import ouroboros
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.errors import InputError
-from ouroboros.experiment import PROJECTIONS, SplitConfig, load_profile
-from ouroboros.surgery import cut_layers, mean_residual, open_base
+from ouroboros.experiment.arms import PROJECTIONS
+from ouroboros.experiment.profile import SplitConfig, load_profile
+from ouroboros.model.surgery import cut_layers, mean_residual, open_base
 
 SPLIT = SplitConfig(prelude=1, recurrent=3, coda=1)
 

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ouroboros.configuration import OuroborosConfig
-from ouroboros.experiment import PROJECTIONS, READS
-from ouroboros.modulation import MODULATIONS, Controller, ModulatedLinear, StaticModulation, pool
+from ouroboros.experiment.arms import PROJECTIONS, READS
+from ouroboros.model.configuration import OuroborosConfig
+from ouroboros.model.modulation import MODULATIONS, Controller, ModulatedLinear, StaticModulation, pool
 
 
 def modulated(out_features=6, in_features=5, rank=3, alpha=1.5, dtype=torch.float32):

@@ -9,12 +9,13 @@ from conftest import profile_data
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import arms, training
-from ouroboros.base import pretrain
-from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
-from ouroboros.experiment import load_profile, parse_profile
+from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
+from ouroboros.training import build as arms
+from ouroboros.training import run as training
+from ouroboros.training.base import pretrain
+from ouroboros.training.corpus import prepare
 
 SETS = ("train", "heldout", "foreign", "stream", "reference")
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from conftest import profile_data, write_searches
 
-from ouroboros import training
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
+from ouroboros.training import run as training
 
 COMMAND = Path(__file__).parent / "command.py"
 TOLERANCE = 1e-5  # nats per token

@@ -4,10 +4,12 @@ import pytest
 from conftest import profile_data
 from synthetic import write_run
 
-from ouroboros import rates
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS, RunSpec, parse_profile
-from ouroboros.rates import Rates, planned, rates_of, read_searches, waits
+from ouroboros.experiment import rates
+from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.rates import Rates, planned, rates_of, read_searches, waits
 
 
 def searching(text, *entries, arms=("controller", "static"), siblings=None, **matrix) -> object:

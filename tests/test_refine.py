@@ -6,13 +6,13 @@ import pytest
 import torch
 from models import FAMILIES, ids, shake, small_base
 
-from ouroboros.arms import part_of
 from ouroboros.errors import InputError
-from ouroboros.evaluation import Watch
-from ouroboros.experiment import PROJECTIONS
-from ouroboros.modeling import Gate
-from ouroboros.refine import SCALE, Intact, Refiner
-from ouroboros.training import training_loss
+from ouroboros.experiment.arms import PROJECTIONS
+from ouroboros.model.modeling import Gate
+from ouroboros.training.build import part_of
+from ouroboros.training.evaluation import Watch
+from ouroboros.training.refine import SCALE, Intact, Refiner
+from ouroboros.training.run import training_loss
 
 WIDTHS = {"max_steps": 8, "state_width": 8, "step_width": 4, "hidden_width": 8, "output_width": 4}
 

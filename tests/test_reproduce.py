@@ -14,10 +14,13 @@ import pandas as pd
 import pytest
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
-from ouroboros import claims, inventory, log, metrics, reproduce
+from ouroboros import log, reproduce
+from ouroboros.analysis import claims, inventory, metrics
 from ouroboros.cli import main
 from ouroboros.errors import InputError
-from ouroboros.experiment import IDENTITY, RunSpec, load_profile, switches
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import IDENTITY, load_profile
+from ouroboros.experiment.protocol import switches
 from ouroboros.log import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -11,10 +11,11 @@ import pytest
 import torch
 from conftest import profile_data, write_searches
 
-from ouroboros import resume, training
 from ouroboros.errors import AGAIN
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog, read_run
+from ouroboros.training import resume
+from ouroboros.training import run as training
 
 RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all the state there is
 SCRIPT = Path(__file__).parent / "killed.py"

@@ -21,7 +21,7 @@ from transformers import (
 
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.errors import InputError
-from ouroboros.weights import Checkpoint, sha256
+from ouroboros.model.checkpoint import Checkpoint, sha256
 
 
 @pytest.fixture

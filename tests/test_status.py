@@ -12,11 +12,12 @@ import pytest
 from conftest import profile_data
 from synthetic import write_run
 
-from ouroboros import status, sweep, training
 from ouroboros.cli import main
 from ouroboros.errors import Busy, InputError
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog
+from ouroboros.training import run as training
+from ouroboros.training import status, sweep
 
 RUN = "static-d2-r4-corrected-s0"
 SLOW = Path(__file__).parent / "slow.py"

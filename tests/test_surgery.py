@@ -7,8 +7,17 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
-from ouroboros.experiment import PROJECTIONS, SplitConfig
-from ouroboros.surgery import cut_layers, kept_layers, mean_residual, open_base, removed_layers, spectra, truncated_svd
+from ouroboros.experiment.arms import PROJECTIONS
+from ouroboros.experiment.profile import SplitConfig
+from ouroboros.model.surgery import (
+    cut_layers,
+    kept_layers,
+    mean_residual,
+    open_base,
+    removed_layers,
+    spectra,
+    truncated_svd,
+)
 
 
 def split(prelude, recurrent, coda):

@@ -13,10 +13,13 @@ import pytest
 from conftest import profile_data, write_searches
 from synthetic import write_run
 
-from ouroboros import cli, status, sweep, training
+from ouroboros import cli
 from ouroboros.errors import AGAIN, InputError
-from ouroboros.experiment import CORE, parse_profile
+from ouroboros.experiment.arms import CORE
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
+from ouroboros.training import run as training
+from ouroboros.training import status, sweep
 
 COMMAND = Path(__file__).parent / "command.py"
 

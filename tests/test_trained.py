@@ -9,11 +9,14 @@ import torch
 from conftest import profile_data
 from peft import PeftModel
 
-from ouroboros import OuroborosForCausalLM, evaluation, rescore, surgery, trained, training
-from ouroboros.corpus import prepare
+from ouroboros import OuroborosForCausalLM
 from ouroboros.errors import InputError
-from ouroboros.experiment import parse_profile
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
+from ouroboros.model import surgery
+from ouroboros.training import evaluation, rescore, trained
+from ouroboros.training import run as training
+from ouroboros.training.corpus import prepare
 
 LOOP, GATE, LORA = "controller-d2-r4-corrected-s0", "none_nonorm-d2-corrected-s0", "lora-corrected-s0"
 

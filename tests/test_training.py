@@ -11,12 +11,17 @@ from conftest import profile_data, write_searches
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros import arms, evaluation, sweep, training
-from ouroboros.corpus import prepare
 from ouroboros.errors import InputError
-from ouroboros.experiment import ARMS, DRAWN_DEPTHS, RunSpec, parse_profile, schedule
+from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.plan import RunSpec
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.protocol import DRAWN_DEPTHS, schedule
+from ouroboros.experiment.rates import Rates
 from ouroboros.log import read_run
-from ouroboros.rates import Rates
+from ouroboros.training import build as arms
+from ouroboros.training import evaluation, sweep
+from ouroboros.training import run as training
+from ouroboros.training.corpus import prepare
 
 
 def trained(profile, root, run_id):

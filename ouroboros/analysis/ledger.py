@@ -1,0 +1,225 @@
+"""What the paper claims, as typed: the schema of `claims.yaml`, and what its numbers alone give.
+
+Never imports torch. Nothing measured stands here; `claims.py` judges each claim on the raw logs.
+"""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from ..errors import InputError
+from . import metrics
+
+FILE = Path(__file__).parent / "claims.yaml"
+PAPER_RANK = 32  # the paper's base rank (SYSTEM section 3), of which a claim's rank is told
+# SYSTEM section 6, at d = 2048 and r = 32; the tests count the same on the model
+PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_072}
+
+# {statistic: (arms that it reads beside the claim's own, at which depths, ranks and rates)}; all
+# but `against`, which `claims.measured` computes, are methods of `metrics.Statistics`
+STATISTICS: dict[str, tuple[tuple[str, ...], str]] = {
+    "loss": ((), ""),
+    "reduction": (("cut",), ""),
+    "recovery": (("cut", "full"), ""),
+    "against": ((), ""),
+    "against_cut": (("cut",), ""),
+    "against_cut_by_depth": (("cut",), "every depth"),
+    "heldout_against_cut_by_depth": (("cut",), "every depth, held-out text"),
+    "advantage": (("static", "controller"), ""),
+    "advantage_by_depth": (("static", "controller"), "every depth"),
+    "advantage_by_rank": (("static", "controller"), "every rank"),
+    "lead_at_1_over_other_depths": (("static", "controller"), "every depth"),
+    "against_depth_1": ((), "every depth"),
+    "gain_from_depth_to_depth": ((), "every depth"),
+    "without_gate_minus_with": (("controller_nogate", "controller"), "every depth of the first"),
+    "spread": ((), "every depth; every other rank and rate"),
+}
+# an arm against itself at other depths
+OVER_DEPTHS = ("against_depth_1", "gain_from_depth_to_depth", "spread")
+
+RECOMPUTE = {
+    "difference": lambda a, b: a - b,
+    "reduction": metrics.reduction,
+    "recovery": metrics.recovery,
+    "spread": lambda ends: max(ends) - min(ends),
+    "parameters": lambda: sum(PAPER_PARAMETERS.values()) / 1e6,
+}
+
+
+QUOTED = "must be a number in quotes, digits as in the source"
+
+
+def _is_typed(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d+)?", value) is not None
+
+
+def _number(value: object) -> object:
+    if not _is_typed(value):
+        raise ValueError(QUOTED)
+    return value
+
+
+def _number_or_ends(value: object) -> object:
+    ends = value if isinstance(value, list) and len(value) == 2 else [value]
+    if value is not None and not all(map(_is_typed, ends)):
+        raise ValueError(f"{QUOTED}, or a list of two")
+    return value
+
+
+Typed = Annotated[str, BeforeValidator(_number)]
+Words = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class Recompute(_Strict):
+    """The claim's quantity from the reported numbers of other claims."""
+
+    function: Literal["difference", "reduction", "recovery", "spread", "parameters"]
+    of: list[str]
+
+
+class Measure(_Strict):
+    """What measures a claim: a statistic and its arguments. An arm need not exist yet."""
+
+    statistic: Literal[tuple(STATISTICS)]
+    arm: str | None = None
+    baseline: str | None = None  # of `against`: the arm whose loss is subtracted
+    depth: Annotated[int, Field(gt=0)] | None = None
+    rank: Annotated[int, Field(gt=0)] | None = None  # the paper's, where the base rank is 32
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Every arm that is read, the claim's own first."""
+        own = [arm for arm in (self.arm, self.baseline) if arm]
+        return tuple(dict.fromkeys([*own, *STATISTICS[self.statistic][0]]))
+
+    @property
+    def of_depths(self) -> bool:
+        """Whether this is one arm's loss at a depth, or how that changes over depths."""
+        return self.statistic in OVER_DEPTHS or (self.statistic == "loss"
+                                                 and self.depth is not None)
+
+
+class Claim(_Strict):
+    """One claim: what is reported, where, and how it is judged. The head of `claims.yaml` says what
+    each field is."""
+
+    id: Annotated[str, Field(pattern=r"^\w+$")]
+    what: Words
+    reported: Annotated[str | list[str] | None, BeforeValidator(_number_or_ends)] = None
+    also: dict[str, Typed] = {}
+    words: Words | None = None
+    unit: Literal["nats per token", "%", "million"] | None = None
+    source: Annotated[list[Literal["A", "R", "C", "D"]], Field(min_length=1)]
+    secondary: bool = False
+    unsupported: Words | None = None
+    open: Words | None = None
+    rule: Literal["value", "positive", "negative", "small", "count"]
+    recompute: Recompute | None = None
+    measure: Measure | None = None
+    unmeasured: Words | None = None
+    notes: dict[Literal["released", "corrected"], Words] = {}
+
+    @property
+    def typed(self) -> list[str]:
+        """The reported number, or the two ends of its range, as typed; nothing for words."""
+        return [self.reported] if isinstance(self.reported, str) else list(self.reported or ())
+
+    @property
+    def numbers(self) -> list[float]:
+        return [float(text) for text in self.typed]
+
+    @property
+    def decimals(self) -> int:
+        """Decimals of the reported number, of a range the most that an end has."""
+        return max(len(text.partition(".")[2]) for text in self.typed)
+
+    @property
+    def told(self) -> str:
+        """What is reported, digits as typed: a number with its unit, words, or `as stated`."""
+        if not self.typed:
+            return self.words or "as stated"
+        more = [*([self.words] if self.words else []), *(f"{name}: {number}" for name,
+                                                         number in self.also.items())]
+        return f"{' to '.join(self.typed)} {self.unit}" + (f" ({', '.join(more)})" if more else "")
+
+    @property
+    def sources(self) -> str:
+        return " ".join(self.source) + (" (secondary)" if self.secondary else "")
+
+
+def load(file: Path = FILE) -> list[Claim]:
+    """Every claim of a ledger. Raises InputError, naming file, claim, field and value."""
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise InputError(f"{file.name}: no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, list):
+        raise InputError(f"{file.name}: {type(data).__name__}: a ledger is a list of claims")
+    claims = [_parse(entry, place, file.name) for place, entry in enumerate(data, 1)]
+    ids = [claim.id for claim in claims]
+    for place, claim in enumerate(claims):
+        where = f"{file.name}: claim '{claim.id}'"
+        if claim.id in ids[:place]:
+            raise InputError(f"{where}: id: '{claim.id}': another claim has it")
+        for name in claim.recompute.of if claim.recompute else ():
+            if name not in ids:
+                raise InputError(f"{where}: recompute.of: '{name}': no claim has that id")
+    return claims
+
+
+def _parse(entry, place: int, file: str) -> Claim:
+    named = isinstance(entry, dict) and "id" in entry
+    name = f"claim '{entry['id']}'" if named else f"claim number {place}"
+    try:
+        claim = Claim.model_validate(entry)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "entry"
+        value = "missing" if first["type"] == "missing" else repr(first["input"])
+        message = first["msg"].removeprefix("Value error, ")
+        raise InputError(f"{file}: {name}: {field}: {value}: {message}") from None
+    for field, value, mend in _contradictions(claim):
+        raise InputError(f"{file}: {name}: {field}: {value!r}: {mend}")
+    return claim
+
+
+def _contradictions(claim: Claim):
+    """(field, value, how to mend it) of each field that doesn't go with the others."""
+    measure, only_d = claim.measure, claim.source == ["D"]
+    if claim.secondary != only_d:
+        mend = f"must be {str(only_d).lower()}: the source is {' '.join(claim.source)}"
+        yield "secondary", claim.secondary, mend
+    if claim.rule in ("value", "count") and not claim.typed:
+        yield "reported", claim.reported, f"the rule '{claim.rule}' needs a number"
+    if claim.typed and claim.unit is None:
+        yield "unit", None, "a reported number needs one"
+    if claim.rule != "count" and (measure is None) == (claim.unmeasured is None):
+        mend = "a claim has either this or 'unmeasured', which says why not"
+        yield "measure", measure and measure.statistic, mend
+    if measure and (measure.statistic == "against") != (measure.baseline is not None):
+        mend = "the statistic 'against' needs one, no other has one"
+        yield "measure.baseline", measure.baseline, mend
+
+
+def reported(claims: list[Claim]) -> dict[str, float | list[float] | None]:
+    """{id: what is reported}: a number, a range as a list of two, None for words."""
+    values = {claim.id: claim.numbers for claim in claims}
+    return {name: found[0] if len(found) == 1 else found or None for name, found in values.items()}
+
+
+def recomputed(claim: Claim, claims: list[Claim]) -> float | None:
+    """The claim's value from other reported values; of a range its middle. None: no formula."""
+    if claim.recompute is None:
+        return None
+    function, numbers = claim.recompute.function, {other.id: other.numbers for other in claims}
+    values = [numbers[name] for name in claim.recompute.of]
+    if function != "spread":
+        values = [sum(ends) / len(ends) for ends in values]
+    return RECOMPUTE[function](*values)

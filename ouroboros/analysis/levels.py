@@ -1,0 +1,156 @@
+"""What size a loss has before anything is trained: by target, by layers kept, in the untrained loop. Never imports
+torch.
+
+Losses are nats per token; every number is of one run, since nothing in these runs is drawn.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from ..experiment.arms import ARMS
+from ..experiment.profile import load_profile
+from ..log import Run
+from . import ledger
+from .metrics import Results, splits
+
+LEVELS = {"unigram": "unigram", "bigram": "bigram", "bare": "bare", "cut": "cut", "full": "full",
+          "double norm": "refine_base"}
+STARTS = {"norms at 1": "untrained", "norms at the stream's size": "untrained_matched",
+          "without norms": "untrained_nonorm"}
+REPORTED = {"L17": "the cut model on training text", "h17": "the cut model on passages",
+            "gate.before": "the intact model before the refiner", "L36": "the full model"}
+
+
+def _run(results: Results, arm: str) -> Run | None:
+    """The first finished run of an arm that isn't trained; of `refine_base` the released one, which norms twice."""
+    protocol = "released" if ARMS[arm].middle == "intact" else "corrected"
+    rows = [row for row in results.cells.itertuples()
+            if (row.arm, row.protocol, row.status) == (arm, protocol, "finished")]
+    results.note(row.run for row in rows[:1])
+    return results.runs[rows[0].run] if rows else None
+
+
+def _last(run: Run | None, split: str, metric: str) -> float:
+    return math.nan if run is None else run.last(split, metric)
+
+
+def uniform(results: Results) -> float:
+    """The loss of a uniform guess, ln V."""
+    return math.log(results.profile.base.model["vocab_size"])
+
+
+def levels_table(results: Results) -> pd.DataFrame:
+    """On each split and target: a uniform guess (ln V), counts of the training text (`bigram` on t+2: of pairs with a
+    token between), the kept layers without any in the middle, cut, full, and full with its last state normed twice
+    (AUDIT `double norm`)."""
+    runs = {name: _run(results, arm) for name, arm in LEVELS.items()}
+    return pd.DataFrame([{"split": split, "target": target, "uniform": uniform(results)}
+                         | {name: _last(run, split, f"loss_{target}") for name, run in runs.items()}
+                         for split in splits(results.profile) for target in ("t+1", "t+2")])
+
+
+def damage_table(results: Results) -> pd.DataFrame:
+    """Next-token loss by how many layers are kept at either end, the recurrent one between them; and minus the full
+    model's, the cut's damage."""
+    profile, full, rows = results.profile, _run(results, "full"), []
+    own = max(profile.split.prelude, profile.split.coda)
+    ends = {arm.ends: name for name, arm in ARMS.items() if arm.ends} | {own: "cut"}
+    for _, name in sorted(ends.items()):
+        if run := _run(results, name):
+            split, row = profile.split_of(name), {"arm": name}
+            row |= {"kept": f"{split.prelude}/1/{split.coda}", "layers": split.prelude + 1 + split.coda}
+            for text in splits(profile):
+                row[text] = run.last(text, "loss_t+1")
+                row[f"{text} - full"] = row[text] - _last(full, text, "loss_t+1")
+            rows.append(row)
+    return pd.DataFrame(rows, columns=["arm", "kept", "layers", *(f"{text}{end}" for text in splits(profile)
+                                                                 for end in ("", " - full"))])
+
+
+def untrained_table(results: Results) -> pd.DataFrame:
+    """Next-token loss of the loop before any update, by depth, on the few held-out blocks that probes are scored on,
+    beside cut and full on the same blocks."""
+    probes, runs = results.profile.probes, {name: _run(results, arm) for name, arm in STARTS.items()}
+    beside = {arm: _run(results, arm) for arm in ("cut", "full")}
+    same = {arm: math.nan if run is None else float(np.mean(run.last("heldout", "block_losses_t+1")[:probes.blocks]))
+            for arm, run in beside.items()}
+    return pd.DataFrame([{"depth": depth} | {name: _last(run, "heldout", f"loss_t+1/depth_{depth}")
+                                             for name, run in runs.items()} | same for depth in probes.depths])
+
+
+def stream_table(results: Results) -> pd.DataFrame:
+    """The residual stream's root mean square per channel after the embedding (layer 0) and each layer of the base: the
+    median over tokens, and that of each block's first token, an attention sink."""
+    run = _run(results, "refine_base")
+    found = {name: [] if run is None else run.last("model", f"{name}_rms") for name in ("layer", "sink")}
+    return pd.DataFrame({"layer": range(len(found["layer"])), "tokens": found["layer"], "first token": found["sink"]})
+
+
+# ------------------------------------------------------------------------------------------------------- in words
+
+def found(results: Results) -> list[str]:
+    """What the tables say, a sentence each; nothing of what wasn't run."""
+    table = levels_table(results).set_index(["split", "target"]).loc["heldout"]
+    told = [_targets(table), _reported(table)]
+    if not math.isnan(table.loc["t+1", "double norm"]):
+        told.append(_double(table))
+    if len(damage := damage_table(results)) > 1:
+        told.append(_damage(damage))
+    if untrained_table(results)["norms at 1"].notna().any():
+        told.append(_untrained(untrained_table(results)))
+    if len(stream := stream_table(results)):
+        told.append(_stream(stream, results))
+    return [f"`corrected`: {sentence}" for sentence in told]
+
+
+def _targets(table: pd.DataFrame) -> str:
+    one, two = table.loc["t+1"], table.loc["t+2"]
+    words = {name: f"{one[name]:.2f} and {two[name]:.2f}" for name in ("full", "cut")}
+    told = (f"on held-out text, on t+1 and t+2, the full model has {words['full']} nats per token, the cut one "
+            f"{words['cut']}, a uniform guess {one['uniform']:.2f} on either")
+    if math.isnan(two["unigram"]):
+        return f"{told}."
+    side = "worse" if two["full"] > two["unigram"] else "better"
+    return f"{told}, a unigram {two['unigram']:.2f}: on t+2 the full model is {side} than word frequencies."
+
+
+def _reported(table: pd.DataFrame) -> str:
+    """Losses of two vocabularies side by side: as shares of a uniform guess's."""
+    claims = ledger.load()
+    values = {claim.id: claim.numbers[0] for claim in claims if claim.id in REPORTED}
+    values |= {f"{claim.id}.{name}": float(text) for claim in claims for name, text in claim.also.items()
+               if f"{claim.id}.{name}" in REPORTED}
+    words = load_profile("paper").base.model["vocab_size"]
+    shares = "; ".join(f"{what} {values[name]:g}, {values[name] / math.log(words):.0%}"
+                       for name, what in REPORTED.items())
+    share = table.div(table["uniform"], axis="index")
+    here = "; ".join(f"{arm} {share.loc['t+1', arm]:.0%} on t+1, {share.loc['t+2', arm]:.0%} on t+2"
+                     for arm in ("full", "cut"))
+    return f"as shares of a uniform guess's loss, measured: {here}; reported (of ln {words:,}): {shares}."
+
+
+def _double(table: pd.DataFrame) -> str:
+    one, two = (table.loc[target, "double norm"] - table.loc[target, "full"] for target in ("t+1", "t+2"))
+    return (f"norming the intact model's last state twice, as the released evaluation does, changes its loss by "
+            f"{one:+.2f} on t+1 and {two:+.2f} on t+2.")
+
+
+def _damage(table: pd.DataFrame) -> str:
+    ends = [f"{row['kept']} {row['heldout - full']:.2f}" for _, row in table.iterrows()]
+    return "the cut costs, by the layers kept (held-out, cut - full): " + ", ".join(ends) + "."
+
+
+def _untrained(table: pd.DataFrame) -> str:
+    first, last = table.iloc[0], table.iloc[-1]
+    words = [f"{name} {first[name]:.2f} and {last[name]:.2f}" for name in STARTS if not math.isnan(first[name])]
+    return (f"before any update the loop has, at depths {first['depth']:g} and {last['depth']:g}: {'; '.join(words)}; "
+            f"the cut model has {first['cut']:.2f} on the same blocks.")
+
+
+def _stream(table: pd.DataFrame, results: Results) -> str:
+    enters = table.iloc[results.profile.split.prelude]
+    return (f"the stream that enters the loop, after layer {enters['layer']:g}, has a root mean square of "
+            f"{enters['tokens']:.2f} per channel, its first token {enters['first token']:.1f}; a step norm begins "
+            "at 1.")

@@ -1,0 +1,118 @@
+"""The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
+
+from typing import NamedTuple
+
+from transformers import AutoConfig, PretrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from ..errors import InputError
+
+PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
+    "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
+    "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
+}
+MODULATIONS = ("controller", "static", "static_wide", "controller_blind", "controller_other",
+               "none")
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
+POOLINGS = ("causal", "sequence")
+
+
+class Split(NamedTuple):
+    """SYSTEM section 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
+
+    prelude: int
+    recurrent: int
+    coda: int
+
+
+def check_whole(field: str, value, least: int) -> None:
+    """Raises InputError unless `value` is a whole number, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{field} {value!r}: must be a whole number, {least} or more")
+
+
+class OuroborosConfig(PretrainedConfig):
+    """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (SYSTEM sections 2 to 5).
+
+    Args:
+        base: the base model's configuration, as an object or a dict with `model_type`.
+        n_prelude, recurrent_layer, n_coda: the first layers kept, the index of the looped one, the last layers kept.
+        depth: times the recurrent layer is applied, 1 or more; may be given anew at each forward call.
+        max_steps: entries of the step tables; step t reads entry min(t, max_steps - 1).
+        rank: r, columns of the frozen SVD bases.
+        alpha: the low-rank branch is scaled by alpha / rank.
+        modulation: `controller`, `static` (a learned table), `none`, or blind to the input with as many parameters as
+            the Controller: `static_wide` (a factored table), `controller_blind` (it reads a constant),
+            `controller_other` (it reads another sequence of the batch).
+        pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
+            or over the whole sequence (`sequence`), which looks ahead.
+        gate, step_norm: whether the recurrence has them.
+        gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
+        state_width, step_width, hidden_width, output_width: Controller widths, SYSTEM section 4.
+        base_reference: `name`, `revision` and `sha256` of the base's weights, and `gguf_file` where one holds them;
+            None if the model wasn't converted.
+        weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
+
+    Raises InputError for a value out of range.
+    """
+
+    model_type = "ouroboros"
+    sub_configs = {"base": AutoConfig}
+
+    def __init__(self, base=None, n_prelude=8, recurrent_layer=18, n_coda=8, depth=8, max_steps=64, rank=32,
+                 alpha=16.0, modulation="controller", pooling="causal", gate=True, step_norm=True, gate_bias=-2.0,
+                 state_width=256, step_width=128, hidden_width=256, output_width=128, base_reference=None,
+                 weights_sha256=None, use_cache=True, **kwargs):
+        if isinstance(base, dict):
+            base = CONFIG_MAPPING[base["model_type"]](**base)
+        self.base = base
+        self.n_prelude, self.recurrent_layer, self.n_coda = n_prelude, recurrent_layer, n_coda
+        self.depth, self.max_steps, self.rank, self.alpha = depth, max_steps, rank, alpha
+        self.modulation, self.pooling, self.gate, self.step_norm = modulation, pooling, gate, step_norm
+        self.gate_bias = gate_bias
+        self.state_width, self.step_width = state_width, step_width
+        self.hidden_width, self.output_width = hidden_width, output_width
+        self.base_reference, self.weights_sha256, self.use_cache = base_reference, weights_sha256, use_cache
+        for field, choices in (("modulation", MODULATIONS), ("pooling", POOLINGS)):
+            if getattr(self, field) not in choices:
+                raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
+        for field, least in (("depth", 1), ("rank", 1), ("max_steps", 1), ("n_prelude", 0), ("recurrent_layer", 0),
+                             ("n_coda", 0)):
+            check_whole(field, getattr(self, field), least)
+        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
+            raise InputError(f"alpha {alpha!r}: must be a number")
+        if base is not None:
+            kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
+            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                kwargs.setdefault(token, getattr(base, token, None))
+        super().__init__(**kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Tokens, as the base says."""
+        return self.base.vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, value: int) -> None:  # `resize_token_embeddings` sets it
+        self.base.vocab_size = value
+
+    @property
+    def hidden_size(self) -> int:
+        """d, as the base says."""
+        return self.base.hidden_size
+
+    @property
+    def split(self) -> Split:
+        """Prelude, recurrent layer and coda."""
+        return Split(prelude=self.n_prelude, recurrent=self.recurrent_layer, coda=self.n_coda)
+
+    @property
+    def layer_kinds(self) -> list[str]:
+        """`full_attention` or `sliding_attention` of each kept layer, as the base's family says it."""
+        # Mistral has no `layer_types`: its window, if any, is every layer's
+        every = "full_attention" if getattr(self.base, "sliding_window", None) is None else "sliding_attention"
+        return getattr(self.base, "layer_types", None) or [every] * self.base.num_hidden_layers
+
+    def get_text_config(self, *args, **kwargs):
+        """The configuration itself: `base` is a part of the model, not a text model beside another one."""
+        return self

@@ -1,0 +1,171 @@
+"""Frozen low-rank branches, and what emits their diagonals: the Controller, or a static table (SYSTEM 3 and 4).
+
+Shapes: B batch, T positions, d width, r rank, K = 7 projections.
+"""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.cache_utils import DynamicLayer
+
+from ..errors import InputError
+from .configuration import PROJECTIONS, OuroborosConfig
+
+
+class ModulatedLinear(nn.Linear):
+    """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
+
+    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (SYSTEM section 3). `m` is None (the linear
+    layer as it was, bit for bit) or a tensor that broadcasts to (B, T, r).
+    """
+
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+        out_features, in_features = linear.weight.shape
+        super().__init__(in_features, out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias  # the same storage, not a copy
+        self.scale = alpha / rank
+        self.register_buffer("A", linear.weight.new_zeros(rank, in_features))
+        self.register_buffer("B", linear.weight.new_zeros(out_features, rank))
+        self.m: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.m is None:
+            return F.linear(x, self.weight, self.bias)
+        flat = x.flatten(0, -2)  # (B T, in): so that the branch is added to y in the product itself, a pass less
+        branch = F.linear(flat, self.A).view(*x.shape[:-1], -1) * self.m.to(x.dtype)  # (B, T, r)
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out)
+        return y.addmm_(branch.flatten(0, -2), self.B.T, alpha=self.scale).view(*x.shape[:-1], -1)
+
+    def update(self, m: torch.Tensor) -> torch.Tensor:
+        """What one vector m (r,) adds to the weight, (out, in), on m's device and in its dtype."""
+        return self.scale * (self.B.to(m) * m) @ self.A.to(m)
+
+
+class RunningMean(DynamicLayer):
+    """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
+
+    A layer of the key/value cache, so that beams, batches and devices are handled with it.
+    """
+
+    is_croppable = False
+
+    def update(self, total: torch.Tensor, count: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, d) and (B, T, 1) cumulative over new positions -> the same over all positions so far."""
+        if self.is_initialized:
+            total, count = total + self.keys, count + self.values
+        else:
+            self.lazy_initialization(total, count)
+        self.keys, self.values = total[:, -1:], count[:, -1:]
+        return total, count
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove != 0:
+            raise InputError("causal pooling keeps a running mean, from which no token can be taken back; generate "
+                             "without an assistant model, or with use_cache=False")
+
+
+def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
+    """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
+
+    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all (AUDIT `pooling`).
+    Positions where `mask` (B, T) is 0 are left out; in float32 at least.
+    """
+    h = h.to(torch.promote_types(h.dtype, torch.float32))
+    weight = h.new_ones(h.shape[0], h.shape[1], 1) if mask is None else mask[..., None].to(h.dtype)  # (B, T, 1)
+    if mask is not None:
+        h = h * weight
+    if pooling == "sequence":
+        return h.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
+    total, count = h.cumsum(1), weight.cumsum(1)
+    if past is not None:
+        total, count = past.update(total, count)
+    return total / count.clamp(min=1)
+
+
+class Controller(nn.Module):
+    """The hypernetwork: pooled hidden state and step -> one diagonal per projection (SYSTEM section 4).
+
+    The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
+    """
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__()
+        self.rank, self.pooling = config.rank, config.pooling
+        self.state = nn.Linear(config.base.hidden_size, config.state_width)
+        self.step = nn.Embedding(config.max_steps, config.step_width)
+        self.hidden = nn.Linear(config.state_width + config.step_width, config.hidden_width)
+        self.output = nn.Linear(config.hidden_width, config.output_width)
+        self.heads = nn.Linear(config.output_width, len(PROJECTIONS) * config.rank, bias=False)
+        nn.init.zeros_(self.heads.weight)
+
+    def features(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                 past: RunningMean | None = None) -> torch.Tensor:
+        """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
+        z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
+        e = self.step.weight[t].expand(*z.shape[:2], -1)
+        return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
+        u = self.features(h, t, mask, past)
+        return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
+
+
+class StaticModulation(nn.Module):
+    """The comparison: a learned diagonal per step and projection, blind to the input (SYSTEM section 6)."""
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__()
+        self.table = nn.Parameter(torch.zeros(config.max_steps, len(PROJECTIONS), config.rank))
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """Any input, step t -> (1, 1, K, r)."""
+        return self.table[t][None, None]
+
+
+class WideStatic(nn.Module):
+    """A static modulation of the Controller's parameter count: step embedding, then a matrix (the heads' role).
+
+    What it can emit a table can emit as well: it is wider, not richer. The matrix starts at zero, as the heads do.
+    """
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__()
+        self.rank = config.rank
+        out = len(PROJECTIONS) * config.rank
+        width = round(sum(p.numel() for p in Controller(config).parameters()) / (config.max_steps + out))
+        self.step = nn.Embedding(config.max_steps, width)
+        self.heads = nn.Linear(width, out, bias=False)
+        nn.init.zeros_(self.heads.weight)
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """Any input, step t -> (1, 1, K, r)."""
+        return self.heads(self.step.weight[t]).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
+
+
+class BlindController(Controller):
+    """The Controller without its input: the same network, the same parameters, a constant where it reads the state."""
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """Any input, step t -> (1, 1, K, r)."""
+        return super().forward(h.new_ones(1, 1, h.shape[-1]), t, None)
+
+
+class OtherController(Controller):
+    """The Controller reading another sequence of its batch: what it sees varies as much and says nothing of the text.
+
+    In a batch of one there is no other: it reads its own.
+    """
+
+    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
+                past: RunningMean | None = None) -> torch.Tensor:
+        """(B, T, d), step t -> (B, T or 1, K, r)."""
+        return super().forward(h.roll(1, dims=0), t, None if mask is None else mask.roll(1, dims=0))
+
+
+MODULATIONS = {"controller": Controller, "static": StaticModulation, "static_wide": WideStatic,
+               "controller_blind": BlindController, "controller_other": OtherController}

@@ -1,0 +1,224 @@
+"""Pretrained causal LM -> Ouroboros: pick layers, take the mean residual, truncate its SVD (SYSTEM 2 and 3)."""
+
+import copy
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+
+from ..errors import InputError
+from .checkpoint import Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
+from .configuration import FAMILIES, PROJECTIONS, Split
+
+Weights = Mapping[str, torch.Tensor]  # a checkpoint's tensors by name, read when asked for
+LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
+FULL_SHARE = 1 / 16  # and where more than this share of the triplets is wanted the randomized SVD would err by over 1 %
+OVERSAMPLING, ITERATIONS = 8, 3  # of the randomized SVD: white noise, its hardest case, stays within 1 %
+
+
+def kept_layers(n_layers: int, split: Split) -> list[int]:
+    """Indices of the kept layers: prelude, recurrent, coda.
+
+    Raises InputError when the split doesn't fit the layers, or removes none of them.
+    """
+    prelude, recurrent, coda = split.prelude, split.recurrent, split.coda
+    name = f"split {prelude}/{recurrent}/{coda} (prelude/recurrent layer/coda)"
+    if min(prelude, recurrent, coda) < 0 or prelude + 1 + coda > n_layers:
+        raise InputError(f"{name}: needs {prelude + 1 + coda} layers, the base has {n_layers}; keep fewer")
+    if not prelude <= recurrent < n_layers - coda:
+        raise InputError(f"{name}: layer {recurrent} isn't between prelude and coda of a base with {n_layers} layers; "
+                         f"choose {prelude} to {n_layers - coda - 1}")
+    if prelude + 1 + coda == n_layers:
+        raise InputError(f"{name}: removes none of the base's {n_layers} layers, so there is no residual; keep fewer")
+    return [*range(prelude), recurrent, *range(n_layers - coda, n_layers)]
+
+
+def removed_layers(n_layers: int, split: Split) -> list[int]:
+    """Indices of the layers that the mean residual is taken over."""
+    return sorted(set(range(n_layers)) - set(kept_layers(n_layers, split)))
+
+
+# ----------------------------------------------------------------------------------------------------------- the base
+
+@dataclass(frozen=True)
+class Base:
+    """A pretrained causal LM to convert: its configuration, its tensors, and what names it."""
+
+    config: PretrainedConfig
+    weights: Weights
+    name: str | None
+    revision: str | None
+    gguf_file: str | None = None  # its name in the folder or repository, where the weights are in one
+
+    @property
+    def n_layers(self) -> int:
+        return self.config.num_hidden_layers
+
+    def reference(self) -> dict:
+        """Name, revision and hash of the weights; reads them all. A GGUF file's hash is that of its float32 tensors."""
+        found = {"name": self.name, "revision": self.revision, "sha256": sha256(self.weights)}
+        return found | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+
+
+def open_base(base, revision: str | None = None, gguf_file: str | None = None) -> Base:
+    """A base from a folder, a hub name, a GGUF file (alone, or in one of these) or a model in memory.
+
+    Of safetensors only the tensors' names are read yet; GGUF is read whole and dequantised to float32. Raises
+    InputError for a checkpoint that can't be read and for an unsupported model, naming the layer where fused
+    projections or experts stand.
+    """
+    if isinstance(base, (str, Path)) and str(base).endswith(".gguf") and Path(base).is_file():
+        base, gguf_file = Path(base).parent, Path(base).name
+    if isinstance(base, nn.Module):
+        weights, gguf_file = tensors_of(base), gguf_file_of(base.config)
+        packed = next((name for name, tensor in weights.items() if not tensor.is_floating_point()), None)
+        if packed:
+            raise InputError(f"base: {packed} is {weights[packed].dtype}, packed by a quantiser; load the model "
+                             "dequantised, of GGUF with quantization_config=GgufConfig(dequantize=True)")
+        name = None if _unreadable(base, gguf_file) else base.name_or_path or None
+        found = Base(base.config, weights, name, None, gguf_file if name else None)
+    elif gguf_file is not None:
+        folder, revision = resolve(base, revision, gguf_file)
+        model = read_gguf(folder / gguf_file)
+        found = Base(model.config, tensors_of(model), str(base), revision, gguf_file)
+    else:
+        folder, revision = resolve(base, revision)
+        config = read_config(AutoConfig, folder)
+        weights = Checkpoint(folder, without=("lm_head.weight",) if config.tie_word_embeddings else ())
+        found = Base(config, weights, str(base), revision)
+    _check(found)
+    return found
+
+
+def _unreadable(model: nn.Module, gguf_file: str | None) -> bool:
+    """Whether the place that a model in memory was loaded from would not give its tensors again."""
+    if gguf_file:  # it is read in float32
+        return model.dtype != torch.float32
+    folder = Path(model.name_or_path)  # without safetensors: of a GGUF file that the model has forgotten
+    return folder.is_dir() and not any(folder.glob("model*.safetensors*"))
+
+
+def _check(base: Base) -> None:
+    who = f"base '{base.name}'" if base.name else "base"
+    for index in range(base.n_layers):
+        for name, parent in PROJECTIONS.items():
+            if f"model.layers.{index}.{parent}.{name}.weight" not in base.weights:
+                present = {match[2].removesuffix(".weight") for match in map(LAYER.fullmatch, base.weights)
+                           if match and int(match[1]) == index and match[2].endswith(("weight", "proj"))}
+                raise InputError(f"{who}: layer {index} has no {parent}.{name} (it has "
+                                 f"{', '.join(sorted(present)) or 'no weights'}); fused projections and mixtures of "
+                                 f"experts aren't supported, choose a dense {', '.join(FAMILIES)} model")
+    if base.config.model_type not in FAMILIES:
+        raise InputError(f"{who}: model_type '{base.config.model_type}' isn't supported, its layers may be "
+                         f"called otherwise; one of {', '.join(FAMILIES)}")
+
+
+def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
+    """The configuration of the base with the kept layers only."""
+    kept = kept_layers(config.num_hidden_layers, split)
+    cut = copy.deepcopy(config)
+    cut.num_hidden_layers = len(kept)
+    if gguf_file_of(config):
+        del cut.quantization_config  # of the file that the base was read from: the kept tensors are plain
+    if getattr(config, "layer_types", None):
+        cut.layer_types = [config.layer_types[i] for i in kept]
+    return cut
+
+
+def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the kept layers under their new indices, embeddings, last norm and head; one at a time."""
+    place = {old: new for new, old in enumerate(kept_layers(base.n_layers, split))}
+    for name in base.weights:
+        match = LAYER.fullmatch(name)
+        if match is None:
+            yield name, base.weights[name]
+        elif int(match[1]) in place:
+            yield f"model.layers.{place[int(match[1])]}.{match[2]}", base.weights[name]
+
+
+def cut_layers(model: nn.Module, split: Split, one_more: bool = False) -> nn.Module:
+    """The base with the kept layers only, each once: the arm `cut`. Weights are shared with `model`, modules aren't.
+
+    `one_more` keeps the layer after the recurrent one too. Raises InputError where that is the coda's already.
+    """
+    kept = kept_layers(len(model.model.layers), split)
+    config = cut_config(model.config, split)
+    if one_more:
+        if split.recurrent + 1 in kept:
+            raise InputError(f"split {split.prelude}/{split.recurrent}/{split.coda} (prelude/recurrent layer/coda): "
+                             "no removed layer follows the recurrent one, so none can be kept beside it")
+        kept.insert(split.prelude + 1, split.recurrent + 1)
+        config.num_hidden_layers = len(kept)
+        if getattr(config, "layer_types", None):
+            config.layer_types.insert(split.prelude + 1, model.config.layer_types[split.recurrent + 1])
+    cut, cut.model = _shell(model), _shell(model.model)
+    cut._modules["model"] = cut.model
+    cut.model.config = cut.config = config
+    cut.model.layers = nn.ModuleList(_renumbered(model.model.layers[old], new) for new, old in enumerate(kept))
+    return cut
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A module of its own with the same submodules and parameters."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    return shell
+
+
+def _renumbered(layer: nn.Module, index: int) -> nn.Module:
+    """The layer, sharing its weights, with another slot in a key/value cache."""
+    layer = _shell(layer)
+    layer.self_attn, layer.mlp = _shell(layer.self_attn), _shell(layer.mlp)
+    layer.self_attn.layer_idx = index
+    return layer
+
+
+# ------------------------------------------------------------------------------------------------------ the SVD bases
+
+def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
+    """R = mean over the removed layers of (W_i - W), (out, in), for one projection of the recurrent layer.
+
+    In float32 at least.
+    """
+    def weight(index: int) -> torch.Tensor:
+        tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    removed = removed_layers(base.n_layers, split)
+    return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)
+
+
+def spectra(base: Base, split: Split) -> dict[str, torch.Tensor]:
+    """The singular values of each projection's mean residual, (min(in, out),) float64, largest first."""
+    return {name: torch.linalg.svdvals(mean_residual(base, split, name, parent).double())
+            for name, parent in PROJECTIONS.items()}
+
+
+def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A (r, in) and B (out, r) with B A the best rank-r approximation of `residual`; signs fixed, so deterministic.
+
+    Up to FULL_SVD rows or columns the full SVD in float64: where singular values lie close, float32 would make the
+    bases depend on the machine. Beyond, the randomized SVD of Halko et al. (2011, arXiv 0909.4061) in float32 with a
+    fixed seed, whose error is within 1 % of the smallest possible.
+    """
+    if min(residual.shape) <= FULL_SVD or rank > FULL_SHARE * min(residual.shape):
+        u, s, vt = torch.linalg.svd(residual.double(), full_matrices=False)
+    else:
+        with torch.random.fork_rng(devices=[residual.device] if residual.is_cuda else []):
+            torch.manual_seed(0)
+            u, s, v = torch.svd_lowrank(residual.float(), q=rank + OVERSAMPLING, niter=ITERATIONS)
+        vt = v.T
+    u, s, vt = u[:, :rank], s[:rank], vt[:rank]
+    sign = torch.sign(vt.gather(1, vt.abs().argmax(1, keepdim=True)))  # (r, 1): largest entry of each row positive
+    return vt * sign, u * s * sign.T
+
+
+def residual_bases(base: Base, split: Split, rank: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield (A, B) for each projection, in the order of PROJECTIONS (SYSTEM section 3)."""
+    for name, parent in PROJECTIONS.items():
+        yield truncated_svd(mean_residual(base, split, name, parent), rank)

@@ -1,0 +1,550 @@
+"""One loop for every arm: a RunSpec in, a raw log out."""
+
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from accelerate import Accelerator, PartialState, skip_first_batches
+from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, reduce
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ..errors import InputError, Preempted
+from ..experiment.arms import ARMS
+from ..experiment.cost import Cost
+from ..experiment.plan import RunSpec
+from ..experiment.profile import Profile
+from ..experiment.protocol import schedule, switches, travel
+from ..experiment.rates import Rates, rates_of, read_searches
+from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
+from ..provenance import check_environment, code_sha256, provenance
+from . import build as arms
+from . import evaluation
+from .corpus import Corpus, prepare, sha256
+from .ngram import Counts
+from .resume import Checkpoints, asked_to_stop
+from .status import claim, made, refuse_frozen
+from .trained import folder_of
+from .trained import save as save_checkpoint
+
+NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
+STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
+DIGITS = 6  # of a block's loss in the log
+EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
+PAPER_RATE = 3e-4  # SYSTEM section 7
+LATER = ("plan", "siblings", "packages", "checkpoints", "prompts")  # fields of a profile that change no run
+RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+def load_base(profile: Profile, root: Path) -> nn.Module:
+    """The profile's pretrained base. Raises InputError when there is none."""
+    source = profile.base_source(root)
+    if profile.base.path is None and not (source / "model.safetensors").exists():
+        raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True,
+                                                    dtype=getattr(torch, profile.base.dtype)).eval()
+    except OSError as error:
+        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a folder "
+                         "with config.json and safetensors") from None
+
+
+def as_hidden(model: nn.Module) -> evaluation.Hidden:
+    """One call for both kinds of model: (B, T) ids and a depth -> last hidden states and the head's weight."""
+    def hidden(ids: torch.Tensor, depth: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+        ids, head = ids.to(model.device), model.get_output_embeddings().weight
+        if hasattr(model, "hidden"):  # ours
+            return model.hidden(ids, depth=depth)[-1], head
+        return model.model(ids, use_cache=False).last_hidden_state, head
+
+    return hidden
+
+
+# --------------------------------------------------------------------------------------------------- the protocol
+
+@torch.no_grad()
+def round_to_bfloat16(parameters) -> None:
+    """Trained tensors as if kept in bf16, computed in float32 (AUDIT `precision`)."""
+    for parameter in parameters:
+        parameter.copy_(parameter.bfloat16().float())
+
+
+@torch.no_grad()
+def add_in_bfloat16(parameter: torch.Tensor, before: torch.Tensor, rate: float) -> None:
+    """What an optimizer's step did to a tensor, done again as if it were kept in bf16 (AUDIT `precision`, scaled form).
+
+    The update, decay included, is applied in ceil(rate / 3e-4) equal parts, each rounded: the ratio of a part to the
+    rounding step is that of an update at the paper's rate, whatever the peak `rate` is here.
+    """
+    parts = math.ceil(rate / PAPER_RATE - 1e-9)  # 3e-4 / 3e-4 may come out above 1
+    part, value = (parameter - before) / parts, before.clone()
+    for _ in range(parts):
+        value = (value + part).bfloat16().float()
+    parameter.copy_(value)
+
+
+def is_elementwise(name: str) -> bool:
+    """Whether a trained tensor's travel is about rate times updates: a step norm, a table, an affine
+    (docs/protocol.md)."""
+    return name in ("recurrence.step_norm.weight", "recurrence.modulation.table") or ".affine." in name
+
+
+def parameter_groups(named: dict[str, nn.Parameter], rates: Rates) -> list[dict]:
+    """The trained tensors as an optimizer's groups, each with its peak rate."""
+    kinds = ((rates.matrix, False), (rates.elementwise, True))
+    groups = [{"params": [p for name, p in named.items() if is_elementwise(name) == kind], "peak": rate}
+              for rate, kind in kinds]
+    return [group for group in groups if group["params"]]
+
+
+# -------------------------------------------------------------------------------------------------------- the loop
+
+class Diverged(Exception):
+    """The loss is no longer a number, or far above that of a guess."""
+
+
+def _processes() -> PartialState:
+    """The processes that make a run together: one, or those of `accelerate launch`.
+
+    Raises InputError for a setting of the environment that would change numbers.
+    """
+    check_environment()
+    # accelerate must be told that processes without a GPU compute on the CPU
+    return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
+
+
+def _accelerator(profile: Profile) -> Accelerator:
+    """The engine of a run. Under `accelerate launch` the micro-batches of an update are shared by its processes.
+
+    Raises InputError when they can't be shared evenly.
+    """
+    accumulation, processes = profile.training.accumulation, _processes().num_processes
+    if accumulation % processes:
+        raise InputError(f"profile '{profile.name}': field 'training.accumulation': {accumulation} micro-batches can't "
+                         f"be shared by {processes} processes; launch a number of processes that divides it")
+    # a run's numbers don't depend on how many run beside it, nor on what the user's environment asks for
+    torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("highest")
+    # the frozen bases are buffers: they never change, so they needn't be sent at every step
+    return Accelerator(mixed_precision="no", dynamo_backend="no",
+                       gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation // processes),
+                       kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
+
+
+def _over_processes(*values: float) -> list[float]:
+    """The mean of each value over the processes of a run."""
+    state = _processes()
+    return list(values) if state.num_processes == 1 else reduce(torch.tensor(values, device=state.device)).tolist()
+
+
+def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, depth: int | None,
+                  target: str) -> torch.Tensor:
+    """Mean loss of (B, T + 2) tokens, nats per token; no logits are held beyond a chunk of tokens."""
+    # through forward, where data parallelism hooks in
+    loop = {} if depth is None else {"depth": depth}
+    states = model(chunk[:, :-evaluation.LOOK_AHEAD], **loop, logits_to_keep=NO_LOGITS,
+                   output_hidden_states=True).hidden_states
+    return evaluation.mean_loss(states[-1], head, evaluation.targets(chunk, target))
+
+
+def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
+    """(N, T + 2) tokens that a run trains on, in their order."""
+    settings, untrained = profile.training, spec.protocol == "any"
+    blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
+                           switches("corrected" if untrained else spec.protocol)["packing"], spec.seed)
+    return evaluation.apart(blocks, settings.micro_batch) if _reads_others(spec) else blocks
+
+
+def _reads_others(spec: RunSpec) -> bool:
+    """Whether a sequence's neighbours in its batch must be of other documents, or they would tell of it."""
+    return ARMS[spec.arm].modulation == "controller_other"
+
+
+def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rates: Rates, log: WorkingLog,
+          progress: bool, checkpoints: Checkpoints | None = None) -> None:
+    """Train what of a model has gradients and log it, from the start or from a checkpoint.
+
+    Raises Diverged at a loss that isn't finite or above EXPLODED ln V, Preempted when asked to stop.
+    """
+    settings, protocol = profile.training, switches(spec.protocol)
+    accelerator = _accelerator(profile)
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = list(named.values())
+    if protocol["precision"] == "bfloat16":
+        round_to_bfloat16(trained)
+    groups = parameter_groups(named, rates)
+    optimizer = torch.optim.AdamW(groups, lr=rates.matrix, betas=settings.betas, weight_decay=settings.weight_decay)
+    peaks = {parameter: group["peak"] for group in groups for parameter in group["params"]}
+    blocks = training_blocks(spec, profile, corpus)
+    # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
+    loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
+    head = model.get_output_embeddings().weight
+    limit = EXPLODED * math.log(head.shape[0])
+    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
+    depths = evaluation.Depths(spec.depth, spec.seed)
+    points = set(np.linspace(0, settings.updates, profile.evaluation.points).round().astype(int).tolist())
+    sets = evaluation.during(profile, corpus, spec)
+
+    def evaluate(update: int) -> None:
+        if update in points:
+            score(model, sets, spec, profile, log, update, ("t+1",), curve=True)
+
+    state = None
+    with accelerator.main_process_first():  # it removes what can't be gone on from
+        if checkpoints:
+            state = checkpoints.restore(named, optimizer, log)
+    if state is None:
+        evaluate(0)
+    else:
+        depths.generator.bit_generator.state = state["depths"]
+    update, losses = state["update"] if state else 0, []
+    stop = checkpoints.stop if checkpoints else lambda: 0
+    prepared.train()
+    bar = tqdm(total=settings.updates, initial=update, desc=spec.id, disable=not progress)
+    for (chunk,) in skip_first_batches(loader, update * accelerator.gradient_accumulation_steps):
+        chunk = chunk.long()  # (B, T + 2)
+        # a depth for each process's micro-batch, so that the draws don't depend on how many processes there are
+        depth = [depths.next() for _ in range(accelerator.num_processes)][accelerator.process_index]
+        with accelerator.accumulate(prepared):
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * schedule(update, settings.updates, protocol["schedule"])
+            loss = training_loss(prepared, head, chunk, depth, protocol["target"])
+            losses.append(loss.detach())
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                mean, asked = _over_processes(float(np.mean([loss.item() for loss in losses])), stop())
+                losses = []
+                if not mean <= limit:  # nor is nan
+                    raise Diverged
+                accelerator.clip_grad_norm_(trained, settings.clip)
+            in_bfloat16 = accelerator.sync_gradients and protocol["precision"] == "bfloat16"
+            before = [parameter.detach().clone() for parameter in trained] if in_bfloat16 else []
+            optimizer.step()
+            for parameter, value in zip(trained, before, strict=False):
+                add_in_bfloat16(parameter, value, peaks[parameter])
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            update += 1
+            log.row(update, "train", "loss", mean)
+            evaluate(update)
+            bar.update()
+            if checkpoints and accelerator.is_main_process and (asked or checkpoints.due()):
+                checkpoints.save(named, optimizer, log, update=update, depths=depths.generator.bit_generator.state)
+            if asked:
+                raise checkpoints.preempted()
+    bar.close()
+
+
+def _check_finite(losses) -> None:
+    """Raises Diverged, in all processes of a run, if a loss isn't finite: the last update may be what broke it."""
+    broken, = _over_processes(float(not np.isfinite(losses).all()))
+    if broken:
+        raise Diverged
+
+
+def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: WorkingLog, update: int,
+          scored: tuple[str, ...], curve: bool) -> evaluation.Watch:
+    """Log the model's losses on token sets and, of held-out text, what happens at each recurrence step.
+
+    At the end (not a point of a `curve`) each block's loss too, and of held-out and foreign text the modulation.
+    Returns what was met in the loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
+    """
+    if not isinstance(model, Counts):
+        model.eval()
+    met, prefix = None, "curve/" if curve else ""
+    for split, tokens_of_split in sets.items():
+        with evaluation.Watch(model) as watch:
+            depths = evaluation.Depths(spec.depth, spec.seed)
+            if _reads_others(spec):
+                batch = profile.training.micro_batch if depths.drawn else evaluation.GIVEN_DEPTH_BATCH
+                tokens_of_split = evaluation.apart(tokens_of_split, batch)
+            if isinstance(model, Counts):
+                losses = {target: model.block_losses(tokens_of_split, 1 + evaluation.TARGETS.index(target),
+                                                     evaluation.LOOK_AHEAD) for target in scored}
+            else:
+                losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths,
+                                                 profile.training.micro_batch, scored)
+        _check_finite([losses[target] for target in scored])
+        for target in scored:
+            log.row(update, split, f"{prefix}loss_{target}", float(np.mean(losses[target])))
+            if not curve:
+                log.row(update, split, f"block_losses_{target}", np.round(losses[target], DIGITS).tolist())
+        if split == "heldout":
+            met = watch
+            for name, values in watch.steps().items():
+                log.row(update, split, f"{prefix}steps/{name}", values)
+        if not curve and split in ("heldout", "foreign"):
+            for name, values in watch.modulation().items():
+                log.row(update, split, f"modulation/{name}", values)
+    if not isinstance(model, Counts):
+        model.train()
+    return met
+
+
+def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
+               update: int) -> None:
+    """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
+    held-out text at other depths, and of one with a Controller, interventions on what it sees: of the seeds that
+    the profile probes."""
+    met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
+    if spec.fit == "none":  # once for all arms: they are scored on the same blocks
+        for split in ("heldout", *profile.corpus.unseen):
+            lengths = corpus.packed(split, sets[split].shape[0] * profile.training.block)
+            log.row(update, split, "document_lengths", lengths)
+    if met is None or met.loop is None:
+        return
+    model.eval()
+    if met.largest:
+        log.row(update, "model", "max_modulation", met.largest)
+    if spec.seed not in (profile.probes.seeds or (spec.seed,)):
+        return
+    few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
+
+    def told(name: str, losses: list[float]) -> None:
+        _check_finite(losses)
+        log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
+
+    def again(name: str, depth: int | str) -> None:
+        told(name, evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
+                                           evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"])
+
+    for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
+        again(f"depth_{depth}", depth)
+    if ARMS[spec.arm].modulation == "controller":
+        with evaluation.reading(model) as read:
+            again("as_trained", spec.depth)
+        means = {"other_sequence": None, "corpus_mean": read(), "step_mean": met.mean_modulation()}
+        for kind, mean in means.items():
+            with evaluation.intervened(model, kind, mean):
+                again(kind, spec.depth)
+        for name, other in (("first_half", False), ("first_half/other_future", True)):
+            told(name, evaluation.first_half_losses(as_hidden(model), few, evaluation.Depths(spec.depth, spec.seed),
+                                                    other))
+
+
+# ---------------------------------------------------------------------------------------------------------- a run
+
+def base_sha256(profile: Profile, root: Path) -> str:
+    """The hash of the base's weight files."""
+    files = sorted(profile.base_source(root).glob("*.safetensors"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None, progress: bool = True) -> Path:
+    """Make one run, unless it is made; returns its log, results/<profile>/runs/<run id>.jsonl, or `path`.
+
+    Of several processes (`accelerate launch`) the first one writes. Raises Busy when the run is being made elsewhere,
+    InputError when something doesn't fit, Preempted when asked to stop.
+    """
+    spec, root, main = profile.find(run_id), Path(root), _processes().is_main_process
+    refuse_frozen(profile)
+    with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
+            asked_to_stop() as stop:
+        if path or not made(spec, profile, root):
+            _make(spec, profile, root, path or profile.run_path(run_id, root), progress, began, stop)
+        if stop():  # while it was scored: the run is finished, what comes after it isn't
+            raise Preempted(f"{run_id}: asked to stop, it is finished; run the same command again", stop())
+    return path or profile.run_path(run_id, root)
+
+
+def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: bool, began: Callable[[int], None],
+          stop: Callable[[], int]) -> None:
+    started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
+    fit, protocol = spec.fit, switches(spec.protocol) if spec.fit != "none" else None
+    rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
+    profile = profile.at(spec)
+    accelerator, environment = _accelerator(profile), provenance(root)
+    config = profile.model_dump(mode="json", exclude=set(LATER))  # they change no run
+    with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
+        corpus, base = prepare(profile, root), load_base(profile, root)
+    sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
+    hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
+              "base": base_sha256(profile, root)}
+    if ARMS[spec.arm].middle == "counts":
+        text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
+        model = Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
+    else:
+        model = arms.build(spec, profile, base).to(accelerator.device)
+    folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
+    log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
+    status, update, trained, before, stream = "finished", 0, {}, {}, None
+    if ARMS[spec.arm].middle == "intact":
+        for name, rms in evaluation.layer_rms(base, sets["heldout"][:STREAM_BLOCKS]).items():
+            log.row(0, "model", name, rms)
+    if ARMS[spec.arm].step_norm:
+        stream = _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
+    if fit != "none":
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        before = {name: p.detach().clone() for name, p in trained.items()}
+        update = profile.training.updates  # what a closed form reads is as many tokens
+    if protocol and protocol["precision"] == "bfloat16":
+        round_to_bfloat16(before.values())
+    try:
+        if fit == "least squares":
+            blocks = training_blocks(spec, profile, corpus)
+            arms.fit_maps(model, base.to(accelerator.device), profile.split,
+                          (blocks[i:i + arms.FIT_BATCH] for i in range(0, len(blocks), arms.FIT_BATCH)))
+        if fit == "gradient":
+            # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
+            identity = {"id": spec.id, **_told(rates), "code": code_sha256(), "lock": environment["lock"],
+                        "packages": environment["packages"], **hashes, **profile.identity(spec)}
+            train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
+                  Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
+        _score_all(model, spec, profile, corpus, sets, log, update)
+    except Diverged:
+        status = "diverged"
+    if not accelerator.is_main_process:
+        return
+    if status == "finished" and spec.id in profile.checkpoints:
+        save_checkpoint(model, spec, profile, path.parents[1] / "checkpoints" / spec.id)
+    if status == "finished" and (fit != "none" or stream):
+        _describe(model, spec, before, stream, log, update)
+    log.finish(path, {
+        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "depth": spec.depth, "rank": spec.rank, **_told(rates), "protocol": spec.protocol,
+        "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
+        "config": config, **environment, "processes": accelerator.num_processes,
+        "hashes": hashes | {"trained": _save_trained(trained, path)},
+        "travel": _travel(rates, profile, spec) if rates else None, "stream": evaluation.stream_kind(profile),
+        "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained),
+        "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
+    })
+
+
+def _told(rates: Rates | None) -> dict[str, float | None]:
+    """A run's rates as a manifest's fields."""
+    return {"rate": rates and rates.matrix, "elementwise_rate": rates and rates.elementwise}
+
+
+def _travel(rates: Rates, profile: Profile, spec: RunSpec) -> dict[str, float]:
+    """How far an entry of each kind of tensor can move."""
+    updates, kind = profile.training.updates, switches(spec.protocol)["schedule"]
+    return {"matrix": travel(rates.matrix, updates, kind), "elementwise": travel(rates.elementwise, updates, kind)}
+
+
+def _steps(spec: RunSpec) -> int | None:
+    """How many recurrence steps a run ever takes; None without a loop."""
+    return max(evaluation.DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth
+
+
+def _match(model, spec: RunSpec, blocks: np.ndarray) -> list[float]:
+    """The stream's root mean square at each step; the step norms of a `matched` arm begin there, others stay at 1."""
+    weight = model.recurrence.step_norm.weight
+    stream = evaluation.stream_rms(model, blocks, _steps(spec))
+    if not ARMS[spec.arm].matched:
+        nn.init.ones_(weight)
+    return stream
+
+
+def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], stream: list[float] | None, log: WorkingLog,
+              update: int) -> None:
+    """Log how much of each trained tensor moved, how far norms and table went, how far the gate's bias opens it."""
+    parameters, ran = dict(model.named_parameters()), _steps(spec)
+    recurrence = getattr(model, "recurrence", None)
+    if stream:
+        log.row(update, "model", "stream_rms", stream)
+        log.row(update, "model", "step_norm", recurrence.step_norm.weight[:ran].detach().mean(-1).tolist())
+    if ARMS[spec.arm].modulation == "static":
+        log.row(update, "model", "table", recurrence.modulation.table[:ran].detach().abs().max().item())
+    for name, start in before.items():
+        of_steps = ran if name.removeprefix("recurrence.") in STEP_TABLES else None  # the rest only decays
+        moved = (parameters[name].detach()[:of_steps] != start[:of_steps]).double().mean().item()
+        log.row(update, "model", f"moved/{name}", moved)
+    if getattr(recurrence, "gate", None) is not None:
+        opening = torch.sigmoid(recurrence.gate.linear.bias).mean().item()
+        log.row(update, "model", "gate_open", opening)
+
+
+def _parts(trained: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Trained parameters of each part of an arm."""
+    counts: dict[str, int] = {}
+    for name, parameter in trained.items():
+        counts[arms.part_of(name)] = counts.get(arms.part_of(name), 0) + parameter.numel()
+    return counts
+
+
+def _save_trained(trained: dict[str, torch.Tensor], path: Path) -> str | None:
+    """Save the trained tensors beside the folder of logs (ignored by git); returns the file's hash."""
+    if not trained:
+        return None
+    content = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in trained.items()})
+    write_atomic(path.parents[1] / "trained" / f"{path.stem}.safetensors", content)
+    return sha256(content)
+
+
+def measure(profile: Profile) -> tuple[float, float]:
+    """FLOPs a second of the Controller's updates and evaluations on this machine, one thread, on a random base."""
+    torch.set_num_threads(1)
+    kind = dict(profile.base.model or {})
+    config = AutoConfig.for_model(kind.pop("model_type", "qwen2"), **kind)
+    depth, training = profile.depths[0], profile.training
+    spec = RunSpec("controller", depth, profile.rank, "corrected", 0)
+    model = arms.build(spec, profile, AutoModelForCausalLM.from_config(config).eval())
+    chunk = torch.randint(config.vocab_size, (training.micro_batch, training.block + evaluation.LOOK_AHEAD))
+    cost, head = Cost.of(profile, "controller"), model.get_output_embeddings().weight
+
+    def update() -> None:
+        training_loss(model, head, chunk, depth, "t+1").backward()
+
+    def evaluate() -> None:
+        evaluation.block_losses(as_hidden(model), chunk.numpy(), evaluation.Depths(depth, 0), training.micro_batch)
+
+    tokens = training.micro_batch * training.block
+    return (tokens * cost.training(depth, training.block) / _seconds(update),
+            tokens * cost.forward(depth, training.block) / _seconds(evaluate))
+
+
+def _seconds(call: Callable[[], None]) -> float:
+    """Seconds of a call, the median of three after one that warms up."""
+    taken = []
+    for _ in range(4):
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return float(np.median(taken[1:]))
+
+
+def rerun(profile: Profile, run_id: str, root: Path) -> int:
+    """Make a committed run again in a temporary folder and compare the logs; 0 if they agree, 1 if not.
+
+    Where the profile lists it under `checkpoints` and the trained tensors are the committed run's to the last bit,
+    its checkpoint is written too.
+    """
+    refuse_frozen(profile)
+    if not made(profile.find(run_id), profile, root):
+        raise InputError(f"{profile.run_path(run_id, root)}: no such log; make runs PROFILE={profile.name} makes it")
+    old = read_run(profile.run_path(run_id, root))
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        new = read_run(execute(profile, run_id, root, Path(temporary) / "runs" / f"{run_id}.jsonl"))
+        same = old.manifest["hashes"]["trained"] == new.manifest["hashes"]["trained"]
+        if same and run_id in profile.checkpoints:
+            shutil.copytree(Path(temporary) / "checkpoints" / run_id, folder_of(profile, run_id, root),
+                            dirs_exist_ok=True)
+    if {name: found.updates for name, found in old.series.items()} != \
+            {name: found.updates for name, found in new.series.items()}:
+        print(f"rerun {run_id}: the series differ: {len(old.series)} committed, {len(new.series)} made again")
+        return 1
+    gaps = {name: float(np.max(np.abs(np.hstack(found.values) - np.hstack(new.series[name].values))))
+            for name, found in old.series.items() if "loss" in name[1]}
+    worst = max(gaps, key=gaps.get)
+    agrees = gaps[worst] <= RERUN_TOLERANCE  # a log holds finite numbers only
+    print(f"rerun {run_id}: {'agrees' if agrees else 'DIFFERS'}: largest difference {gaps[worst]:.3g} nats per token "
+          f"({' '.join(worst)}); tolerance {RERUN_TOLERANCE}; trained tensors {'the same' if same else 'differ'}")
+    return int(not agrees)

@@ -1,0 +1,67 @@
+"""Who may import whom: the rooms of the package, read off its files."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from ouroboros.experiment import arms
+from ouroboros.model import configuration
+
+PACKAGE = Path(__file__).resolve().parents[1] / "ouroboros"
+MAY = {  # what a room imports of the package, beside itself
+    "model": {"errors"},
+    "experiment": {"errors", "log"},
+    "training": {"errors", "log", "provenance", "model", "experiment"},
+    "analysis": {"errors", "log", "provenance", "experiment"},
+}
+HEAVY = {"torch", "transformers", "peft", "accelerate", "safetensors", "datasets"}
+
+
+def imported(file: Path) -> set[str]:
+    """What a file imports, whole names, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module)
+        elif isinstance(node, ast.ImportFrom):
+            above = file.relative_to(PACKAGE.parent).parts[:-node.level]
+            module = ".".join([*above, *filter(None, [node.module])])
+            found |= {module} if node.module else {f"{module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("room", MAY)
+def test_a_room_imports_what_it_may(room):
+    for file in (PACKAGE / room).rglob("*.py"):
+        rooms = {name.split(".")[1] for name in imported(file) if name.startswith("ouroboros.")}
+        assert rooms <= MAY[room] | {room}, file
+
+
+@pytest.mark.parametrize("room", ["experiment", "analysis"])
+def test_what_is_run_and_what_reads_logs_never_import_torch(room):
+    for file in (PACKAGE / room).rglob("*.py"):
+        assert not HEAVY & {name.split(".")[0] for name in imported(file)}, file
+
+
+def test_the_core_is_small():
+    lines = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE / "model").glob("*.py")}
+    assert sum(lines.values()) < 1400, lines
+
+
+def test_the_projections_have_one_order():
+    assert arms.PROJECTIONS == tuple(configuration.PROJECTIONS)
+
+
+def test_the_readme_names_every_file_in_its_room():
+    drawn = (PACKAGE.parent / "README.md").read_text().partition("    ouroboros/\n")[2].partition("\n\n")[0]
+    rooms = dict(zip(("model", "experiment", "training", "analysis"), (
+        set(part.replace(",", " ").replace("(", " ").split()) for part in
+        (drawn[drawn.index(f"      {room}/"):] for room in ("model", "experiment", "training", "analysis")))))
+    for room, words in rooms.items():
+        names = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
+        assert names <= words, names - words
+    for path in PACKAGE.glob("*.py"):
+        assert path.stem.startswith("__") or path.name in drawn, path.name
