@@ -225,7 +225,7 @@ def test_the_chunk_of_logits_is_the_losss():
 
 
 def test_cost_never_loads_torch():
-    code = "import sys, ouroboros.cost, ouroboros.status; sys.exit('torch' in sys.modules)"
+    code = "import sys, ouroboros.experiment.cost, ouroboros.training.status; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

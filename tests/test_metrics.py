@@ -650,6 +650,6 @@ def test_a_base_that_was_fetched_has_an_empty_table(tmp_path, results):
 
 
 def test_analysis_never_imports_torch():
-    code = ("import sys, ouroboros.log, ouroboros.metrics, ouroboros.claims, ouroboros.figures, ouroboros.reproduce;"
+    code = ("import sys, ouroboros.log, ouroboros.analysis.claims, ouroboros.analysis.figures, ouroboros.reproduce;"
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -8,11 +8,11 @@ from models import convert, ids, shake, small_base
 from torch import nn
 from transformers import Qwen2Config
 
-import ouroboros
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.errors import InputError
-from ouroboros.experiment.arms import PROJECTIONS
 from ouroboros.experiment.profile import SplitConfig, load_profile
+from ouroboros.model import modeling
+from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.surgery import cut_layers, mean_residual, open_base
 
 SPLIT = SplitConfig(prelude=1, recurrent=3, coda=1)
@@ -157,7 +157,7 @@ def test_controller_and_static_train_about_equally_many_parameters(name):
         with torch.device("meta"):
             config = OuroborosConfig(base=Qwen2Config(hidden_size=width), modulation=modulation, rank=profile.rank,
                                      max_steps=profile.max_steps, **widths)
-            part = ouroboros.modeling.Recurrence(config)
+            part = modeling.Recurrence(config)
         counts[modulation] = sum(p.numel() for p in part.parameters())
     assert 1 / 1.2 <= counts["controller"] / counts["static"] <= 1.2
 

@@ -7,7 +7,7 @@ import torch
 from models import FAMILIES, ids, shake, small_base
 
 from ouroboros.errors import InputError
-from ouroboros.experiment.arms import PROJECTIONS
+from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modeling import Gate
 from ouroboros.training.build import part_of
 from ouroboros.training.evaluation import Watch

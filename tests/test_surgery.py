@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
-from ouroboros.experiment.arms import PROJECTIONS
 from ouroboros.experiment.profile import SplitConfig
+from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.surgery import (
     cut_layers,
     kept_layers,

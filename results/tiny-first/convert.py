@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from ouroboros.experiment import schedule
+from ouroboros.experiment.protocol import schedule
 from ouroboros.log import read_run, write_run
 from ouroboros.provenance import locked_versions
 
