@@ -36,7 +36,7 @@ from .training.corpus import LOOK_AHEAD
 from .training.evaluation import targets
 from .training.run import training_loss
 
-PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (SYSTEM section 2), of the largest shape of the seven
+PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (system.md 2), of the largest shape of the seven
 CHECKPOINT = dict(vocab_size=32_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,
                   num_attention_heads=16, num_key_value_heads=4, tie_word_embeddings=True)  # 1.1 GB in float32
 MEGABYTE = 1e6

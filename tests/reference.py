@@ -1,4 +1,4 @@
-"""SYSTEM.md sections 3 to 5 once more, for clarity alone: float64, explicit loops, no code of the package.
+"""system.md 3 to 5 once more, for clarity alone: float64, explicit loops, no code of the package.
 
 A decoder layer is written out too, so that its seven projections can be modulated; the prelude, the coda and the last
 norm are the base's own. `base` is a transformers model with all its layers.

@@ -33,7 +33,7 @@ def test_the_released_rate_is_the_protocols():
 
 
 def test_the_checks_are_what_paper_and_pencil_give():
-    """Each worked by hand from SYSTEM section 8, to the digits that are reported."""
+    """Each worked by hand from system.md 8, to the digits that are reported."""
     table = arithmetic.table().set_index("quantity")
     assert table.index.is_unique and table.shape[1] + 1 <= 8
     by_hand = {

@@ -134,7 +134,7 @@ def test_activations_are_what_autograd_keeps(built, arm, depth, dtype):
 
 
 def test_the_papers_shape_has_the_reported_parameters():
-    """SYSTEM section 6."""
+    """system.md 6."""
     profile = load_profile("paper")
     parts = Cost.of(profile, "controller").trainable()
     assert parts == {"modulation": 692_864, "gate": 8_390_656, "step_norm": 131_072}

@@ -1,6 +1,7 @@
 """Who may import whom: the rooms of the package, read off its files."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -65,3 +66,19 @@ def test_the_readme_names_every_file_in_its_room():
         assert names <= words, names - words
     for path in PACKAGE.glob("*.py"):
         assert path.stem.startswith("__") or path.name in drawn, path.name
+
+
+def test_what_code_cites_stands_in_the_docs():
+    system, protocol = ((PACKAGE.parent / "docs" / f"{name}.md").read_text() for name in ("system", "protocol"))
+    known = {"system.md": set(re.findall(r"^## (\d)\.", system, re.M)) | set(re.findall(r"^\*\*`([^`]+)`\.\*\*", system,
+                                                                                       re.M)),
+             "protocol.md": set(re.findall(r"^\| `(\w+)` \|", protocol, re.M))}
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.yaml"), *PACKAGE.parent.glob("tests/*.py")]
+    cited = [(file, page, name or number) for file in files
+             for page, name, number in re.findall(r"(?<!/)\b(system\.md|protocol\.md)\s+(?:`([^`]+)`|(\d))",
+                                                  file.read_text())]
+    assert len(cited) > 50 and {page for _, page, _ in cited} == set(known)
+    for file, page, name in cited:
+        assert name in known[page], f"{file}: {page} has no {name}"
+    for file in files:
+        assert not re.search(r"\b(SYSTEM|AUDIT)(\.md|\b)", file.read_text()) or file.name == "test_house.py", file

@@ -1,4 +1,4 @@
-"""The claims as typed: every row of SYSTEM section 8, strict fields, what follows from numbers."""
+"""The claims as typed: every row of the reported numbers, strict fields, what follows from numbers."""
 
 import inspect
 import re
@@ -15,8 +15,8 @@ from ouroboros.experiment.arms import ARMS
 ROOT = Path(__file__).parents[1]
 CLAIMS = ledger.load()
 LEDGER = {claim.id: claim for claim in CLAIMS}
-# SYSTEM section 8, typed again by hand: (value, source)
-SYSTEM = {
+# the reported numbers, typed again by hand: (value, source)
+REPORTED = {
     "L36": ("1.378", "R"), "L17": ("8.975", "R"), "Lc": (["5.073", "5.082"], "R"),
     "red": ("43.4", "AR"), "rec": ("51.3", "AR"),
     "c1": ("5.082", "R"), "c2": ("5.081", "D"), "c4": ("5.075", "R"), "c8": ("5.080", "R"),
@@ -37,8 +37,8 @@ WORDS = {"ahead": "all", "ahead_ranks": "all", "nogate": "worse", "heldout": "no
 
 def test_every_row_is_there_digit_for_digit():
     assert {name: (LEDGER[name].reported, "".join(LEDGER[name].source))
-            for name in SYSTEM} == SYSTEM
-    assert {name: list(LEDGER[name].also.values()) for name in SYSTEM if LEDGER[name].also} == ALSO
+            for name in REPORTED} == REPORTED
+    assert {name: list(LEDGER[name].also.values()) for name in REPORTED if LEDGER[name].also} == ALSO
     assert {name: LEDGER[name].words for name in WORDS} == WORDS
 
 

@@ -247,7 +247,7 @@ def test_the_gates_opening_is_told_by_update_and_step(results):
 
 
 def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
-    """AUDIT `target`, `evaluation`, `reference`: the numbers of one log that each column reports."""
+    """protocol.md `target`, `evaluation`, `reference`: the numbers of one log that each column reports."""
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
     values = {("heldout", "t+1"): 1.0, ("heldout", "t+2"): 2.0, ("stream", "t+1"): 3.0, ("stream", "t+2"): 4.0,
               ("reference", "t+1"): 5.0, ("reference", "t+2"): 6.0}
@@ -584,7 +584,7 @@ def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results
     assert table.loc["cut - full (nats)", "paper"] == "7.597 (reported, on the training text)"
     assert table.loc["cut - full (nats)", "tiny-first"].startswith("4 (the same")
     assert table.loc["layers held"].tolist() == ["17 of 36", "7 of 12"]
-    assert float(table.loc["travel of a norm weight", "paper"]) == pytest.approx(5.6, abs=0.05)  # AUDIT `travel`
+    assert float(table.loc["travel of a norm weight", "paper"]) == pytest.approx(5.6, abs=0.05)  # system.md `travel`
     # a log that doesn't say how far its norms could move says at which rate; half a cosine's peak on average
     assert float(table.loc["travel of a norm weight", "tiny-first"]) == pytest.approx(0.001 * 200 / 2, rel=0.02)
 

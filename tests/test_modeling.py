@@ -1,4 +1,4 @@
-"""Invariants of SYSTEM sections 3 to 6 on a small random base."""
+"""Invariants of system.md 3 to 6 on a small random base."""
 
 import copy
 
@@ -135,7 +135,7 @@ def test_a_configuration_out_of_range_is_refused_in_one_line(options, complaint)
 
 @pytest.mark.parametrize("modulation, trainable", [("controller", 9_214_592), ("static", 8_536_064)])
 def test_the_papers_shape_has_the_papers_parameters(modulation, trainable):
-    """SYSTEM section 6."""
+    """system.md 6."""
     with torch.device("meta"):
         base = Qwen2Config(hidden_size=2048, intermediate_size=11008, num_hidden_layers=17, num_attention_heads=16,
                            num_key_value_heads=2, vocab_size=151_936, tie_word_embeddings=True)

@@ -1,4 +1,4 @@
-"""The package against a plain reference of SYSTEM.md: forward, loss and every gradient."""
+"""The package against a plain reference of docs/system.md: forward, loss and every gradient."""
 
 import itertools
 

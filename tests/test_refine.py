@@ -224,7 +224,7 @@ def test_in_float32_gate_and_norms_of_the_release_are_trained_around_its_dead_co
 
 @pytest.mark.parametrize("rate", [1e-4, 3e-4])
 def test_kept_in_bfloat16_only_the_gate_s_matrix_moves(rate):
-    """The next numbers to 1 and -2 are more than two such updates away (AUDIT `precision`)."""
+    """The next numbers to 1 and -2 are more than two such updates away (protocol.md `precision`)."""
     model = released()
     model.recurrence.bfloat16()
     before, seen = values(model), []

@@ -1,4 +1,4 @@
-"""The protocol's facts (AUDIT.md), the loop, the raw log it writes."""
+"""The protocol's facts (docs/protocol.md), the loop, the raw log it writes."""
 
 import json
 from dataclasses import replace
@@ -52,7 +52,7 @@ def test_the_released_schedule_ends_near_its_peak_and_the_corrected_at_its_floor
 
 
 def test_in_bfloat16_ones_and_gate_biases_cannot_move_and_nothing_passes_an_eighth():
-    """AUDIT `precision`: AdamW at 3e-4 with a constant gradient."""
+    """protocol.md `precision`: AdamW at 3e-4 with a constant gradient."""
     def after(start: float, rounded: bool) -> float:
         parameter = torch.nn.Parameter(torch.tensor([start]))
         optimizer = torch.optim.AdamW([parameter], lr=3e-4, weight_decay=0.01)
@@ -80,7 +80,7 @@ def test_the_stream_is_new_text_or_the_first_trained_on_and_splits_are_disjoint(
     sets = evaluation.final(profile, corpus, RunSpec("cut", None, None, "any", 1))
     count = profile.evaluation.stream_batches * settings.micro_batch
     first = corpus.blocks("train", settings.block, count, "joined", seed=1)
-    # 8 of the 24 blocks that a run trains on are more than 1 %: fresh ones take their place (AUDIT `evaluation`)
+    # 8 of the 24 blocks that a run trains on are more than 1 %: fresh ones take their place (protocol.md `evaluation`)
     assert evaluation.stream_kind(profile) == "fresh" and sets["stream"].shape == first.shape
     longer = profile.model_copy(update={"training": settings.model_copy(update={"updates": 201})})
     assert evaluation.stream_kind(longer) == "start"
@@ -111,7 +111,7 @@ def test_a_run_logs_every_update_and_both_targets_on_every_set(profile, root, ru
     moved = log[log["metric"].str.startswith("moved/")].set_index("metric")["value"]
     assert set(moved.index) == {f"moved/{n}" for n in _trained_names(root, run_id)} and (moved > 0).any()
     assert log[log["metric"] == "max_modulation"]["value"].item() > 0
-    if "released" in run_id:  # AUDIT `precision`: these can't move in bf16
+    if "released" in run_id:  # protocol.md `precision`: these can't move in bf16
         assert moved["moved/recurrence.step_norm.weight"] == moved["moved/recurrence.gate.linear.bias"] == 0
 
 
@@ -273,7 +273,7 @@ def test_the_papers_path_end_to_end_on_a_narrow_base(text, tmp_path):
 
 @pytest.mark.parametrize("rate", [3e-4, 1e-3, 3e-3, 9e-2])
 def test_what_is_kept_in_bfloat16_moves_as_at_the_papers_rate(rate):
-    """AUDIT `precision`, scaled: at 1 and -2 nothing moves, no entry that begins at 0 passes 0.125, at any rate."""
+    """protocol.md `precision`, scaled: at 1 and -2 nothing moves, no entry from 0 passes 0.125, at any rate."""
     start = torch.tensor([1.0, -2.0, 0.0])
     value, optimizer_like = start.clone(), start.clone()
     for _ in range(2000):

@@ -1,7 +1,7 @@
 """What the reported numbers say of each other: all that can be checked without a run. No torch.
 
-`table` uses reported numbers and the reported shape alone (SYSTEM sections 6 and 8); `settings`
-says what the set-up and the released code's settings imply (SYSTEM section 7, AUDIT). Nothing here
+`table` uses reported numbers and the reported shape alone (system.md 6 and 8); `settings`
+says what the set-up and the released code's settings imply (system.md 7, protocol.md). Nothing here
 is measured.
 """
 
@@ -18,13 +18,13 @@ from ..experiment.protocol import DRAWN_DEPTHS
 from . import ledger
 from .ledger import Claim
 
-PEAK, MICRO_STEPS, ACCUMULATION, BATCH, BLOCK = 3e-4, 300_000, 16, 2, 2048  # SYSTEM section 7
-WARM_UP = 124  # updates, of the released code (AUDIT `schedule`)
-HORIZON = 16  # AUDIT `schedule`: times the number of updates
-UNUSED = 2 * 2048  # AUDIT `unused`: two vectors that are trained in name
-WHOLE = 32 / 16  # m at which alpha / r * m is 1 (SYSTEM section 3)
+PEAK, MICRO_STEPS, ACCUMULATION, BATCH, BLOCK = 3e-4, 300_000, 16, 2, 2048  # system.md 7
+WARM_UP = 124  # updates, of the released code (protocol.md `schedule`)
+HORIZON = 16  # protocol.md `schedule`: times the number of updates
+UNUSED = 2 * 2048  # system.md `unused`: two vectors that are trained in name
+WHOLE = 32 / 16  # m at which alpha / r * m is 1 (system.md 3)
 UPDATES = MICRO_STEPS // ACCUMULATION
-# SYSTEM section 9: depths 1, 2, 4, 8, 16 and ranks 8, 32, 64; the run of rank 32 is that of depth 8
+# system.md 9: depths 1, 2, 4, 8, 16 and ranks 8, 32, 64; the run of rank 32 is that of depth 8
 D_TABLE = ("c1", "c2", "c4", "c8", "c16", "cr8", "c8", "cr64")
 OTHER_RATE = "clr"  # the Controller at the rate 1e-3
 
@@ -212,18 +212,18 @@ def _parameters(told: Told) -> Iterator[dict]:
     paper = load_profile("paper")
     shape = Shape.of(paper)
     loop, static = (Cost.of(paper, arm).trainable() for arm in ("controller", "static"))
-    total, moved = sum(loop.values()), "which of them move in training (AUDIT `precision`)"
+    total, moved = sum(loop.values()), "which of them move in training (protocol.md `precision`)"
 
     def count(quantity: str, value: int, how: str, limit: str = moved) -> dict:
         return _row(quantity, value, how, limit, decimals=0, unit="")
 
     yield _row("trainable parameters", Decimal(total) / 10**6, "Controller + gate + step norms",
                moved, told["params"], unit="million")
-    yield count("of the Controller", loop["modulation"], "SYSTEM section 4")
+    yield count("of the Controller", loop["modulation"], "system.md 4")
     yield count("of the gate", loop["gate"], "2 x 2048 x 2048 + 2048")
     yield count("of the step norms", loop["step_norm"], "64 x 2048")
     yield count("all of them", total, "the sum")
-    yield count("with the two unused vectors", total + UNUSED, "AUDIT `unused`",
+    yield count("with the two unused vectors", total + UNUSED, "system.md `unused`",
                 "whether the paper counts them")
     yield count("of the static arm", sum(static.values()),
                 "table 64 x 7 x 32, the same gate and norms", "that the arms' capacities are alike")
@@ -249,11 +249,11 @@ def settings() -> pd.DataFrame:
             _row("tokens seen", tokens, "300,000 x 2 x 2048", "", Decimal("1.23"), unit="billion"),
             _row("learning rate at the last update", Decimal(100 * released_rate(UPDATES
                                                                                  - 1) / PEAK),
-                 "AUDIT `schedule`, released", "", decimals=1, unit="% of the peak"),
+                 "protocol.md `schedule`, released", "", decimals=1, unit="% of the peak"),
             _row("training FLOPs of a Controller run", Decimal(flops / 1e18),
                  "cost model, depths drawn from 4, 8, 16", "", decimals=1, unit="x 1e18"),
             _row("m that adds the whole residual", Decimal(WHOLE),
-                 "r / alpha, 32 / 16 (SYSTEM section 3)", "", unit=""), ]
+                 "r / alpha, 32 / 16 (system.md 3)", "", unit=""), ]
     for name, half in (("float32", False), ("bfloat16", True)):
         for quantity, start in (("largest m of a static table", 0.0),
                                 ("a step norm's weight, from 1", 1.0)):

@@ -219,7 +219,7 @@ def reach_table(results: Results, depths: tuple[int, ...] | None = None) -> pd.D
                                  "rate": " ".join(sorted({f"{run.manifest['rate']:g}" for run in runs})),
                                  **tables.columns("largest m", t_interval(largest)),
                                  "reach of a table": float(reached),
-                                 "adds the residual": 2.0})  # r / alpha, alpha half of r (AUDIT `alpha`)
+                                 "adds the residual": 2.0})  # r / alpha, alpha half of r (protocol.md `alpha`)
     return pd.DataFrame(rows)
 
 

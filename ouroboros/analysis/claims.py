@@ -68,7 +68,7 @@ def _scaled(rank: int, profile: Profile) -> int | None:
 
 
 def _draws_depths(arm: str, protocol: str) -> bool:
-    """Whether the protocol makes one run of all depths of an arm (AUDIT `depth`)."""
+    """Whether the protocol makes one run of all depths of an arm (protocol.md `depth`)."""
     if not ARMS[arm].loops:
         return False
     one, other = (Cell(arm, depth, None, protocol, 0).run for depth in (1, 2))

@@ -14,8 +14,8 @@ from ..errors import InputError
 from . import metrics
 
 FILE = Path(__file__).parent / "claims.yaml"
-PAPER_RANK = 32  # the paper's base rank (SYSTEM section 3), of which a claim's rank is told
-# SYSTEM section 6, at d = 2048 and r = 32; the tests count the same on the model
+PAPER_RANK = 32  # the paper's base rank (system.md 3), of which a claim's rank is told
+# system.md 6, at d = 2048 and r = 32; the tests count the same on the model
 PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_072}
 
 # {statistic: (arms that it reads beside the claim's own, at which depths, ranks and rates)}; all

@@ -44,7 +44,7 @@ def uniform(results: Results) -> float:
 def levels_table(results: Results) -> pd.DataFrame:
     """On each split and target: a uniform guess (ln V), counts of the training text (`bigram` on t+2: of pairs with a
     token between), the kept layers without any in the middle, cut, full, and full with its last state normed twice
-    (AUDIT `double norm`)."""
+    (system.md `double norm`)."""
     runs = {name: _run(results, arm) for name, arm in LEVELS.items()}
     return pd.DataFrame([{"split": split, "target": target, "uniform": uniform(results)}
                          | {name: _last(run, split, f"loss_{target}") for name, run in runs.items()}

@@ -26,7 +26,7 @@ from ..log import Run, Series, read_run, read_runs
 from .comparison import document_clusters, margin
 from .intervals import BySeed, Ratio, above_zero, minus
 
-CUT_STREAM_BATCHES = 20  # AUDIT `evaluation`: the released cut baseline is scored on the first 20 micro-batches of 50
+CUT_STREAM_BATCHES = 20  # protocol.md `evaluation`: of the stream's 50, on which the released cut baseline is scored
 NORMS_CONVERGED = 0.5, 2.0  # times the stream's size: step norms that ended outside had no time to reach it
 INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
 LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and static": "static_nonorm",
@@ -165,7 +165,7 @@ def splits(profile: Profile) -> tuple[str, ...]:
 
 
 def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
-    """The block losses, (blocks,), whose mean a protocol reports for an arm (AUDIT `target`, `evaluation`,
+    """The block losses, (blocks,), whose mean a protocol reports for an arm (protocol.md `target`, `evaluation`,
     `reference`)."""
     setting = switches(protocol)
     if arm == "full" and setting["reference"] == "short":
@@ -197,7 +197,7 @@ def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
         row |= dict.fromkeys(splits(profile), math.nan)
         if status == "finished":
             row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
-            # the release scores held-out text on the next token: in both columns (AUDIT `target`)
+            # the release scores held-out text on the next token: in both columns (protocol.md `target`)
             row |= {split: run.last(split, "loss_t+1") for split in splits(profile)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})

@@ -81,7 +81,7 @@ ARMS = {
     "linear": Arm("maps"),
     "cut_coda_lora": Arm("one", lora="coda"),
     "cut_coda_full": Arm("one", coda=True),
-    # the system behind the paper's evidence for the gate (AUDIT `refiner`)
+    # the system behind the paper's evidence for the gate (system.md `refiner`)
     "refine": Arm("refine", gate=True, step_norm=True),
     "refine_nogate": Arm("refine"),  # nor step norms
     "refine_base": Arm("intact", fit="none"),

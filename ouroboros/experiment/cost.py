@@ -2,7 +2,7 @@
 
 Never imports torch. A FLOP is a multiplication or an addition in a matrix product; the rest is below 2 % at every
 shape here (the tests count). `context` is the number of tokens a token attends to; in training, where a block is one
-product, the block's whole length. Sources of the shapes: SYSTEM sections 2 to 6, and each profile's YAML.
+product, the block's whole length. Sources of the shapes: system.md 2 to 6, and each profile's YAML.
 """
 
 import math
@@ -140,14 +140,14 @@ class Cost:
     # ------------------------------------------------------------------------------------------------- parameters
 
     def _controller(self) -> dict[str, int]:
-        """Weights of the Controller's linear layers (SYSTEM section 4)."""
+        """Weights of the Controller's linear layers (system.md 4)."""
         w = self.widths
         heads = 2 * DICTIONARY if self._refines else self.rank  # that it emits for a projection
         return {"state": self.shape.width * w.state, "hidden": (w.state + w.step) * w.hidden,
                 "output": w.hidden * w.output, "heads": w.output * 7 * heads}
 
     def trainable(self) -> dict[str, int]:
-        """Trained parameters of each part (SYSTEM section 6)."""
+        """Trained parameters of each part (system.md 6)."""
         arm, w, d, found = self.parts, self.widths, self.shape.width, {}
         table = self.max_steps * 7 * self.rank
         biases = w.state + w.hidden + w.output

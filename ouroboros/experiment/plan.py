@@ -34,7 +34,7 @@ class RunSpec:
 
     @property
     def fit(self) -> str:
-        """How the run learns, `Arm.fit`; nothing trains where all that could is dead (AUDIT `dead Controller`)."""
+        """How the run learns, `Arm.fit`; nothing trains where all that could is dead (system.md `dead Controller`)."""
         dead = self.arm == "refine_nogate" and self.protocol.startswith(COLUMNS[0])
         return "none" if dead else ARMS[self.arm].fit
 
@@ -45,7 +45,7 @@ class RunSpec:
 
 @dataclass(frozen=True)
 class Cell:
-    """One row of a table; several cells may be measured by one run (AUDIT `depth`)."""
+    """One row of a table; several cells may be measured by one run (protocol.md `depth`)."""
 
     arm: str
     depth: int | None

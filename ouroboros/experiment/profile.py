@@ -112,7 +112,7 @@ class BaseConfig(Strict):
 
 
 class SplitConfig(Strict):
-    """SYSTEM section 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
+    """system.md 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
 
     prelude: int
     recurrent: int
@@ -120,7 +120,7 @@ class SplitConfig(Strict):
 
 
 class Widths(Strict):
-    """Controller widths, SYSTEM section 4; at the paper's scale 256, 128, 256, 128."""
+    """Controller widths, system.md 4; at the paper's scale 256, 128, 256, 128."""
 
     state: Positive
     step: Positive
@@ -129,7 +129,7 @@ class Widths(Strict):
 
 
 class Training(Strict):
-    """SYSTEM section 7; an update is `micro_batch` blocks times `accumulation`."""
+    """system.md 7; an update is `micro_batch` blocks times `accumulation`."""
 
     updates: Positive
     micro_batch: Positive
@@ -149,7 +149,7 @@ class Evaluation(Strict):
     blocks: Positive  # held-out blocks at those points
     final_blocks: Positive  # blocks of held-out text at the end
     other_blocks: Positive | None = None  # of train and foreign, and of dev in a search; None: as many
-    stream_batches: int = 50  # AUDIT `evaluation`: micro-batches of the training stream
+    stream_batches: int = 50  # protocol.md `evaluation`: micro-batches of the training stream
 
     @property
     def others(self) -> int:

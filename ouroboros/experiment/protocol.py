@@ -1,4 +1,4 @@
-"""The protocol: ten switches (AUDIT), the schedule, the scaled-down forms; docs/protocol.md says it in words."""
+"""The protocol: ten switches, the schedule, the scaled-down forms; docs/protocol.md says it in words."""
 
 import math
 
@@ -7,7 +7,7 @@ from .arms import ARMS, READS
 
 PROTOCOL_VERSION = 2  # what switches, arms and measures mean. 1: until 2026-11-25, the committed runs of `tiny-first`
 
-# AUDIT: {switch: (released, corrected)}.
+# {switch: (released, corrected)}.
 SWITCHES: dict[str, tuple[str, str]] = {
     "target": ("t+2", "t+1"),
     "depth": ("drawn", "given"),
@@ -22,10 +22,10 @@ SWITCHES: dict[str, tuple[str, str]] = {
 }
 COLUMNS = ("released", "corrected")
 READING = ("evaluation", "reference")  # switches that change what is read off a log: nothing is trained again
-DRAWN_DEPTHS = (4, 8, 16)  # AUDIT `depth`: drawn uniformly at every micro-step
-FINAL_SHARE = 1e-6 / 3e-4  # SYSTEM section 7 and AUDIT `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
-STRETCH = 16  # AUDIT `schedule`: the released horizon is 16 x the number of updates
-SHARED_RATE_LIMIT = 1e-3  # AUDIT `rate`, scaled form: the Controller's best rate among those <= 1e-3
+DRAWN_DEPTHS = (4, 8, 16)  # protocol.md `depth`: drawn uniformly at every micro-step
+FINAL_SHARE = 1e-6 / 3e-4  # system.md 7 and protocol.md `schedule`: the cosine ends at 1e-6 of a peak of 3e-4
+STRETCH = 16  # protocol.md `schedule`: the released horizon is 16 x the number of updates
+SHARED_RATE_LIMIT = 1e-3  # protocol.md `rate`, scaled form: the Controller's best rate among those <= 1e-3
 
 
 def switches(protocol: str) -> dict[str, str]:
@@ -49,7 +49,7 @@ def trained_under(protocol: str, arm: str) -> str:
 
 
 def schedule(update: int, updates: int, kind: str) -> float:
-    """The share of the peak rate at an update, counted from 0 (AUDIT `schedule`)."""
+    """The share of the peak rate at an update, counted from 0 (protocol.md `schedule`)."""
     warm_up = max(1, round(updates * (1 / 150 if kind == "stretched" else 0.02)))
     horizon = updates * STRETCH if kind == "stretched" else updates
     if update < warm_up:

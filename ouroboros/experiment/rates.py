@@ -80,7 +80,7 @@ class Rates:
 
 
 def rates_of(spec: RunSpec, profile: Profile, searches: Mapping[str, Run]) -> Rates:
-    """The rates that a run trains at (AUDIT `rate`). A flipped switch keeps the rates of its column; a level is a
+    """The rates that a run trains at (protocol.md `rate`). A flipped switch keeps the rates of its column; a level is a
     factor.
 
     Raises InputError while the search isn't finished, and where every rate of it diverged.

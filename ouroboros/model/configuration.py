@@ -7,7 +7,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from ..errors import InputError
 
-PROJECTIONS = {  # the seven modulated projections (SYSTEM section 3) and the submodule that holds each
+PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodule that holds each
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }
@@ -18,7 +18,7 @@ POOLINGS = ("causal", "sequence")
 
 
 class Split(NamedTuple):
-    """SYSTEM section 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
+    """system.md 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
 
     prelude: int
     recurrent: int
@@ -32,7 +32,7 @@ def check_whole(field: str, value, least: int) -> None:
 
 
 class OuroborosConfig(PretrainedConfig):
-    """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (SYSTEM sections 2 to 5).
+    """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (system.md 2 to 5).
 
     Args:
         base: the base model's configuration, as an object or a dict with `model_type`.
@@ -48,7 +48,7 @@ class OuroborosConfig(PretrainedConfig):
             or over the whole sequence (`sequence`), which looks ahead.
         gate, step_norm: whether the recurrence has them.
         gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
-        state_width, step_width, hidden_width, output_width: Controller widths, SYSTEM section 4.
+        state_width, step_width, hidden_width, output_width: Controller widths, system.md 4.
         base_reference: `name`, `revision` and `sha256` of the base's weights, and `gguf_file` where one holds them;
             None if the model wasn't converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.

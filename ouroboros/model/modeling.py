@@ -1,4 +1,4 @@
-"""OuroborosForCausalLM: prelude, gated recurrence with modulated weights, coda (SYSTEM section 5).
+"""OuroborosForCausalLM: prelude, gated recurrence with modulated weights, coda (system.md 5).
 
 Shapes: B batch, T positions, d width, V vocabulary.
 """
@@ -30,7 +30,7 @@ MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_slidi
 
 
 class StepNorm(nn.Module):
-    """RMSNorm with a weight vector of its own at each step, in float32 at least (SYSTEM section 5, item 3)."""
+    """RMSNorm with a weight vector of its own at each step, in float32 at least (system.md 5, item 3)."""
 
     eps = 1e-6
 
@@ -46,7 +46,7 @@ class StepNorm(nn.Module):
 
 
 class Gate(nn.Module):
-    """h <- g * h' + (1 - g) * h with g = sigmoid(W_g [h'; h] + b_g), elementwise (SYSTEM section 5, item 4)."""
+    """h <- g * h' + (1 - g) * h with g = sigmoid(W_g [h'; h] + b_g), elementwise (system.md 5, item 4)."""
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -187,7 +187,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
     def from_base(cls, base, n_prelude: int = 8, recurrent_layer: int = 18, n_coda: int = 8, rank: int = 32, *,
                   revision: str | None = None, gguf_file: str | None = None, dtype: torch.dtype | None = None,
                   attn_implementation: str | None = None, **options) -> "OuroborosForCausalLM":
-        """Convert a pretrained dense Qwen2, Qwen3, Llama or Mistral model (SYSTEM sections 2 and 3).
+        """Convert a pretrained dense Qwen2, Qwen3, Llama or Mistral model (system.md 2 and 3).
 
         `base` is a folder, a hub name (with a `revision`), a GGUF file or a model in memory; `gguf_file` names the file
         where folder or repository hold one. Safetensors are read a tensor at a time, so that no more than the kept
@@ -284,7 +284,7 @@ class OuroborosForCausalLM(PreTrainedModel, GenerationMixin):
     def from_release(cls, checkpoint, base, pooling: str = "sequence", **options) -> "OuroborosForCausalLM":
         """A checkpoint in the public release's layout: a torch file with `controller`, `gate`, `step_norm` states.
 
-        Read with weights_only=True (the release does otherwise, AUDIT `pickles`) and filled in by shape and order.
+        Read with weights_only=True (the release does otherwise, system.md `pickles`) and filled in by shape and order.
         The file has no frozen part: `base` and `options` are those of `from_base`. Raises InputError for a file that
         can't be read without running code, and where a state doesn't fit.
         """

@@ -1,4 +1,4 @@
-"""Frozen low-rank branches, and what emits their diagonals: the Controller, or a static table (SYSTEM 3 and 4).
+"""Frozen low-rank branches, and what emits their diagonals: the Controller, or a static table (system.md 3 and 4).
 
 Shapes: B batch, T positions, d width, r rank, K = 7 projections.
 """
@@ -15,7 +15,7 @@ from .configuration import PROJECTIONS, OuroborosConfig
 class ModulatedLinear(nn.Linear):
     """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
 
-    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (SYSTEM section 3). `m` is None (the linear
+    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). `m` is None (the linear
     layer as it was, bit for bit) or a tensor that broadcasts to (B, T, r).
     """
 
@@ -67,7 +67,8 @@ class RunningMean(DynamicLayer):
 def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
-    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all (AUDIT `pooling`).
+    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all
+    (protocol.md `pooling`).
     Positions where `mask` (B, T) is 0 are left out; in float32 at least.
     """
     h = h.to(torch.promote_types(h.dtype, torch.float32))
@@ -83,7 +84,7 @@ def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: Running
 
 
 class Controller(nn.Module):
-    """The hypernetwork: pooled hidden state and step -> one diagonal per projection (SYSTEM section 4).
+    """The hypernetwork: pooled hidden state and step -> one diagonal per projection (system.md 4).
 
     The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
     """
@@ -113,7 +114,7 @@ class Controller(nn.Module):
 
 
 class StaticModulation(nn.Module):
-    """The comparison: a learned diagonal per step and projection, blind to the input (SYSTEM section 6)."""
+    """The comparison: a learned diagonal per step and projection, blind to the input (system.md 6)."""
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()

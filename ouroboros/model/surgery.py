@@ -1,4 +1,4 @@
-"""Pretrained causal LM -> Ouroboros: pick layers, take the mean residual, truncate its SVD (SYSTEM 2 and 3)."""
+"""Pretrained causal LM -> Ouroboros: pick layers, take the mean residual, truncate its SVD (system.md 2 and 3)."""
 
 import copy
 import re
@@ -219,6 +219,6 @@ def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torc
 
 
 def residual_bases(base: Base, split: Split, rank: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (A, B) for each projection, in the order of PROJECTIONS (SYSTEM section 3)."""
+    """Yield (A, B) for each projection, in the order of PROJECTIONS (system.md 3)."""
     for name, parent in PROJECTIONS.items():
         yield truncated_svd(mean_residual(base, split, name, parent), rank)

@@ -1,4 +1,4 @@
-"""An arm's model from its run: the base, its kept layers, a loop; LoRA, linear maps (SYSTEM sections 2 to 6).
+"""An arm's model from its run: the base, its kept layers, a loop; LoRA, linear maps (system.md 2 to 6).
 
 Shapes: B batch, T positions, d width.
 """
@@ -108,7 +108,7 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
 def _loop(spec: RunSpec, profile: Profile, base: nn.Module) -> OuroborosForCausalLM:
     arm, split, rank = ARMS[spec.arm], profile.split, spec.rank or profile.rank
     protocol = switches("corrected" if spec.protocol == "any" else spec.protocol)  # any: without modulation
-    # AUDIT `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
+    # protocol.md `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
     alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
     return OuroborosForCausalLM.from_base(
         base, split.prelude, split.recurrent, split.coda, rank=rank, alpha=alpha, **_widths(profile),

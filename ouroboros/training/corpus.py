@@ -5,7 +5,7 @@ Four sources behind one interface, `prepare`:
 - `docstrings`: the docstrings of pinned pure-Python packages, read with `ast`, never imported;
 - `sources`: their whole .py files, one document each: more text, most of it code;
 - `text`: a folder of .txt files (one document each) or .jsonl files (one `{"text": ...}` a line);
-- `hub`: a `datasets` stream such as FineWeb-edu (SYSTEM section 7), or any local data set `datasets` reads.
+- `hub`: a `datasets` stream such as FineWeb-edu (system.md 7), or any local data set `datasets` reads.
 
 The hash of a document's content decides its split, so one text can't stand in two: `train`, `dev` (learning rates are
 chosen on it) and `heldout` come from the same sources, `foreign` and `newer` from sources never trained on.
@@ -31,7 +31,7 @@ from ..experiment.profile import CorpusConfig, Profile
 
 END_OF_TEXT = "<|endoftext|>"
 LOOK_AHEAD = 2  # a block carries two tokens more than its inputs: the targets of `released` are token t+2
-REFERENCE_DOCUMENTS, REFERENCE_TOKENS = 12, 30  # AUDIT `reference`: 12 short texts, here 30 tokens each
+REFERENCE_DOCUMENTS, REFERENCE_TOKENS = 12, 30  # protocol.md `reference`: 12 short texts, here 30 tokens each
 
 
 def sha256(data: bytes | str) -> str:
@@ -200,8 +200,8 @@ class Corpus:
         """Pack documents into `count` blocks, (count, block + 2) int32: `block` inputs and two tokens of look-ahead.
 
         Inputs of consecutive blocks are disjoint; the blocks are windows on one array, not copies. packing `separated`
-        puts an end-of-text token after each document, `joined` nothing (AUDIT `packing`). Raises InputError when the
-        split holds too little text.
+        puts an end-of-text token after each document, `joined` nothing (protocol.md `packing`). Raises InputError
+        when the split holds too little text.
         """
         needed, have, parts = count * block + LOOK_AHEAD, 0, []
         separator = np.array([self.end_of_text] if packing == "separated" else [], dtype=np.int32)
@@ -223,7 +223,7 @@ class Corpus:
         return lengths[starts < tokens].tolist()
 
     def reference(self) -> np.ndarray:
-        """The first 30 tokens of 12 held-out documents (AUDIT `reference`, scaled), (12, 32) int32."""
+        """The first 30 tokens of 12 held-out documents (protocol.md `reference`, scaled), (12, 32) int32."""
         width = REFERENCE_TOKENS + LOOK_AHEAD
         long_enough = (d[:width] for d in self.documents("heldout") if len(d) >= width)
         found = list(itertools.islice(long_enough, REFERENCE_DOCUMENTS))

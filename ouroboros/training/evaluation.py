@@ -25,7 +25,7 @@ Hidden = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
 
 
 def targets(blocks: torch.Tensor, target: str) -> torch.Tensor:
-    """(B, T + 2) tokens -> (B, T) targets of the inputs `blocks[:, :T]`: one or two tokens ahead (AUDIT `target`)."""
+    """(B, T + 2) tokens -> (B, T) targets of the inputs `blocks[:, :T]`: one or two ahead (protocol.md `target`)."""
     ahead = 1 + TARGETS.index(target)
     return blocks[:, ahead:blocks.shape[1] - LOOK_AHEAD + ahead]
 
@@ -64,7 +64,7 @@ def token_losses(hidden: torch.Tensor, head: torch.Tensor, *wanted: torch.Tensor
 
 
 class Depths:
-    """The depth of each micro-batch: the given one, or drawn uniformly from {4, 8, 16} (AUDIT `depth`)."""
+    """The depth of each micro-batch: the given one, or drawn uniformly from {4, 8, 16} (protocol.md `depth`)."""
 
     def __init__(self, depth: int | str | None, seed: int):
         self.given = None if depth == "mixed" else depth
@@ -90,9 +90,9 @@ def block_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, micro_batch
 
 
 def stream_kind(profile: Profile) -> str:
-    """Which blocks stand for the released final evaluation, the `start` of the training stream or `fresh` ones (AUDIT
-    `evaluation`, scaled form): the start is 0.02 % of the paper's training; where it is over 1 % of a run's, it would
-    be remembered."""
+    """Which blocks stand for the released final evaluation, the `start` of the training stream or `fresh` ones
+    (protocol.md `evaluation`, scaled form): the start is 0.02 % of the paper's training; where it is over 1 % of a
+    run's, it would be remembered."""
     training = profile.training
     share = profile.evaluation.stream_batches * training.micro_batch / (
         training.updates * training.micro_batch * training.accumulation)
@@ -113,7 +113,7 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
 
     `train` is text of the training split that the run didn't train on. `stream` stands for what the released code
     scores, the first micro-batches of the training stream with documents run together; see `stream_kind`. `reference`
-    is the start of a few held-out documents (AUDIT `reference`). `newer` is there where the corpus has it.
+    is the start of a few held-out documents (protocol.md `reference`). `newer` is there where the corpus has it.
     """
     training, count = profile.training, profile.evaluation.others
     if spec.purpose == "rate":
@@ -134,7 +134,7 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
 @torch.no_grad()
 def first_half_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, other_future: bool) -> list[float]:
     """Each block's mean next-token loss over its first half; with `other_future` its second half is another block's of
-    the batch (see `apart`). In a model that doesn't look ahead nothing changes (AUDIT `pooling`)."""
+    the batch (see `apart`). In a model that doesn't look ahead nothing changes (protocol.md `pooling`)."""
     half, losses = (blocks.shape[1] - LOOK_AHEAD) // 2, []
     for chunk in torch.from_numpy(blocks).split(GIVEN_DEPTH_BATCH):
         chunk = chunk.long()
@@ -282,7 +282,7 @@ def layer_rms(model, blocks: np.ndarray) -> dict[str, list[float]]:
 
 @contextmanager
 def intervened(model, kind: str, means: torch.Tensor):
-    """The Controller sees something else while this is entered (SYSTEM section 4).
+    """The Controller sees something else while this is entered (system.md 4).
 
     kind `other_sequence`: the states of another sequence of its batch (see `apart`); `corpus_mean`: at every token and
     step the mean of what it reads, `means` (steps, d); `step_mean`: it is replaced by its own mean m, `means`

@@ -47,8 +47,8 @@ class Trigram:
 class Counts:
     """P(token) by how often it stands in the training text: at all, or so many tokens after the current one.
 
-    `unigram` is add-one; the pairs are interpolated with it by absolute discounting. Two ahead (AUDIT `target`) they
-    make a skip-bigram.
+    `unigram` is add-one; the pairs are interpolated with it by absolute discounting. Two ahead (protocol.md `target`)
+    they make a skip-bigram.
     """
 
     def __init__(self, text: np.ndarray, vocabulary: int, pairs: bool):

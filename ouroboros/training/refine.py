@@ -1,7 +1,7 @@
 """The system behind the paper's evidence for its gate: an intact model whose last layer is looped.
 
 Nothing is cut: the last layer, which the intact model has applied once, is applied `depth` times
-more, its weights changed by a Controller that emits LoRA matrices (SYSTEM section 8, AUDIT
+more, its weights changed by a Controller that emits LoRA matrices (system.md 8,
 `refiner`). What is said of the release is read off its `gated_refiner.py`, `refiner.py`,
 `controller.py`, `dynamic_lora.py` and `config.py`.
 
@@ -67,7 +67,7 @@ class LoraController(Controller):
 
     `dead`, as in the release: both heads begin at zero. The branch is a product of what they emit,
     so each head's gradient is proportional to the other's output, and trunk and dictionaries get
-    none through heads that are zero: exactly 0 at every update (AUDIT `dead Controller`). No loss
+    none through heads that are zero: exactly 0 at every update (system.md `dead Controller`). No loss
     of a model with a dead Controller depends on our choices, nor on n and SCALE. Otherwise only B's
     head begins at zero, as in LoRA: the branch begins at zero as well, but can leave it.
     """
@@ -106,7 +106,7 @@ class Intact(nn.Module):
     Args:
         base: a dense Llama-like causal LM of transformers; it is frozen, and not changed otherwise.
         norms: times the last hidden state goes through the final norm. In the release 2: what
-            transformers returns is normed already (AUDIT `double norm`).
+            transformers returns is normed already (system.md `double norm`).
     """
 
     def __init__(self, base: nn.Module, norms: int = 1):
@@ -148,8 +148,8 @@ class Refiner(Intact):
         base: as for `Intact`. Its last layer is looped as a copy that shares the weights.
         depth: times the layer is applied again; at 0 this is the intact model, bit for bit.
         rank: r of the LoRA matrices.
-        gate: with gate and step norms as in SYSTEM section 5, or with neither: h <- layer(h).
-        pooling: what the Controller reads, `causal` or `sequence` (AUDIT `pooling`).
+        gate: with gate and step norms as in system.md 5, or with neither: h <- layer(h).
+        pooling: what the Controller reads, `causal` or `sequence` (protocol.md `pooling`).
         dead: whether the Controller is the release's, which nothing can train (`LoraController`).
         options: widths, max_steps and gate_bias of OuroborosConfig.
 

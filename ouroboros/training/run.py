@@ -42,7 +42,7 @@ NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positio
 STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
 DIGITS = 6  # of a block's loss in the log
 EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
-PAPER_RATE = 3e-4  # SYSTEM section 7
+PAPER_RATE = 3e-4  # system.md 7
 LATER = ("plan", "siblings", "packages", "checkpoints", "prompts")  # fields of a profile that change no run
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
@@ -77,14 +77,14 @@ def as_hidden(model: nn.Module) -> evaluation.Hidden:
 
 @torch.no_grad()
 def round_to_bfloat16(parameters) -> None:
-    """Trained tensors as if kept in bf16, computed in float32 (AUDIT `precision`)."""
+    """Trained tensors as if kept in bf16, computed in float32 (protocol.md `precision`)."""
     for parameter in parameters:
         parameter.copy_(parameter.bfloat16().float())
 
 
 @torch.no_grad()
 def add_in_bfloat16(parameter: torch.Tensor, before: torch.Tensor, rate: float) -> None:
-    """What an optimizer's step did to a tensor, done again as if it were kept in bf16 (AUDIT `precision`, scaled form).
+    """What an optimizer's step did to a tensor, as if it were kept in bf16 (protocol.md `precision`, scaled form).
 
     The update, decay included, is applied in ceil(rate / 3e-4) equal parts, each rounded: the ratio of a part to the
     rounding step is that of an update at the paper's rate, whatever the peak `rate` is here.
