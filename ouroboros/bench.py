@@ -34,7 +34,7 @@ from .provenance import provenance
 from .training import resume
 from .training.corpus import LOOK_AHEAD
 from .training.evaluation import targets
-from .training.run import training_loss
+from .training.trainer import training_loss
 
 PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (system.md 2), of the largest shape of the seven
 CHECKPOINT = dict(vocab_size=32_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,

@@ -17,7 +17,7 @@ from ouroboros import log as runlog
 from ouroboros.errors import AGAIN, Preempted
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.training import resume
-from ouroboros.training import run as training
+from ouroboros.training.run import execute
 
 RUN = "controller-dmixed-r4-released-s0"
 root = Path(sys.argv[1])
@@ -74,7 +74,7 @@ def child(at: int | None) -> tuple[int, int]:
     if pid == 0:
         die = Die(at)
         die.watch()
-        training.execute(profile, RUN, root, progress=False)
+        execute(profile, RUN, root, progress=False)
         (root / "events").write_text(str(die.count))
         os._exit(0)
     _, status = os.waitpid(pid, 0)
@@ -105,7 +105,7 @@ else:
     runlog.WorkingLog.row = terminated
     resume.SECONDS = 3600  # asked to stop, it saves at once
     try:
-        training.execute(profile, RUN, root, progress=False)
+        execute(profile, RUN, root, progress=False)
     except Preempted as stopped:
         print(stopped)
         sys.exit(AGAIN)

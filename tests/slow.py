@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog
-from ouroboros.training import run as training
+from ouroboros.training.run import execute
 
 root = Path(sys.argv[1])
 row = WorkingLog.row
@@ -24,5 +24,5 @@ def waiting(log, update, split, metric, value):
 
 
 WorkingLog.row = waiting
-training.execute(parse_profile(json.loads((root / "data.json").read_text()), "test.yaml"), sys.argv[2], root,
+execute(parse_profile(json.loads((root / "data.json").read_text()), "test.yaml"), sys.argv[2], root,
                  progress=False)

@@ -13,9 +13,9 @@ from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import SplitConfig, parse_profile
 from ouroboros.log import read_run
 from ouroboros.model.surgery import cut_layers
-from ouroboros.training import build as arms
-from ouroboros.training import run as training
+from ouroboros.training import build, trainer
 from ouroboros.training.corpus import prepare
+from ouroboros.training.run import execute
 
 IDS = torch.arange(40).view(2, 20)
 ADAPTED = [name for name, arm in ARMS.items() if arm.lora == "kept" or arm.middle == "maps"]
@@ -31,7 +31,7 @@ def base(profile):
 
 def built(arm: str, profile, base, depth: int = 2):
     rank = profile.rank_of(arm)
-    return arms.build(RunSpec(arm, depth if ARMS[arm].loops else None, rank, "corrected", 0), profile, base).eval()
+    return build.build(RunSpec(arm, depth if ARMS[arm].loops else None, rank, "corrected", 0), profile, base).eval()
 
 
 def logits(model) -> torch.Tensor:
@@ -139,7 +139,7 @@ def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profil
         layer.self_attn.o_proj.weight.data.mul_(30)
     model = built("linear_fit", profile, base)
     blocks = [np.random.default_rng(i).integers(0, 300, (4, 34)) for i in range(3)]
-    arms.fit_maps(model, base, profile.split, blocks)
+    build.fit_maps(model, base, profile.split, blocks)
     ids = torch.from_numpy(np.concatenate(blocks))[:, :-2]
     with torch.no_grad():
         states = base.model(ids, output_hidden_states=True).hidden_states
@@ -156,7 +156,7 @@ def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profil
                                  "controller_blind"])
 def test_every_arm_makes_a_run(arm, profile, root):
     spec = next(spec for spec in profile.runs() if spec.arm == arm and spec.purpose == "matrix")
-    run = read_run(training.execute(profile, spec.id, root, progress=False))
+    run = read_run(execute(profile, spec.id, root, progress=False))
     assert run.manifest["status"] == "finished"
     assert run.manifest["trainable_parts"] == Cost.of(profile, arm).trainable()
     assert (run.manifest["rate"] is None) == (ARMS[arm].fit != "gradient")
@@ -167,7 +167,7 @@ def test_every_arm_makes_a_run(arm, profile, root):
 def test_a_controller_that_reads_others_is_batched_with_distant_blocks(profile, root):
     """Training text and scored text: the same blocks, no two neighbours in a batch."""
     corpus = prepare(profile, root)
-    plain, other = (training.training_blocks(RunSpec(arm, 2, 4, "corrected", 0), profile, corpus)
+    plain, other = (trainer.training_blocks(RunSpec(arm, 2, 4, "corrected", 0), profile, corpus)
                     for arm in ("controller", "controller_other"))
     assert sorted(map(tuple, plain)) == sorted(map(tuple, other))
     place = {tuple(block): index for index, block in enumerate(plain)}
@@ -176,5 +176,5 @@ def test_a_controller_that_reads_others_is_batched_with_distant_blocks(profile, 
 
 
 def test_what_moves_is_asked_of_the_steps_that_ran(profile, root):
-    run = read_run(training.execute(profile, "static-d2-r4-corrected-s0", root, progress=False))
+    run = read_run(execute(profile, "static-d2-r4-corrected-s0", root, progress=False))
     assert run.last("model", "moved/recurrence.modulation.table") == 1  # the other six of eight rows stay zero

@@ -18,9 +18,8 @@ from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost, Shape
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile, parse_profile
-from ouroboros.training import build as arms
-from ouroboros.training import evaluation, sweep
-from ouroboros.training import run as training
+from ouroboros.training import evaluation, sweep, trainer
+from ouroboros.training.run import _parts
 
 NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts" and arm.ends in (None, 2)]  # of 6 layers
 TRAINED = [name for name, arm in ARMS.items() if arm.trained]
@@ -42,7 +41,7 @@ def built(request, text, monkeypatch):
     def build(arm, depth, rank):
         kind = ARMS[arm]
         spec = RunSpec(arm, depth if kind.loops else None, rank, "corrected", 0)
-        return arms.build(spec, profile, base)
+        return build.build(spec, profile, base)
     return profile, build
 
 
@@ -79,7 +78,7 @@ def test_training_flops(built, arm, depth, rank, monkeypatch):
     model, chunk = build(arm, depth, rank).train(), torch.zeros(2, 34, dtype=torch.long)
 
     def update():
-        states = model(chunk[:, :-2], logits_to_keep=training.NO_LOGITS, output_hidden_states=True).hidden_states
+        states = model(chunk[:, :-2], logits_to_keep=trainer.NO_LOGITS, output_hidden_states=True).hidden_states
         evaluation.mean_loss(states[-1], model.get_output_embeddings().weight, chunk[:, 1:-1]).backward()
 
     close(counted(update), 64 * Cost.of(profile, arm, rank).training(depth, context=32))
@@ -90,7 +89,7 @@ def test_parameters(built, arm):
     profile, build = built
     model, expected = build(arm, 2, 4), Cost.of(profile, arm, 4)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    assert expected.trainable() == training._parts(trained)
+    assert expected.trainable() == _parts(trained)
     trained = sum(p.numel() for p in trained.values())
     bases = sum(b.numel() for name, b in model.named_buffers() if name.endswith((".A", ".B")))
     assert expected.frozen() == sum(p.numel() for p in model.parameters()) - trained + bases
@@ -128,7 +127,7 @@ def test_activations_are_what_autograd_keeps(built, arm, depth, dtype):
         return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids, logits_to_keep=training.NO_LOGITS, output_hidden_states=True).hidden_states[-1].sum()
+        model(ids, logits_to_keep=trainer.NO_LOGITS, output_hidden_states=True).hidden_states[-1].sum()
     found = sum(size for size, _ in kept.values())
     assert found == pytest.approx(64 * Cost.of(profile, arm, 4).activations(depth, dtype), rel=0.1)
 

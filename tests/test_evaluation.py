@@ -16,10 +16,9 @@ from ouroboros.experiment.protocol import DRAWN_DEPTHS
 from ouroboros.experiment.rates import Rates
 from ouroboros.log import WorkingLog, read_run
 from ouroboros.model.configuration import PROJECTIONS
-from ouroboros.training import build as arms
-from ouroboros.training import evaluation
-from ouroboros.training import run as training
+from ouroboros.training import build, evaluation, probes, trainer
 from ouroboros.training.corpus import prepare, sha256
+from ouroboros.training.run import execute
 
 
 def loss_of(run, update, split, metric):
@@ -41,9 +40,9 @@ def watch(model):
 
 def train_watched(run_id, profile, root):
     spec = profile.find(run_id)
-    model = arms.build(spec, profile, training.load_base(profile, root))
+    model = build.build(spec, profile, build.load_base(profile, root))
     seen = watch(model)
-    training.train(model, spec, profile, prepare(profile, root), Rates(1e-3, 1e-3),
+    trainer.train(model, spec, profile, prepare(profile, root), Rates(1e-3, 1e-3),
                    WorkingLog(root / "watched" / run_id), False)
     return np.concatenate([inputs for inputs, _ in seen]), [depth for _, depth in seen]
 
@@ -100,8 +99,8 @@ def test_drawn_depths_are_drawn_anew_for_every_micro_batch():
 
 
 def test_the_full_model_scores_what_the_library_says(profile, root):
-    run = read_run(training.execute(profile, "full-any-s0", root, progress=False))
-    base, corpus = training.load_base(profile, root), prepare(profile, root)
+    run = read_run(execute(profile, "full-any-s0", root, progress=False))
+    base, corpus = build.load_base(profile, root), prepare(profile, root)
     for split, blocks in evaluation.final(profile, corpus, profile.find("full-any-s0")).items():
         ids = torch.from_numpy(blocks[:, :-1]).long()  # the library shifts inside: the inputs and the next token
         with torch.no_grad():
@@ -111,7 +110,7 @@ def test_the_full_model_scores_what_the_library_says(profile, root):
 
 
 def test_full_and_cut_differ_and_are_shared_by_both_columns(profile, root):
-    full, cut = (read_run(training.execute(profile, f"{arm}-any-s0", root, progress=False)) for arm in ("full", "cut"))
+    full, cut = (read_run(execute(profile, f"{arm}-any-s0", root, progress=False)) for arm in ("full", "cut"))
     assert loss_of(full, 0, "heldout", "loss_t+1") != loss_of(cut, 0, "heldout", "loss_t+1")
     assert {cell.run.id for cell in profile.cells() if cell.arm == "cut"} == {"cut-any-s0", "cut-any-s1"}
 
@@ -130,7 +129,7 @@ def test_the_search_is_scored_on_dev_alone_and_no_other_run_is(profile, root):
     assert not evaluation.during(profile, corpus, search)
     assert set(evaluation.final(profile, corpus, search)) == {"dev"}
     profile.run_path(search.id, root).unlink()  # a made-up one
-    log = read_run(training.execute(profile, search.id, root, progress=False)).log
+    log = read_run(execute(profile, search.id, root, progress=False)).log
     assert set(log["split"]) == {"train", "dev", "model"}
     assert "dev" not in evaluation.final(profile, corpus, profile.find("cut-any-s0"))
 
@@ -173,11 +172,11 @@ def test_the_target_trained_on_is_the_protocols(profile, root):
             update={"updates": 1, "accumulation": 1})})
         write_searches(root, own)
         spec = own.find(f"none-d1-{protocol}-s0")
-        run = read_run(training.execute(own, spec.id, root, progress=False))
+        run = read_run(execute(own, spec.id, root, progress=False))
         packing = "separated" if protocol == "corrected" else "joined"
         blocks = prepare(own, root).blocks("train", 32, 2, packing, 0)
-        model = arms.build(spec, own, training.load_base(own, root))
-        losses = evaluation.block_losses(training.as_hidden(model), blocks, evaluation.Depths(1, 0), 2)
+        model = build.build(spec, own, build.load_base(own, root))
+        losses = evaluation.block_losses(trainer.as_hidden(model), blocks, evaluation.Depths(1, 0), 2)
         assert loss_of(run, 1, "train", "loss") == pytest.approx(np.mean(losses[target]), abs=1e-6)
         assert abs(np.mean(losses["t+1"]) - np.mean(losses["t+2"])) > 1e-5  # or the test couldn't fail
 
@@ -185,10 +184,10 @@ def test_the_target_trained_on_is_the_protocols(profile, root):
 @pytest.mark.parametrize("protocol", ["corrected", "corrected+pooling"])
 def test_only_a_pool_over_the_whole_sequence_lets_the_first_half_see_the_second(profile, root, protocol):
     own = flipped(profile, protocol)
-    model = arms.build(own.find(f"controller-d2-r4-{protocol}-s0"), own, training.load_base(own, root)).eval()
+    model = build.build(own.find(f"controller-d2-r4-{protocol}-s0"), own, build.load_base(own, root)).eval()
     torch.nn.init.normal_(model.recurrence.modulation.heads.weight, std=100.0)
     torch.nn.init.constant_(model.recurrence.gate.linear.bias, 4.0)
-    hidden, blocks = training.as_hidden(model), np.random.default_rng(0).integers(0, 300, (4, 34))
+    hidden, blocks = trainer.as_hidden(model), np.random.default_rng(0).integers(0, 300, (4, 34))
     own_future, other, plain = (np.array(evaluation.first_half_losses(hidden, blocks, evaluation.Depths(2, 0), flag))
                                 for flag in (False, True, False))
     assert np.array_equal(own_future, plain)
@@ -202,23 +201,23 @@ def test_only_a_pool_over_the_whole_sequence_lets_the_first_half_see_the_second(
 
 def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(profile, root):
     run_id = "controller-d2-r4-corrected-s0"
-    manifest = read_run(training.execute(profile, run_id, root, progress=False)).manifest
+    manifest = read_run(execute(profile, run_id, root, progress=False)).manifest
     content = (root / "results/test/trained" / f"{run_id}.safetensors").read_bytes()
     assert sha256(content) == manifest["hashes"]["trained"]
     kept = safetensors.torch.load(content)
     assert sum(t.numel() for t in kept.values()) == manifest["trainable"] == sum(manifest["trainable_parts"].values())
-    model = arms.build(profile.find(run_id), profile, training.load_base(profile, root))
+    model = build.build(profile.find(run_id), profile, build.load_base(profile, root))
     model.load_state_dict(kept, strict=False)
     blocks = evaluation.final(profile, prepare(profile, root), profile.find(run_id))["foreign"]
-    losses = evaluation.block_losses(training.as_hidden(model.eval()), blocks, evaluation.Depths(2, 0), 2)
+    losses = evaluation.block_losses(trainer.as_hidden(model.eval()), blocks, evaluation.Depths(2, 0), 2)
     logged = loss_of(read_run(profile.run_path(run_id, root)), 6, "foreign", "block_losses_t+1")
     assert losses["t+1"] == pytest.approx(logged, abs=1e-6)
 
 
 def test_what_rounding_did_before_training_is_no_movement(profile, root, monkeypatch):
     """The Controller's random weights are no bf16 numbers; at a rate of nothing, none but zeros can move."""
-    monkeypatch.setattr(training, "rates_of", lambda *_: Rates(1e-12, 1e-12))
-    run = read_run(training.execute(profile, "controller-dmixed-r4-released-s0", root, progress=False))
+    monkeypatch.setattr("ouroboros.training.run.rates_of", lambda *_: Rates(1e-12, 1e-12))
+    run = read_run(execute(profile, "controller-dmixed-r4-released-s0", root, progress=False))
     moved = {name: run.last("model", f"moved/recurrence.modulation.{name}.weight")
              for name in ("state", "step", "heads")}
     assert moved["state"] == moved["step"] == 0 and moved["heads"] > 0
@@ -228,10 +227,10 @@ def test_a_run_that_its_last_update_breaks_is_diverged(text, root, monkeypatch):
     """No training loss tells of it: only the evaluation after the update does."""
     data = profile_data(text)
     data["training"] |= {"updates": 1, "accumulation": 1}
-    monkeypatch.setattr(training, "rates_of", lambda *_: Rates(3e37, 3e37))
+    monkeypatch.setattr("ouroboros.training.run.rates_of", lambda *_: Rates(3e37, 3e37))
     profile = parse_profile(data, "test.yaml")
     run_id = "controller_nogate-d2-r4-corrected-s0"
-    run = read_run(training.execute(profile, run_id, root, progress=False))
+    run = read_run(execute(profile, run_id, root, progress=False))
     assert run.manifest["status"] == "diverged" and np.isfinite(np.hstack(run.log["value"].tolist())).all()
 
 
@@ -245,7 +244,7 @@ def loop():
 
 def test_what_is_seen_of_each_step_is_what_the_states_say(loop):
     model, tokens = loop
-    with torch.no_grad(), evaluation.Watch(model) as watch:
+    with torch.no_grad(), probes.Watch(model) as watch:
         first = model.hidden(tokens[:2], depth=3)
         second = model.hidden(tokens[2:], depth=3)
     states = [torch.cat(pair) for pair in zip(first, second, strict=True)][1:5]  # the prelude's last, then three steps
@@ -256,7 +255,7 @@ def test_what_is_seen_of_each_step_is_what_the_states_say(loop):
         assert seen["change"][step] == pytest.approx(change, rel=1e-5)
     assert len(seen["gate_open"]) == 3 and all(0 < g < 1 for g in seen["gate_open"])
     assert not model.recurrence._forward_hooks and not model.recurrence.gate.linear._forward_hooks
-    with evaluation.Watch(model.base) as nothing:  # a model without a loop
+    with probes.Watch(model.base) as nothing:  # a model without a loop
         model.base(tokens)
     assert nothing.steps() == {} and nothing.modulation() == {} and nothing.largest == 0
 
@@ -268,7 +267,7 @@ def test_the_moments_of_the_modulation_are_those_of_all_tokens(loop):
     def keep(module, inputs, m):
         emitted.setdefault(inputs[1], []).append(m.double().flatten(0, 1))
     hook = model.recurrence.modulation.register_forward_hook(keep)
-    with torch.no_grad(), evaluation.Watch(model) as watch:
+    with torch.no_grad(), probes.Watch(model) as watch:
         for part in tokens.split(2):
             model.hidden(part, depth=3)
     hook.remove()
@@ -290,7 +289,7 @@ def test_the_moments_of_the_modulation_are_those_of_all_tokens(loop):
 
 def test_a_static_table_varies_over_steps_and_never_over_inputs():
     model = shake(convert(modulation="static"))
-    with torch.no_grad(), evaluation.Watch(model) as watch:
+    with torch.no_grad(), probes.Watch(model) as watch:
         model.hidden(ids(4, 7), depth=3)
     found = watch.modulation()
     assert max(found["over_inputs/q_proj"]) < 1e-6 < found["over_steps/q_proj"][0]
@@ -310,10 +309,10 @@ def test_an_intervention_changes_what_the_controller_sees_and_nothing_after_it(l
     model, tokens = loop
     with torch.no_grad():
         own = model.hidden(tokens)[-1]
-        with evaluation.reading(model) as read, evaluation.Watch(model) as watch:
+        with probes.reading(model) as read, probes.Watch(model) as watch:
             model.hidden(tokens)
         means = {"other_sequence": None, "corpus_mean": read(), "step_mean": watch.mean_modulation()}[kind]
-        with evaluation.intervened(model, kind, means):
+        with probes.intervened(model, kind, means):
             other = model.hidden(tokens)[-1]
             alike = model.hidden(tokens[:1].expand(4, -1))[-1]
         assert not torch.allclose(own, other, atol=1e-4)
@@ -324,7 +323,7 @@ def test_an_intervention_changes_what_the_controller_sees_and_nothing_after_it(l
 
 def test_replaced_by_its_mean_the_controller_is_a_static_table(loop):
     model, tokens = loop
-    with torch.no_grad(), evaluation.Watch(model) as watch:
+    with torch.no_grad(), probes.Watch(model) as watch:
         model.hidden(tokens)
     means = watch.mean_modulation()
     static = convert(modulation="static")
@@ -332,7 +331,7 @@ def test_replaced_by_its_mean_the_controller_is_a_static_table(loop):
     static.load_state_dict(shared, strict=False)
     with torch.no_grad():
         static.recurrence.modulation.table[:len(means)] = means.float()
-        with evaluation.intervened(model, "step_mean", means):
+        with probes.intervened(model, "step_mean", means):
             torch.testing.assert_close(model.hidden(tokens)[-1], static.hidden(tokens)[-1])
 
 
@@ -342,14 +341,14 @@ def test_only_the_seeds_that_a_profile_probes_are_probed(text, root, seeds, prob
     profile = parse_profile(data | {"probes": data["probes"] | {"seeds": seeds}}, "t")
     shutil.rmtree(root / "results" / "test" / "runs")
     write_searches(root, profile)
-    run = read_run(training.execute(profile, "controller-d2-r4-corrected-s0", root, progress=False))
+    run = read_run(execute(profile, "controller-d2-r4-corrected-s0", root, progress=False))
     metrics = set(run.log["metric"])
     assert ("loss_t+1/depth_3" in metrics) == ("loss_t+1/corpus_mean" in metrics) == probed
     assert "max_modulation" in metrics
 
 
 def test_a_run_of_the_base_depth_logs_other_depths_and_a_controller_its_interventions(profile, root):
-    runs = {name: read_run(training.execute(profile, name, root, progress=False)).log["metric"].tolist()
+    runs = {name: read_run(execute(profile, name, root, progress=False)).log["metric"].tolist()
             for name in ("controller-d2-r4-corrected-s0", "controller-d1-r4-corrected-s0", "none-d2-corrected-s0")}
     depths = {f"loss_t+1/depth_{d}" for d in profile.probes.depths}
     kinds = {f"loss_t+1/{k}" for k in ("as_trained", "other_sequence", "corpus_mean", "step_mean")}

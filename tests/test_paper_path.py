@@ -12,10 +12,10 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
-from ouroboros.training import build as arms
-from ouroboros.training import run as training
+from ouroboros.training import build
 from ouroboros.training.base import pretrain
 from ouroboros.training.corpus import prepare
+from ouroboros.training.run import base_sha256, execute
 
 SETS = ("train", "heldout", "foreign", "stream", "reference")
 
@@ -70,7 +70,7 @@ def write_rates(profile, root) -> None:
                                     "linear_fit-corrected-s42"])
 def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
     profile, root = paper
-    run = read_run(training.execute(profile, run_id, root, progress=False))
+    run = read_run(execute(profile, run_id, root, progress=False))
     assert run.manifest["status"] == "finished" and len(run.manifest["hashes"]["base"]) == 64
     last = run.log[run.log["update"] == run.log["update"].max()]
     for split in SETS:
@@ -88,8 +88,8 @@ def test_a_run_of_the_papers_path_ends_with_a_whole_log(paper, run_id):
 
 def test_the_model_is_17_of_36_layers_in_bfloat16_with_float32_trained_tensors(paper):
     profile, root = paper
-    base = training.load_base(profile, root)
-    model = arms.build(profile.find("controller-d4-r32-corrected-s42"), profile, base)
+    base = build.load_base(profile, root)
+    model = build.build(profile.find("controller-d4-r32-corrected-s42"), profile, base)
     layers = model.base.model.layers
     assert len(base.model.layers) == 36 and len(layers) == 17
     for place, source in enumerate([*range(8), 18, *range(28, 36)]):
@@ -102,7 +102,7 @@ def test_the_model_is_17_of_36_layers_in_bfloat16_with_float32_trained_tensors(p
 def test_a_base_that_is_not_there_is_refused_in_one_line(paper):
     profile, root = paper
     away = profile.model_copy(update={"base": profile.base.model_copy(update={"path": str(root / "nowhere")})})
-    for refused in (lambda: training.load_base(away, root), lambda: prepare(away, root)):
+    for refused in (lambda: build.load_base(away, root), lambda: prepare(away, root)):
         with pytest.raises(InputError, match="nowhere") as error:
             refused()
         assert "\n" not in str(error.value)
@@ -133,8 +133,8 @@ def test_a_hub_base_is_fetched_once_into_a_folder(paper, monkeypatch):
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     hub = profile.model_copy(update={"base": load_profile("paper").base})
     assert hub.tokenizer_path(root).exists() and asked == [("Qwen/Qwen2.5-3B", None)]
-    assert training.base_sha256(hub, root) == training.base_sha256(profile, root)
-    assert training.load_base(hub, root).config.num_hidden_layers == 36
+    assert base_sha256(hub, root) == base_sha256(profile, root)
+    assert build.load_base(hub, root).config.num_hidden_layers == 36
 
 
 def test_the_small_profile_at_smoke_size(tmp_path):
@@ -150,7 +150,7 @@ def test_the_small_profile_at_smoke_size(tmp_path):
     profile = parse_profile(data, "small.yaml")
     pretrain(profile, tmp_path)
     write_rates(profile, tmp_path)
-    assert len(training.load_base(profile, tmp_path).model.layers) == 36
+    assert len(build.load_base(profile, tmp_path).model.layers) == 36
     for run_id in ("full-any-s0", "controller-d16-r8-corrected-s2", "static-d8-r16-corrected-s0",
                    "controller-dmixed-r8-released-s1", "lora_layer-corrected-s0"):
-        assert read_run(training.execute(profile, run_id, tmp_path, progress=False)).manifest["status"] == "finished"
+        assert read_run(execute(profile, run_id, tmp_path, progress=False)).manifest["status"] == "finished"

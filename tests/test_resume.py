@@ -14,8 +14,8 @@ from conftest import profile_data, write_searches
 from ouroboros.errors import AGAIN
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog, read_run
-from ouroboros.training import resume
-from ouroboros.training import run as training
+from ouroboros.training import resume, trainer
+from ouroboros.training.run import execute
 
 RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all the state there is
 SCRIPT = Path(__file__).parent / "killed.py"
@@ -23,7 +23,7 @@ SCRIPT = Path(__file__).parent / "killed.py"
 
 @pytest.fixture
 def never_killed(profile, root):
-    return read_log(training.execute(profile, RUN, root, progress=False))
+    return read_log(execute(profile, RUN, root, progress=False))
 
 
 def read_log(path):
@@ -60,15 +60,15 @@ def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed,
     assert done.returncode == AGAIN == 75 and done.stdout.strip().endswith("run the same command again"), done.stderr
     assert (folder / "checkpoint.safetensors").exists() and not log.exists()
     updates = []
-    train = training.score
+    train = trainer.score
 
     def watched(*args, **kwargs):
         updates.append(args[5])
         return train(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "score", watched)
-        training.execute(profile, RUN, tmp_path / "again", progress=False)
+        patch.setattr("ouroboros.training.trainer.score", watched)
+        execute(profile, RUN, tmp_path / "again", progress=False)
     assert read_log(log) == never_killed and 0 not in updates  # it went on, it didn't begin again
 
 
@@ -77,7 +77,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_left(never_killed, root
     again = tmp_path / "again"
     whole = (folder / "checkpoint.safetensors").read_bytes()
     (folder / "checkpoint.safetensors").write_bytes(whole[:-40])
-    training.execute(profile, RUN, again, progress=False)
+    execute(profile, RUN, again, progress=False)
     assert read_log(log) == never_killed
     changed = parse_profile(profile_data(text, depth=3), "test.yaml")
     log.unlink()
@@ -89,7 +89,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_left(never_killed, root
     with pytest.MonkeyPatch.context() as patch:
         keep = WorkingLog.keep
         patch.setattr(WorkingLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
-        training.execute(changed, RUN, again, progress=False)
+        execute(changed, RUN, again, progress=False)
     assert kept == [0]
 
 
@@ -97,16 +97,16 @@ def test_random_numbers_go_on_where_they_stopped(profile, root, text, tmp_path):
     """A base with dropout draws some at every step."""
     path = profile.base_folder(root) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.3}))
-    never_killed = read_log(training.execute(profile, RUN, root, progress=False))
+    never_killed = read_log(execute(profile, RUN, root, progress=False))
     _, log, folder = started_again(tmp_path, root, text, "stop")
     torch.manual_seed(77)
-    training.execute(profile, RUN, tmp_path / "again", progress=False)
+    execute(profile, RUN, tmp_path / "again", progress=False)
     assert read_log(log) == never_killed
     with pytest.MonkeyPatch.context() as patch:  # or this test couldn't fail
         patch.setattr(torch, "set_rng_state", lambda state: None)
         log.unlink()
         _, log, folder = started_again(tmp_path, root, text, "stop")
-        training.execute(profile, RUN, tmp_path / "again", progress=False)
+        execute(profile, RUN, tmp_path / "again", progress=False)
     assert read_log(log) != never_killed
 
 
@@ -114,12 +114,12 @@ def test_a_log_shorter_than_its_checkpoint_begins_again(never_killed, root, prof
     _, log, folder = started_again(tmp_path, root, text, "stop")
     lines = (folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
     (folder / "rows.jsonl").write_bytes(b"".join(lines[:-3]))
-    training.execute(profile, RUN, tmp_path / "again", progress=False)
+    execute(profile, RUN, tmp_path / "again", progress=False)
     assert read_log(log) == never_killed
 
 
 def test_without_need_no_checkpoint_is_written(profile, root, monkeypatch):
     written = []
     monkeypatch.setattr(resume, "write_atomic", lambda path, content: written.append(path))
-    training.execute(profile, RUN, root, progress=False)
+    execute(profile, RUN, root, progress=False)
     assert not written  # 60 s apart, and the run is shorter

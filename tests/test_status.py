@@ -16,8 +16,8 @@ from ouroboros.cli import main
 from ouroboros.errors import Busy, InputError
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog
-from ouroboros.training import run as training
 from ouroboros.training import status, sweep
+from ouroboros.training.run import execute, rerun
 
 RUN = "static-d2-r4-corrected-s0"
 SLOW = Path(__file__).parent / "slow.py"
@@ -62,10 +62,10 @@ def test_a_run_is_missing_running_interrupted_running_again_and_finished(profile
 
 
 def test_a_finished_a_diverged_and_an_untrained_run(profile, root, monkeypatch):
-    training.execute(profile, RUN, root, progress=False)
-    training.execute(profile, "cut-any-s0", root, progress=False)
-    monkeypatch.setattr(training, "EXPLODED", 0.1)
-    training.execute(profile, "none-d2-corrected-s0", root, progress=False)
+    execute(profile, RUN, root, progress=False)
+    execute(profile, "cut-any-s0", root, progress=False)
+    monkeypatch.setattr("ouroboros.training.trainer.EXPLODED", 0.1)
+    execute(profile, "none-d2-corrected-s0", root, progress=False)
     done, cut, diverged = (state(profile, root, run) for run in (RUN, "cut-any-s0", "none-d2-corrected-s0"))
     assert (done.state, done.update, done.of) == ("finished", 6, "heldout") and done.left is None
     assert (cut.state, cut.update, cut.updates, cut.of) == ("finished", 0, 0, "heldout")
@@ -84,7 +84,7 @@ def test_a_run_whose_rate_is_still_searched_is_planned_and_the_others_are_not(pr
     assert state(profile, root, "static-d2-r4-corrected-s9-lr0.001").state == "missing"
     assert RUN in [spec.id for spec in status.missing(profile, root)]  # planned is not made
     with pytest.raises(InputError, match="its learning rate is still searched"):
-        training.execute(profile, RUN, root, progress=False)
+        execute(profile, RUN, root, progress=False)
 
 
 @pytest.mark.parametrize("change, field", [
@@ -108,8 +108,8 @@ def test_a_log_of_another_identity_is_listed_and_never_overwritten(profile, root
 
 def test_an_earlier_protocols_runs_are_never_made(profile, root):
     earlier = profile.model_copy(update={"protocol_version": 1})
-    for make in (lambda: sweep.run_missing(earlier, root, 1), lambda: training.rerun(earlier, RUN, root),
-                 lambda: training.execute(earlier, RUN, root, progress=False)):
+    for make in (lambda: sweep.run_missing(earlier, root, 1), lambda: rerun(earlier, RUN, root),
+                 lambda: execute(earlier, RUN, root, progress=False)):
         with pytest.raises(InputError, match="field 'protocol_version': 1; .*never made again"):
             make()
 
@@ -137,7 +137,7 @@ def test_a_run_that_another_process_makes_is_refused_and_its_log_untouched(profi
     log = root / "results/test/unfinished" / RUN / "rows.jsonl"
     before = log.read_bytes()
     with pytest.raises(Busy, match=r"process \d+ on .* makes it"):
-        training.execute(profile, RUN, root, progress=False)
+        execute(profile, RUN, root, progress=False)
     assert log.read_bytes() == before and issubclass(Busy, InputError)
 
 

@@ -18,8 +18,8 @@ from ouroboros.errors import AGAIN, InputError
 from ouroboros.experiment.arms import CORE
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
-from ouroboros.training import run as training
 from ouroboros.training import status, sweep
+from ouroboros.training.run import execute
 
 COMMAND = Path(__file__).parent / "command.py"
 
@@ -43,7 +43,7 @@ def test_two_jobs_make_every_run_once_as_one_process_would(small, root):
     assert not sweep.missing(profile, root, "matrix")
     for spec in matrix(profile):
         made = read_run(profile.run_path(spec.id, root))  # whole: two at once would have broken the seal
-        alone = training.execute(profile, spec.id, root, root / "alone" / f"{spec.id}.jsonl", progress=False)
+        alone = execute(profile, spec.id, root, root / "alone" / f"{spec.id}.jsonl", progress=False)
         assert made.log.equals(read_run(alone).log)
     assert len(list((root / ".cache/jobs/test").iterdir())) == 1  # a folder for each sweep
 
@@ -127,8 +127,8 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     assert len(saved) == 2 and not [s for s in found if s.state == "running"]
     for run in saved:
         assert (profile.unfinished(run, root) / "checkpoint.safetensors").exists()
-        made = read_run(training.execute(profile, run, root, progress=False))
-        whole = read_run(training.execute(profile, run, root, root / "whole" / f"{run}.jsonl", progress=False))
+        made = read_run(execute(profile, run, root, progress=False))
+        whole = read_run(execute(profile, run, root, root / "whole" / f"{run}.jsonl", progress=False))
         assert made.series == whole.series and not profile.unfinished(run, root).exists()
 
 
@@ -163,7 +163,7 @@ def test_a_sweep_waits_for_the_runs_of_another_one_and_says_what_is_left(small, 
     profile = parse_profile(small, "t")
     *others, last = matrix(profile)
     for spec in others:
-        training.execute(profile, spec.id, root, progress=False)
+        execute(profile, spec.id, root, progress=False)
     with status.claim("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
         asked = []
 

@@ -14,9 +14,9 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
 from ouroboros.model import surgery
-from ouroboros.training import evaluation, rescore, trained
-from ouroboros.training import run as training
+from ouroboros.training import build, evaluation, probes, rescore, trained
 from ouroboros.training.corpus import prepare
+from ouroboros.training.run import STREAM_BLOCKS, execute, rerun
 
 LOOP, GATE, LORA = "controller-d2-r4-corrected-s0", "none_nonorm-d2-corrected-s0", "lora-corrected-s0"
 
@@ -30,7 +30,7 @@ def profile(text):
 @pytest.fixture
 def made(profile, root):
     for run_id in profile.checkpoints:
-        training.execute(profile, run_id, root, progress=False)
+        execute(profile, run_id, root, progress=False)
     return root
 
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_of_other_weights_is_told(profile, made, capsys):
 
 def test_each_library_loads_its_checkpoint_by_the_name_of_the_base(profile, made, monkeypatch):
     monkeypatch.chdir(made)  # the reference is seen from the checkout
-    base, ids = training.load_base(profile, made), torch.arange(20)[None]
+    base, ids = build.load_base(profile, made), torch.arange(20)[None]
     loop = OuroborosForCausalLM.from_pretrained(trained.folder_of(profile, LOOP, made))
     assert torch.equal(loop(ids).logits, trained.load(trained.folder_of(profile, LOOP, made), profile.find(LOOP),
                                                       profile, base)(ids).logits)
@@ -62,7 +62,7 @@ def test_each_library_loads_its_checkpoint_by_the_name_of_the_base(profile, made
     assert profile.base_name == "results/test/checkpoints/base"
     healed = PeftModel.from_pretrained(surgery.cut_layers(base, profile.split), folder)
     with torch.no_grad():
-        untouched = surgery.cut_layers(training.load_base(profile, made), profile.split)
+        untouched = surgery.cut_layers(build.load_base(profile, made), profile.split)
         changed = healed(ids).logits - untouched(ids).logits
     assert changed.abs().max() > 1e-4  # an adapter whose names don't fit would change nothing
 
@@ -72,7 +72,7 @@ def test_a_rerun_writes_the_checkpoint_of_the_same_tensors(profile, made):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     for path in folder.iterdir():
         path.unlink()
-    assert training.rerun(profile, LOOP, made) == 0
+    assert rerun(profile, LOOP, made) == 0
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -88,7 +88,7 @@ def test_what_no_library_loads_is_no_checkpoint(text, run_id):
 
 
 def test_an_untrained_loop_is_scored_at_each_depth_and_its_norms_are_where_they_begin(profile, root):
-    logs = {arm: read_run(training.execute(profile, f"{arm}-d2-any-s0", root, progress=False))
+    logs = {arm: read_run(execute(profile, f"{arm}-d2-any-s0", root, progress=False))
             for arm in ("untrained", "untrained_matched", "untrained_nonorm")}
     norms = {arm: log.last("model", "step_norm") for arm, log in logs.items() if arm != "untrained_nonorm"}
     assert norms["untrained"] == [1.0, 1.0] and norms["untrained_matched"] == logs["untrained_matched"].last(
@@ -99,8 +99,8 @@ def test_an_untrained_loop_is_scored_at_each_depth_and_its_norms_are_where_they_
 
 
 def test_the_cut_model_with_other_ends_keeps_those_layers(profile, root):
-    log = read_run(training.execute(profile, "cut_2-any-s0", root, progress=False))
-    base = training.load_base(profile, root)
+    log = read_run(execute(profile, "cut_2-any-s0", root, progress=False))
+    base = build.load_base(profile, root)
     cut = surgery.cut_layers(base, profile.split.model_copy(update={"prelude": 2, "coda": 2}))
     blocks = evaluation.final(profile, prepare(profile, root), profile.find("cut_2-any-s0"))["heldout"]
     with torch.no_grad():
@@ -110,13 +110,13 @@ def test_the_cut_model_with_other_ends_keeps_those_layers(profile, root):
 
 
 def test_the_stream_is_measured_after_each_layer_and_at_the_first_token_apart(profile, root):
-    log = read_run(training.execute(profile, "refine_base-corrected-s0", root, progress=False))
-    base = training.load_base(profile, root)
+    log = read_run(execute(profile, "refine_base-corrected-s0", root, progress=False))
+    base = build.load_base(profile, root)
     blocks = evaluation.final(profile, prepare(profile, root), profile.find("refine_base-corrected-s0"))["heldout"]
     with torch.no_grad():
-        states = base.model(torch.from_numpy(blocks[:training.STREAM_BLOCKS, :-2]).long(),
+        states = base.model(torch.from_numpy(blocks[:STREAM_BLOCKS, :-2]).long(),
                             output_hidden_states=True).hidden_states[:-1]  # the last one is normed
     rms = [state.square().mean(-1).sqrt() for state in states]
-    assert log.last("model", "layer_rms")[:-1] == pytest.approx([r[:, evaluation.SINKS:].median().item() for r in rms])
+    assert log.last("model", "layer_rms")[:-1] == pytest.approx([r[:, probes.SINKS:].median().item() for r in rms])
     assert log.last("model", "sink_rms")[:-1] == pytest.approx([r[:, 0].median().item() for r in rms])
     assert len(log.last("model", "layer_rms")) == len(base.model.layers) + 1

@@ -12,20 +12,20 @@ from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
+from ouroboros.experiment import protocol
 from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.experiment.protocol import DRAWN_DEPTHS, schedule
 from ouroboros.experiment.rates import Rates
 from ouroboros.log import read_run
-from ouroboros.training import build as arms
-from ouroboros.training import evaluation, sweep
-from ouroboros.training import run as training
+from ouroboros.training import build, evaluation, probes, sweep, trainer
 from ouroboros.training.corpus import prepare
+from ouroboros.training.run import _score_all, execute, rerun
 
 
 def trained(profile, root, run_id):
-    return read_run(training.execute(profile, run_id, root, progress=False))
+    return read_run(execute(profile, run_id, root, progress=False))
 
 
 @pytest.mark.parametrize("target, ahead", [("t+1", 1), ("t+2", 2)])
@@ -44,8 +44,8 @@ def test_drawn_depths_are_uniform_over_the_three_and_the_same_for_every_arm():
 
 def test_the_released_schedule_ends_near_its_peak_and_the_corrected_at_its_floor():
     updates = 18_750
-    released = [training.schedule(u, updates, "stretched") for u in range(updates)]
-    corrected = [training.schedule(u, updates, "cosine") for u in range(updates)]
+    released = [protocol.schedule(u, updates, "stretched") for u in range(updates)]
+    corrected = [protocol.schedule(u, updates, "cosine") for u in range(updates)]
     assert released.index(1.0) in (123, 124, 125) and 0.98 <= released[-1] <= 0.99 + 1e-3
     assert corrected.index(1.0) == 374 and corrected[-1] == pytest.approx(1e-6 / 3e-4)
     assert np.all(np.diff(corrected[375:]) < 0) and max(corrected) == 1.0
@@ -60,7 +60,7 @@ def test_in_bfloat16_ones_and_gate_biases_cannot_move_and_nothing_passes_an_eigh
             parameter.grad = torch.tensor([-1.0])
             optimizer.step()
             if rounded:
-                training.round_to_bfloat16([parameter])
+                trainer.round_to_bfloat16([parameter])
         return parameter.item()
     assert after(1.0, True) == 1.0 and after(-2.0, True) == -2.0 and after(0.0, True) == 0.125
     assert after(1.0, False) > 1.1 and after(-2.0, False) > -1.9 and after(0.0, False) > 0.3
@@ -71,7 +71,7 @@ def test_in_bfloat16_ones_and_gate_biases_cannot_move_and_nothing_passes_an_eigh
     ("corrected", 2, 0.5), ("corrected", 4, 0.5), ("corrected", 8, 0.5),
 ])
 def test_alpha_is_fixed_or_scales_with_the_rank(profile, root, protocol, rank, scale):
-    model = arms.build(RunSpec("static", 2, rank, protocol, 0), profile, training.load_base(profile, root))
+    model = build.build(RunSpec("static", 2, rank, protocol, 0), profile, build.load_base(profile, root))
     assert model.projections[0].scale == scale
 
 
@@ -124,7 +124,7 @@ def _trained_names(root, run_id):
 def test_the_same_run_twice_is_the_same_log_and_arms_see_the_same_data(profile, root):
     one = trained(profile, root, "controller-d2-r4-corrected-s0")
     again = root / "again" / "controller-d2-r4-corrected-s0.jsonl"
-    training.execute(profile, "controller-d2-r4-corrected-s0", root, again, progress=False)
+    execute(profile, "controller-d2-r4-corrected-s0", root, again, progress=False)
     assert one.series == read_run(again).series
     static = trained(profile, root, "static-d2-r4-corrected-s0")
     first = [run.log[run.log["metric"] == "loss"]["value"].iloc[0] for run in (one, static)]
@@ -140,7 +140,7 @@ def test_accumulation_is_one_large_batch(text, profile, root):
         data["training"] |= {"micro_batch": micro, "accumulation": accumulation}
         changed, path = parse_profile(data, "t"), root / f"{micro}" / "static-d2-r4-corrected-s0.jsonl"
         write_searches(root, changed)
-        run = read_run(training.execute(changed, "static-d2-r4-corrected-s0", root, path, progress=False))
+        run = read_run(execute(changed, "static-d2-r4-corrected-s0", root, path, progress=False))
         losses.append(np.array(run.series["train", "loss"].values))
     assert np.abs(losses[0] - losses[1]).max() < 1e-5
 
@@ -148,16 +148,16 @@ def test_accumulation_is_one_large_batch(text, profile, root):
 def test_a_finished_run_is_left_alone_and_an_interrupted_one_is_made_again(profile, root, monkeypatch):
     run_id = "none-d2-corrected-s0"
     path = profile.run_path(run_id, root)
-    score = training._score_all
-    monkeypatch.setattr(training, "_score_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    score = _score_all
+    monkeypatch.setattr("ouroboros.training.run._score_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
-        training.execute(profile, run_id, root, progress=False)
+        execute(profile, run_id, root, progress=False)
     assert not path.exists() and (profile.unfinished(run_id, root) / "rows.jsonl").exists()
     assert run_id in [s.id for s in sweep.missing(profile, root, "matrix")]
-    monkeypatch.setattr(training, "_score_all", score)
+    monkeypatch.setattr("ouroboros.training.run._score_all", score)
     trained(profile, root, run_id)
     before = path.stat().st_mtime_ns
-    training.execute(profile, run_id, root, progress=False)
+    execute(profile, run_id, root, progress=False)
     assert path.stat().st_mtime_ns == before
     assert run_id not in [s.id for s in sweep.missing(profile, root, "matrix")]
 
@@ -184,40 +184,40 @@ def test_a_loss_far_above_a_guess_ends_the_run_as_diverged_before_its_update(pro
     run = trained(profile, root, "static-d2-r4-corrected-s0")
     assert run.manifest["status"] == "diverged" and run.log["update"].max() == 3
     losses = run.log[run.log["metric"] == "loss"]["value"].astype(float)
-    assert losses.max() < 2 * np.log(300) < training.EXPLODED * np.log(300) < 3.2 * losses.min()
+    assert losses.max() < 2 * np.log(300) < trainer.EXPLODED * np.log(300) < 3.2 * losses.min()
 
 
 def test_frozen_weights_are_bit_identical_after_training(profile, root):
-    base = training.load_base(profile, root)
+    base = build.load_base(profile, root)
     spec = profile.find("controller-d2-r4-corrected-s0")
-    model = arms.build(spec, profile, base)
+    model = build.build(spec, profile, base)
     frozen = {n: t.clone() for n, t in model.state_dict().items() if not n.startswith("recurrence")}
 
     class Silent:
         def row(self, *_):
             pass
-    training.train(model, spec, profile, prepare(profile, root), Rates(1e-2, 1e-1), Silent(), False)
+    trainer.train(model, spec, profile, prepare(profile, root), Rates(1e-2, 1e-1), Silent(), False)
     assert all(torch.equal(model.state_dict()[n], t) for n, t in frozen.items())
 
 
 def test_rerun_agrees_with_itself_and_refuses_an_edited_log(profile, root, capsys):
     run_id = "none-d1-corrected-s0"
-    log = training.execute(profile, run_id, root, progress=False)
-    assert training.rerun(profile, run_id, root) == 0 and "agrees: largest difference 0 " in capsys.readouterr().out
+    log = execute(profile, run_id, root, progress=False)
+    assert rerun(profile, run_id, root) == 0 and "agrees: largest difference 0 " in capsys.readouterr().out
     log.write_text(log.read_text().replace("[1,2,3,", "[1,2,4,", 1))
     with pytest.raises(InputError, match="edited"):
-        training.rerun(profile, run_id, root)
+        rerun(profile, run_id, root)
     with pytest.raises(InputError, match="no such log"):
-        training.rerun(profile, "none-d2-corrected-s0", root)
+        rerun(profile, "none-d2-corrected-s0", root)
 
 
 def test_rerun_says_where_a_log_differs(profile, root, capsys):
     run_id = "none-d1-corrected-s0"
-    training.execute(profile, run_id, root, progress=False)
+    execute(profile, run_id, root, progress=False)
     for spec in profile.search_runs():  # another rate is the best now
         for rate, dev in ((1e-3, 9.0), (1e-2, 8.0), (3e-2, 1.0), (1e-1, 9.0)):
             write_run(root, profile, replace(spec, rate=rate), dev)
-    assert training.rerun(profile, run_id, root) == 1 and "DIFFERS" in capsys.readouterr().out
+    assert rerun(profile, run_id, root) == 1 and "DIFFERS" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change, complaint", [
@@ -230,17 +230,17 @@ def test_a_profile_that_does_not_fit_its_base_is_refused_and_leaves_no_run(text,
     write_searches(root, profile)
     run_id = f"controller-d2-r{profile.rank}-corrected-s0"
     with pytest.raises(InputError, match=complaint):
-        training.execute(profile, run_id, root, progress=False)
+        execute(profile, run_id, root, progress=False)
     assert not profile.run_path(run_id, root).exists() and not profile.unfinished(run_id, root).exists()
 
 
 def test_a_missing_base_and_missing_rates_are_said(profile, root):
     profile.run_path("none-d2-corrected-s9-lr0.01", root).unlink()
     with pytest.raises(InputError, match="its learning rate is still searched"):
-        training.execute(profile, "none-d1-corrected-s0", root)
+        execute(profile, "none-d1-corrected-s0", root)
     (profile.base_folder(root) / "model.safetensors").unlink()
     with pytest.raises(InputError, match="make base"):
-        training.execute(profile, "cut-any-s0", root)
+        execute(profile, "cut-any-s0", root)
 
 
 def test_the_papers_path_end_to_end_on_a_narrow_base(text, tmp_path):
@@ -266,8 +266,8 @@ def test_the_papers_path_end_to_end_on_a_narrow_base(text, tmp_path):
     write_searches(tmp_path, profile)
     for run_id in ("full-any-s0", "cut-any-s0", "controller-d2-r4-corrected-s0", "static-d2-r4-released-s0"):
         assert trained(profile, tmp_path, run_id).manifest["status"] == "finished"
-    base = training.load_base(profile, tmp_path)
-    model = arms.build(profile.find("controller-d2-r4-corrected-s0"), profile, base)
+    base = build.load_base(profile, tmp_path)
+    model = build.build(profile.find("controller-d2-r4-corrected-s0"), profile, base)
     assert len(model.base.model.layers) == 17
 
 
@@ -280,7 +280,7 @@ def test_what_is_kept_in_bfloat16_moves_as_at_the_papers_rate(rate):
         optimizer_like.copy_(value - rate * torch.tensor([1.0, 1.0, -1.0]))  # AdamW under a constant gradient
         before = value.clone()
         value.copy_(optimizer_like)
-        training.add_in_bfloat16(value, before, rate)
+        trainer.add_in_bfloat16(value, before, rate)
     assert value[0] == 1 and value[1] == -2 and value[2] == 0.125
 
 
@@ -288,9 +288,9 @@ def test_a_part_at_the_papers_rate_is_the_update_itself():
     before = torch.randn(1000, generator=torch.Generator().manual_seed(0)).bfloat16().float()
     after = before + 3e-4 * torch.randn(1000, generator=torch.Generator().manual_seed(1))
     found = after.clone()
-    training.add_in_bfloat16(found, before, 3e-4)
+    trainer.add_in_bfloat16(found, before, 3e-4)
     assert torch.equal(found, after.bfloat16().float())
-    training.add_in_bfloat16(after, before, 3e-3)  # ten parts, each rounded, lose what one large one keeps
+    trainer.add_in_bfloat16(after, before, 3e-3)  # ten parts, each rounded, lose what one large one keeps
     assert not torch.equal(found, after)
 
 
@@ -303,10 +303,10 @@ def test_a_part_at_the_papers_rate_is_the_update_itself():
 ])
 def test_each_tensor_trains_at_the_rate_of_its_kind(profile, root, arm, elementwise):
     depth = 2 if ARMS[arm].loops else None
-    model = arms.build(RunSpec(arm, depth, 4 if ARMS[arm].modulated else None, "corrected", 0), profile,
-                       training.load_base(profile, root))
+    model = build.build(RunSpec(arm, depth, 4 if ARMS[arm].modulated else None, "corrected", 0), profile,
+                       build.load_base(profile, root))
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = training.parameter_groups(named, Rates(1e-3, 1e-2))
+    groups = trainer.parameter_groups(named, Rates(1e-3, 1e-2))
     peaks = {name: next(g["peak"] for g in groups if any(p is q for q in g["params"])) for name, p in named.items()}
     assert {name for name, peak in peaks.items() if peak == 1e-2} == elementwise
     assert ARMS[arm].elementwise == bool(elementwise) and sum(len(g["params"]) for g in groups) == len(named)
@@ -326,11 +326,11 @@ def test_a_run_says_both_rates_both_travels_and_how_far_its_norms_went(profile, 
 
 def test_the_streams_size_is_the_median_over_tokens_without_the_first_ones(profile, root):
     """Worked by hand at depth 1: what the first step norm reads is the recurrent layer's output."""
-    model = arms.build(profile.find("none-d2-corrected-s0"), profile, training.load_base(profile, root))
+    model = build.build(profile.find("none-d2-corrected-s0"), profile, build.load_base(profile, root))
     blocks = prepare(profile, root).blocks("train", 32, 4, "separated")
     seen = []
     hook = model.recurrent_layer.register_forward_hook(lambda module, inputs, out: seen.append(out))
-    found = evaluation.stream_rms(model, blocks, 1)
+    found = probes.stream_rms(model, blocks, 1)
     hook.remove()
     by_token = seen[0][:, 4:].square().mean(-1).sqrt().flatten().sort().values
     assert found == [pytest.approx(by_token[(len(by_token) - 1) // 2].item())]

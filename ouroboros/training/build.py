@@ -5,12 +5,15 @@ Shapes: B batch, T positions, d width.
 
 import copy
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from transformers import AutoModelForCausalLM
 
+from ..errors import InputError
 from ..experiment.arms import ARMS, PROJECTIONS
 from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
@@ -66,6 +69,19 @@ class Nothing(nn.Module):
     def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """(B, T, d) -> the same."""
         return h
+
+
+def load_base(profile: Profile, root: Path) -> nn.Module:
+    """The profile's pretrained base. Raises InputError when there is none."""
+    source = profile.base_source(root)
+    if profile.base.path is None and not (source / "model.safetensors").exists():
+        raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
+    try:
+        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True,
+                                                    dtype=getattr(torch, profile.base.dtype)).eval()
+    except OSError as error:
+        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a folder "
+                         "with config.json and safetensors") from None
 
 
 def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:

@@ -11,8 +11,9 @@ from ..experiment.profile import Profile
 from ..log import read_run, write_atomic
 from ..model.surgery import cut_layers
 from . import evaluation, trained
+from .build import load_base
 from .corpus import prepare
-from .run import as_hidden, load_base
+from .trainer import as_hidden
 
 TOLERANCE = 1e-3  # nats per token of a block: other kernels round otherwise, other weights differ by far more
 NEW_TOKENS = 40

@@ -1,8 +1,6 @@
-"""One loop for every arm: a RunSpec in, a raw log out."""
+"""One run, from its identity to its sealed log: what is trained, scored, described; and a run made again."""
 
 import hashlib
-import math
-import os
 import shutil
 import tempfile
 import time
@@ -13,11 +11,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
-from accelerate import Accelerator, PartialState, skip_first_batches
-from accelerate.utils import DistributedDataParallelKwargs, GradientAccumulationPlugin, reduce
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
-from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import InputError, Preempted
@@ -25,273 +19,34 @@ from ..experiment.arms import ARMS
 from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
-from ..experiment.protocol import schedule, switches, travel
+from ..experiment.protocol import switches, travel
 from ..experiment.rates import Rates, rates_of, read_searches
 from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
-from ..provenance import check_environment, code_sha256, provenance
-from . import build as arms
-from . import evaluation
+from ..provenance import code_sha256, provenance
+from . import evaluation, probes
+from .build import FIT_BATCH, build, fit_maps, load_base, part_of
 from .corpus import Corpus, prepare, sha256
 from .ngram import Counts
 from .resume import Checkpoints, asked_to_stop
 from .status import claim, made, refuse_frozen
 from .trained import folder_of
 from .trained import save as save_checkpoint
+from .trainer import (
+    Diverged,
+    as_hidden,
+    check_finite,
+    make_accelerator,
+    processes,
+    round_to_bfloat16,
+    score,
+    train,
+    training_blocks,
+    training_loss,
+)
 
-NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
 STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
-DIGITS = 6  # of a block's loss in the log
-EXPLODED = 3.0  # times the loss of a uniform guess, ln V: no run that later learned something was ever seen there
-PAPER_RATE = 3e-4  # system.md 7
 LATER = ("plan", "siblings", "packages", "checkpoints", "prompts")  # fields of a profile that change no run
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
-
-
-# ------------------------------------------------------------------------------------------------------- the model
-
-def load_base(profile: Profile, root: Path) -> nn.Module:
-    """The profile's pretrained base. Raises InputError when there is none."""
-    source = profile.base_source(root)
-    if profile.base.path is None and not (source / "model.safetensors").exists():
-        raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
-    try:
-        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True,
-                                                    dtype=getattr(torch, profile.base.dtype)).eval()
-    except OSError as error:
-        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a folder "
-                         "with config.json and safetensors") from None
-
-
-def as_hidden(model: nn.Module) -> evaluation.Hidden:
-    """One call for both kinds of model: (B, T) ids and a depth -> last hidden states and the head's weight."""
-    def hidden(ids: torch.Tensor, depth: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-        ids, head = ids.to(model.device), model.get_output_embeddings().weight
-        if hasattr(model, "hidden"):  # ours
-            return model.hidden(ids, depth=depth)[-1], head
-        return model.model(ids, use_cache=False).last_hidden_state, head
-
-    return hidden
-
-
-# --------------------------------------------------------------------------------------------------- the protocol
-
-@torch.no_grad()
-def round_to_bfloat16(parameters) -> None:
-    """Trained tensors as if kept in bf16, computed in float32 (protocol.md `precision`)."""
-    for parameter in parameters:
-        parameter.copy_(parameter.bfloat16().float())
-
-
-@torch.no_grad()
-def add_in_bfloat16(parameter: torch.Tensor, before: torch.Tensor, rate: float) -> None:
-    """What an optimizer's step did to a tensor, as if it were kept in bf16 (protocol.md `precision`, scaled form).
-
-    The update, decay included, is applied in ceil(rate / 3e-4) equal parts, each rounded: the ratio of a part to the
-    rounding step is that of an update at the paper's rate, whatever the peak `rate` is here.
-    """
-    parts = math.ceil(rate / PAPER_RATE - 1e-9)  # 3e-4 / 3e-4 may come out above 1
-    part, value = (parameter - before) / parts, before.clone()
-    for _ in range(parts):
-        value = (value + part).bfloat16().float()
-    parameter.copy_(value)
-
-
-def is_elementwise(name: str) -> bool:
-    """Whether a trained tensor's travel is about rate times updates: a step norm, a table, an affine
-    (docs/protocol.md)."""
-    return name in ("recurrence.step_norm.weight", "recurrence.modulation.table") or ".affine." in name
-
-
-def parameter_groups(named: dict[str, nn.Parameter], rates: Rates) -> list[dict]:
-    """The trained tensors as an optimizer's groups, each with its peak rate."""
-    kinds = ((rates.matrix, False), (rates.elementwise, True))
-    groups = [{"params": [p for name, p in named.items() if is_elementwise(name) == kind], "peak": rate}
-              for rate, kind in kinds]
-    return [group for group in groups if group["params"]]
-
-
-# -------------------------------------------------------------------------------------------------------- the loop
-
-class Diverged(Exception):
-    """The loss is no longer a number, or far above that of a guess."""
-
-
-def _processes() -> PartialState:
-    """The processes that make a run together: one, or those of `accelerate launch`.
-
-    Raises InputError for a setting of the environment that would change numbers.
-    """
-    check_environment()
-    # accelerate must be told that processes without a GPU compute on the CPU
-    return PartialState(cpu="LOCAL_RANK" in os.environ and not torch.cuda.is_available())
-
-
-def _accelerator(profile: Profile) -> Accelerator:
-    """The engine of a run. Under `accelerate launch` the micro-batches of an update are shared by its processes.
-
-    Raises InputError when they can't be shared evenly.
-    """
-    accumulation, processes = profile.training.accumulation, _processes().num_processes
-    if accumulation % processes:
-        raise InputError(f"profile '{profile.name}': field 'training.accumulation': {accumulation} micro-batches can't "
-                         f"be shared by {processes} processes; launch a number of processes that divides it")
-    # a run's numbers don't depend on how many run beside it, nor on what the user's environment asks for
-    torch.set_num_threads(1)
-    torch.set_float32_matmul_precision("highest")
-    # the frozen bases are buffers: they never change, so they needn't be sent at every step
-    return Accelerator(mixed_precision="no", dynamo_backend="no",
-                       gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation // processes),
-                       kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)])
-
-
-def _over_processes(*values: float) -> list[float]:
-    """The mean of each value over the processes of a run."""
-    state = _processes()
-    return list(values) if state.num_processes == 1 else reduce(torch.tensor(values, device=state.device)).tolist()
-
-
-def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, depth: int | None,
-                  target: str) -> torch.Tensor:
-    """Mean loss of (B, T + 2) tokens, nats per token; no logits are held beyond a chunk of tokens."""
-    # through forward, where data parallelism hooks in
-    loop = {} if depth is None else {"depth": depth}
-    states = model(chunk[:, :-evaluation.LOOK_AHEAD], **loop, logits_to_keep=NO_LOGITS,
-                   output_hidden_states=True).hidden_states
-    return evaluation.mean_loss(states[-1], head, evaluation.targets(chunk, target))
-
-
-def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
-    """(N, T + 2) tokens that a run trains on, in their order."""
-    settings, untrained = profile.training, spec.protocol == "any"
-    blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
-                           switches("corrected" if untrained else spec.protocol)["packing"], spec.seed)
-    return evaluation.apart(blocks, settings.micro_batch) if _reads_others(spec) else blocks
-
-
-def _reads_others(spec: RunSpec) -> bool:
-    """Whether a sequence's neighbours in its batch must be of other documents, or they would tell of it."""
-    return ARMS[spec.arm].modulation == "controller_other"
-
-
-def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rates: Rates, log: WorkingLog,
-          progress: bool, checkpoints: Checkpoints | None = None) -> None:
-    """Train what of a model has gradients and log it, from the start or from a checkpoint.
-
-    Raises Diverged at a loss that isn't finite or above EXPLODED ln V, Preempted when asked to stop.
-    """
-    settings, protocol = profile.training, switches(spec.protocol)
-    accelerator = _accelerator(profile)
-    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    trained = list(named.values())
-    if protocol["precision"] == "bfloat16":
-        round_to_bfloat16(trained)
-    groups = parameter_groups(named, rates)
-    optimizer = torch.optim.AdamW(groups, lr=rates.matrix, betas=settings.betas, weight_decay=settings.weight_decay)
-    peaks = {parameter: group["peak"] for group in groups for parameter in group["params"]}
-    blocks = training_blocks(spec, profile, corpus)
-    # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
-    loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
-    head = model.get_output_embeddings().weight
-    limit = EXPLODED * math.log(head.shape[0])
-    prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    depths = evaluation.Depths(spec.depth, spec.seed)
-    points = set(np.linspace(0, settings.updates, profile.evaluation.points).round().astype(int).tolist())
-    sets = evaluation.during(profile, corpus, spec)
-
-    def evaluate(update: int) -> None:
-        if update in points:
-            score(model, sets, spec, profile, log, update, ("t+1",), curve=True)
-
-    state = None
-    with accelerator.main_process_first():  # it removes what can't be gone on from
-        if checkpoints:
-            state = checkpoints.restore(named, optimizer, log)
-    if state is None:
-        evaluate(0)
-    else:
-        depths.generator.bit_generator.state = state["depths"]
-    update, losses = state["update"] if state else 0, []
-    stop = checkpoints.stop if checkpoints else lambda: 0
-    prepared.train()
-    bar = tqdm(total=settings.updates, initial=update, desc=spec.id, disable=not progress)
-    for (chunk,) in skip_first_batches(loader, update * accelerator.gradient_accumulation_steps):
-        chunk = chunk.long()  # (B, T + 2)
-        # a depth for each process's micro-batch, so that the draws don't depend on how many processes there are
-        depth = [depths.next() for _ in range(accelerator.num_processes)][accelerator.process_index]
-        with accelerator.accumulate(prepared):
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * schedule(update, settings.updates, protocol["schedule"])
-            loss = training_loss(prepared, head, chunk, depth, protocol["target"])
-            losses.append(loss.detach())
-            accelerator.backward(loss)
-            if accelerator.sync_gradients:
-                mean, asked = _over_processes(float(np.mean([loss.item() for loss in losses])), stop())
-                losses = []
-                if not mean <= limit:  # nor is nan
-                    raise Diverged
-                accelerator.clip_grad_norm_(trained, settings.clip)
-            in_bfloat16 = accelerator.sync_gradients and protocol["precision"] == "bfloat16"
-            before = [parameter.detach().clone() for parameter in trained] if in_bfloat16 else []
-            optimizer.step()
-            for parameter, value in zip(trained, before, strict=False):
-                add_in_bfloat16(parameter, value, peaks[parameter])
-            optimizer.zero_grad()
-        if accelerator.sync_gradients:
-            update += 1
-            log.row(update, "train", "loss", mean)
-            evaluate(update)
-            bar.update()
-            if checkpoints and accelerator.is_main_process and (asked or checkpoints.due()):
-                checkpoints.save(named, optimizer, log, update=update, depths=depths.generator.bit_generator.state)
-            if asked:
-                raise checkpoints.preempted()
-    bar.close()
-
-
-def _check_finite(losses) -> None:
-    """Raises Diverged, in all processes of a run, if a loss isn't finite: the last update may be what broke it."""
-    broken, = _over_processes(float(not np.isfinite(losses).all()))
-    if broken:
-        raise Diverged
-
-
-def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, log: WorkingLog, update: int,
-          scored: tuple[str, ...], curve: bool) -> evaluation.Watch:
-    """Log the model's losses on token sets and, of held-out text, what happens at each recurrence step.
-
-    At the end (not a point of a `curve`) each block's loss too, and of held-out and foreign text the modulation.
-    Returns what was met in the loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
-    """
-    if not isinstance(model, Counts):
-        model.eval()
-    met, prefix = None, "curve/" if curve else ""
-    for split, tokens_of_split in sets.items():
-        with evaluation.Watch(model) as watch:
-            depths = evaluation.Depths(spec.depth, spec.seed)
-            if _reads_others(spec):
-                batch = profile.training.micro_batch if depths.drawn else evaluation.GIVEN_DEPTH_BATCH
-                tokens_of_split = evaluation.apart(tokens_of_split, batch)
-            if isinstance(model, Counts):
-                losses = {target: model.block_losses(tokens_of_split, 1 + evaluation.TARGETS.index(target),
-                                                     evaluation.LOOK_AHEAD) for target in scored}
-            else:
-                losses = evaluation.block_losses(as_hidden(model), tokens_of_split, depths,
-                                                 profile.training.micro_batch, scored)
-        _check_finite([losses[target] for target in scored])
-        for target in scored:
-            log.row(update, split, f"{prefix}loss_{target}", float(np.mean(losses[target])))
-            if not curve:
-                log.row(update, split, f"block_losses_{target}", np.round(losses[target], DIGITS).tolist())
-        if split == "heldout":
-            met = watch
-            for name, values in watch.steps().items():
-                log.row(update, split, f"{prefix}steps/{name}", values)
-        if not curve and split in ("heldout", "foreign"):
-            for name, values in watch.modulation().items():
-                log.row(update, split, f"modulation/{name}", values)
-    if not isinstance(model, Counts):
-        model.train()
-    return met
 
 
 def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
@@ -314,7 +69,7 @@ def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dic
     few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
 
     def told(name: str, losses: list[float]) -> None:
-        _check_finite(losses)
+        check_finite(losses)
         log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 
     def again(name: str, depth: int | str) -> None:
@@ -324,18 +79,16 @@ def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dic
     for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
         again(f"depth_{depth}", depth)
     if ARMS[spec.arm].modulation == "controller":
-        with evaluation.reading(model) as read:
+        with probes.reading(model) as read:
             again("as_trained", spec.depth)
         means = {"other_sequence": None, "corpus_mean": read(), "step_mean": met.mean_modulation()}
         for kind, mean in means.items():
-            with evaluation.intervened(model, kind, mean):
+            with probes.intervened(model, kind, mean):
                 again(kind, spec.depth)
         for name, other in (("first_half", False), ("first_half/other_future", True)):
             told(name, evaluation.first_half_losses(as_hidden(model), few, evaluation.Depths(spec.depth, spec.seed),
                                                     other))
 
-
-# ---------------------------------------------------------------------------------------------------------- a run
 
 def base_sha256(profile: Profile, root: Path) -> str:
     """The hash of the base's weight files."""
@@ -352,7 +105,7 @@ def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None,
     Of several processes (`accelerate launch`) the first one writes. Raises Busy when the run is being made elsewhere,
     InputError when something doesn't fit, Preempted when asked to stop.
     """
-    spec, root, main = profile.find(run_id), Path(root), _processes().is_main_process
+    spec, root, main = profile.find(run_id), Path(root), processes().is_main_process
     refuse_frozen(profile)
     with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
             asked_to_stop() as stop:
@@ -369,7 +122,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     fit, protocol = spec.fit, switches(spec.protocol) if spec.fit != "none" else None
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
     profile = profile.at(spec)
-    accelerator, environment = _accelerator(profile), provenance(root)
+    accelerator, environment = make_accelerator(profile), provenance(root)
     config = profile.model_dump(mode="json", exclude=set(LATER))  # they change no run
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
@@ -380,12 +133,12 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
         model = Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
     else:
-        model = arms.build(spec, profile, base).to(accelerator.device)
+        model = build(spec, profile, base).to(accelerator.device)
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
     log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
     status, update, trained, before, stream = "finished", 0, {}, {}, None
     if ARMS[spec.arm].middle == "intact":
-        for name, rms in evaluation.layer_rms(base, sets["heldout"][:STREAM_BLOCKS]).items():
+        for name, rms in probes.layer_rms(base, sets["heldout"][:STREAM_BLOCKS]).items():
             log.row(0, "model", name, rms)
     if ARMS[spec.arm].step_norm:
         stream = _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
@@ -398,8 +151,8 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     try:
         if fit == "least squares":
             blocks = training_blocks(spec, profile, corpus)
-            arms.fit_maps(model, base.to(accelerator.device), profile.split,
-                          (blocks[i:i + arms.FIT_BATCH] for i in range(0, len(blocks), arms.FIT_BATCH)))
+            fit_maps(model, base.to(accelerator.device), profile.split,
+                          (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
         if fit == "gradient":
             # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
             identity = {"id": spec.id, **_told(rates), "code": code_sha256(), "lock": environment["lock"],
@@ -446,7 +199,7 @@ def _steps(spec: RunSpec) -> int | None:
 def _match(model, spec: RunSpec, blocks: np.ndarray) -> list[float]:
     """The stream's root mean square at each step; the step norms of a `matched` arm begin there, others stay at 1."""
     weight = model.recurrence.step_norm.weight
-    stream = evaluation.stream_rms(model, blocks, _steps(spec))
+    stream = probes.stream_rms(model, blocks, _steps(spec))
     if not ARMS[spec.arm].matched:
         nn.init.ones_(weight)
     return stream
@@ -475,7 +228,7 @@ def _parts(trained: dict[str, torch.Tensor]) -> dict[str, int]:
     """Trained parameters of each part of an arm."""
     counts: dict[str, int] = {}
     for name, parameter in trained.items():
-        counts[arms.part_of(name)] = counts.get(arms.part_of(name), 0) + parameter.numel()
+        counts[part_of(name)] = counts.get(part_of(name), 0) + parameter.numel()
     return counts
 
 
@@ -495,7 +248,7 @@ def measure(profile: Profile) -> tuple[float, float]:
     config = AutoConfig.for_model(kind.pop("model_type", "qwen2"), **kind)
     depth, training = profile.depths[0], profile.training
     spec = RunSpec("controller", depth, profile.rank, "corrected", 0)
-    model = arms.build(spec, profile, AutoModelForCausalLM.from_config(config).eval())
+    model = build(spec, profile, AutoModelForCausalLM.from_config(config).eval())
     chunk = torch.randint(config.vocab_size, (training.micro_batch, training.block + evaluation.LOOK_AHEAD))
     cost, head = Cost.of(profile, "controller"), model.get_output_embeddings().weight
 

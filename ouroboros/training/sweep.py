@@ -111,7 +111,7 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     Raises InputError with what stopped a job, for a profile of an earlier protocol and for a log that isn't of the run
     of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
     """
-    from .run import load_base
+    from .build import load_base
 
     root = Path(root).resolve()
     refuse_frozen(profile)
