@@ -209,6 +209,7 @@ class Profile(Strict):
     evaluation: Evaluation
     probes: Probes
     plan: Annotated[tuple[Entry, ...], Field(min_length=1)]  # most important first: an unfinished plan is a smaller one
+    keep_prelude: bool = False  # on disk, between runs, the states that they all meet; changes no result
     checkpoints: tuple[str, ...] = ()  # runs whose trained tensors are committed
     prompts: tuple[str, ...] = ()  # that their models continue, for a person to read
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched

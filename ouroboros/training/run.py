@@ -27,6 +27,7 @@ from . import evaluation, probes
 from .build import FIT_BATCH, build, fit_maps, load_base, part_of
 from .corpus import Corpus, prepare, sha256
 from .ngram import Counts
+from .prelude import keep
 from .resume import Checkpoints, asked_to_stop
 from .status import claim, made, refuse_frozen
 from .trained import folder_of
@@ -45,7 +46,7 @@ from .trainer import (
 )
 
 STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
-LATER = ("plan", "siblings", "packages", "checkpoints", "prompts")  # fields of a profile that change no run
+LATER = ("plan", "siblings", "packages", "checkpoints", "prompts", "keep_prelude")  # of a profile: they change no run
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
@@ -134,6 +135,8 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         model = Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
     else:
         model = build(spec, profile, base).to(accelerator.device)
+        if spec.trained and ARMS[spec.arm].middle in ("loop", "affine"):
+            keep(model, profile, root, hashes["base"])
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
     log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
     status, update, trained, before, stream = "finished", 0, {}, {}, None
