@@ -57,6 +57,7 @@ def test_each_library_loads_its_checkpoint_by_the_name_of_the_base(profile, made
     loop = OuroborosForCausalLM.from_pretrained(trained.folder_of(profile, LOOP, made))
     assert torch.equal(loop(ids).logits, trained.load(trained.folder_of(profile, LOOP, made), profile.find(LOOP),
                                                       profile, base)(ids).logits)
+    assert str(made) not in (trained.folder_of(profile, LOOP, made) / "config.json").read_text()
     folder = trained.folder_of(profile, LORA, made)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == profile.base_name
     assert profile.base_name == "results/test/checkpoints/base"

@@ -27,7 +27,7 @@ def save(model: nn.Module, spec: RunSpec, profile: Profile, folder: Path) -> Non
     """Write what a run's model trained, without the base's weights, as the run's own float32."""
     base = profile.base_name
     if ARMS[spec.arm].loops:
-        model.config.base_reference["name"] = base
+        model.config.base_reference["name"] = model.config.base.name_or_path = base
         model.save_pretrained(folder, self_contained=False)
         return
     adapter = model.peft_config["default"]
