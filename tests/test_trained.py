@@ -78,8 +78,14 @@ def test_a_rerun_writes_the_checkpoint_of_the_same_tensors(profile, made):
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line(profile, root):
-    with pytest.raises(InputError, match="no such checkpoint; it is written when the run is made"):
+    with pytest.raises(InputError, match="results/test/checkpoints: no checkpoint there; one is written when"):
         rescore.rescore(profile, root)
+
+
+def test_those_that_are_there_are_scored(profile, root, capsys):
+    execute(profile, GATE, root, progress=False)
+    assert rescore.rescore(profile, root) == 0
+    assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [GATE]
 
 
 @pytest.mark.parametrize("run_id", ["cut-any-s0", "controller_coda_full-d2-r4-corrected-s0", "linear-corrected-s0"])

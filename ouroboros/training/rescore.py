@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from ..errors import InputError
 from ..experiment.profile import Profile
 from ..log import read_run, write_atomic
 from ..model.surgery import cut_layers
@@ -23,12 +24,18 @@ PAGE = "continuations.md"
 def rescore(profile: Profile, root: Path) -> int:
     """Score each committed checkpoint on held-out text and compare its block losses with the run's log; write what it
     and the models without training make of the profile's prompts. Returns 1 where a loss differs, else 0.
+
+    Raises InputError where none is committed.
     """
+    committed = [run_id for run_id in profile.checkpoints if trained.folder_of(profile, run_id, root).is_dir()]
+    if not committed:
+        raise InputError(f"{trained.folder_of(profile, '', root)}: no checkpoint there; one is written when a run that "
+                         "the profile lists under 'checkpoints' is made, or made again (make rerun)")
     torch.set_num_threads(1)
     corpus, base = prepare(profile, root), load_base(profile, root)
     blocks = corpus.blocks("heldout", profile.training.block, profile.evaluation.final_blocks, "separated")
     models, status = {"full": base, "cut": cut_layers(base, profile.split)}, 0
-    for run_id in profile.checkpoints:
+    for run_id in committed:
         spec = profile.find(run_id)
         model = trained.load(trained.folder_of(profile, run_id, root), spec, profile, base).eval()
         log, models[run_id] = read_run(profile.run_path(run_id, root)), model
