@@ -247,7 +247,7 @@ def test_the_headline_sets_a_second_profile_beside_the_first_and_says_how_much_o
     write(tmp_path, "smoke", keep=lambda spec: spec.arm in ("full", "cut", "lora") or spec.arm == "controller" and
           spec.depth == 1)
     first = metrics.load("smoke", tmp_path)
-    assert claims.told_depth(first) == 1 and claims.told_depth(results) == 8  # the base depth, 4, has no runs there
+    assert metrics.told_depth(first) == 1 and metrics.told_depth(results) == 8  # the base depth, 4, has no runs there
     headline = claims.headline(first, results)
     assert "smoke, corrected" in headline and "tiny-first, released" in headline
     assert f"{len(first.runs)} of {len(first.profile.runs())} planned runs" in headline

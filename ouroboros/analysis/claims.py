@@ -15,7 +15,7 @@ from ..experiment.plan import Cell
 from ..experiment.profile import Profile
 from ..experiment.protocol import switches
 from ..experiment.rates import search_of
-from . import comparison, intervals, tables
+from . import comparison, intervals, metrics, tables
 from .comparison import MARGIN, MARGIN_SHARE, margin
 from .intervals import FEWEST, BySeed, Interval, Ratio, minus, t_interval
 from .ledger import PAPER_RANK, STATISTICS, Claim, Measure, load, recomputed, reported
@@ -310,19 +310,11 @@ def summary(*several: Results) -> str:
     return pd.concat(tables, axis=1).reset_index().drop(columns="id").to_markdown(index=False)
 
 
-def told_depth(results: Results) -> int:
-    """The depth that the first screen tells of: the base depth, or where Controller and cut model haven't three seeds
-    there yet, the deepest at which they have."""
-    statistics, base = Statistics(results, "corrected"), results.profile.depth
-    judged = [depth for depth in results.profile.depths
-              if comparison.interval(statistics.against_cut("controller", depth)[""]).n > 2]
-    return base if base in judged or not judged else max(judged)
-
-
 def headline(results: Results, *others: Results, more: list[str] = ()) -> str:
     """README's first screen: what was found, each line generated from the ledger, with the verdicts of other profiles
     beside it; `more` are lines of the audit."""
-    table, profile, depth, several = ledger(results), results.profile.name, told_depth(results), [results, *others]
+    table, profile, depth = ledger(results), results.profile.name, metrics.told_depth(results)
+    several = [results, *others]
     made = sum(run.id in results.runs for run in results.profile.runs())
     rest = ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several)
     lines = [f"What it means for someone who wants to use the method (profile `{profile}`, `corrected`, depth "

@@ -487,16 +487,18 @@ def gate(results: Results):
 
 @_shows_runs
 def overview(results: Results):
-    """Every way to live without the removed layers, at the base depth, minus the cut model: the README's figure."""
+    """Every way to live without the removed layers, loops at one depth, minus the cut model: the README's figure."""
+    depth = metrics.told_depth(results)
     arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
             "static_nonorm", "controller_nonorm")
-    figure, axes = _axes_by_protocol(results, f"arm - cut, loops at depth {results.profile.depth}", "",
+    figure, axes = _axes_by_protocol(results, f"arm - cut, loops at depth {depth}", "",
                                      "difference (nats per token)")
     figure.set_size_inches(7.0, 3.8)
     for protocol, axis in axes.items():
         statistics = metrics.Statistics(results, protocol)
-        found = [(arm, comparison.interval(statistics.against_cut(arm)[""])) for arm in arms]
-        _categories(axis, [(_name(results, arm, protocol), arm, interval) for arm, interval in found if interval.n])
+        found = [(arm, comparison.interval(statistics.against_cut(arm, depth)[""])) for arm in arms]
+        _categories(axis, [(_name(results, arm, protocol, depth), arm, interval)
+                           for arm, interval in found if interval.n])
     return figure
 
 

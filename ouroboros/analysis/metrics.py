@@ -24,7 +24,7 @@ from ..experiment.profile import Profile, load_profile
 from ..experiment.protocol import switches
 from ..log import Run, Series, read_run, read_runs
 from .comparison import document_clusters, margin
-from .intervals import BySeed, Ratio, above_zero, minus
+from .intervals import FEWEST, BySeed, Ratio, above_zero, minus
 
 CUT_STREAM_BATCHES = 20  # protocol.md `evaluation`: of the stream's 50, on which the released cut baseline is scored
 NORMS_CONVERGED = 0.5, 2.0  # times the stream's size: step norms that ended outside had no time to reach it
@@ -162,6 +162,20 @@ def splits(profile: Profile) -> tuple[str, ...]:
     """What next-token losses are told of: new text of the training split, held-out text, text of other sources, and
     where the corpus has it text that is newer than the base."""
     return ("train", "heldout", *profile.corpus.unseen)
+
+
+def told_depth(results: Results) -> int:
+    """The depth that the first screen and its figure show: the base depth, or where Controller and cut model haven't
+    three seeds there yet, the deepest at which they have."""
+    profile, base = results.profile, results.profile.depth
+
+    def seeds(arm: str, depth: int | None, rank: int | None) -> set[int]:  # not noted as read: they enter no number
+        rows = results.places.get(("corrected", arm, depth, rank, "", profile.training.updates), ())
+        return {row.seed for row in rows if row.status == "finished"}
+
+    judged = [depth for depth in profile.depths
+              if len(seeds("controller", depth, profile.rank) & seeds("cut", None, None)) >= FEWEST]
+    return base if base in judged or not judged else max(judged)
 
 
 def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
