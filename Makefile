@@ -68,7 +68,7 @@ reproduce: environment ## raw logs -> every table, figure and verdict (of PROFIL
 endif
 
 test: environment ## the tests
-	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -q -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(RUN_PYTHON) -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 smoke: environment ## everything from nothing at the smallest scale: pretrain, cut, train every arm, derive
 	$(OUROBOROS) base --profile=smoke

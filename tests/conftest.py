@@ -21,6 +21,15 @@ INSTEAD = [name for name, arm in ARMS.items() if not arm.loops and name not in C
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()
 
 
+# files whose few tests take longest, first: what is left at the end keeps both workers busy
+LONGEST = ("test_environment", "test_reproduce", "test_sweep", "test_resume", "test_processes", "test_bench",
+           "test_cost")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 def write_text(folder, documents: int, seed: int) -> None:
     folder.mkdir(parents=True)
     generator = random.Random(seed)

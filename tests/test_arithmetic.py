@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.analysis import arithmetic, ledger
-from ouroboros.training.run import schedule
+from ouroboros.experiment.protocol import schedule
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100),

@@ -14,9 +14,9 @@ from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
 from ouroboros.model.surgery import cut_layers
 from ouroboros.training import base
+from ouroboros.training.build import load_base
 from ouroboros.training.corpus import prepare
 from ouroboros.training.ngram import Trigram
-from ouroboros.training.run import load_base
 
 TOKENS = st.lists(st.integers(1, 6), max_size=12).map(np.array)
 

@@ -217,7 +217,7 @@ def test_a_comparison_cannot_be_changed():
 
 
 def test_neither_torch_nor_pandas_is_imported():
-    code = "import sys, ouroboros.comparison; print({'torch', 'pandas'} & set(sys.modules))"
+    code = "import sys, ouroboros.analysis.comparison; print({'torch', 'pandas'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 

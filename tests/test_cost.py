@@ -18,7 +18,7 @@ from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost, Shape
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile, parse_profile
-from ouroboros.training import evaluation, sweep, trainer
+from ouroboros.training import build, evaluation, sweep, trainer
 from ouroboros.training.run import _parts
 
 NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts" and arm.ends in (None, 2)]  # of 6 layers
@@ -38,11 +38,11 @@ def built(request, text, monkeypatch):
     torch.manual_seed(0)
     base = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, attn_implementation="eager")).eval()
 
-    def build(arm, depth, rank):
+    def make(arm, depth, rank):
         kind = ARMS[arm]
         spec = RunSpec(arm, depth if kind.loops else None, rank, "corrected", 0)
         return build.build(spec, profile, base)
-    return profile, build
+    return profile, make
 
 
 def added_product(y, a, b, out_shape=None, **_) -> int:

@@ -14,6 +14,7 @@ from conftest import profile_data, write_searches
 
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
+from ouroboros.training.run import execute
 
 COMMAND = Path(__file__).parent / "command.py"
 TOLERANCE = 1e-5  # nats per token
@@ -50,7 +51,7 @@ def test_two_processes_give_the_log_of_one(data, root, run):
     assert process.returncode == 0, out
     two = read_run(profile.run_path(run, root))
     assert two.manifest["processes"] == 2
-    one = read_run(run.execute(profile, run, root, root / "one" / f"{run}.jsonl", progress=False))
+    one = read_run(execute(profile, run, root, root / "one" / f"{run}.jsonl", progress=False))
     assert one.manifest["processes"] == 1
     keys = ["update", "split", "metric"]
     assert two.log[keys].equals(one.log[keys])

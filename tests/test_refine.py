@@ -10,9 +10,9 @@ from ouroboros.errors import InputError
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modeling import Gate
 from ouroboros.training.build import part_of
-from ouroboros.training.evaluation import Watch
+from ouroboros.training.probes import Watch
 from ouroboros.training.refine import SCALE, Intact, Refiner
-from ouroboros.training.run import training_loss
+from ouroboros.training.trainer import training_loss
 
 WIDTHS = {"max_steps": 8, "state_width": 8, "step_width": 4, "hidden_width": 8, "output_width": 4}
 
