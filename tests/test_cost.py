@@ -29,9 +29,13 @@ MODELS = {
 }
 
 
+PLACES = {"small": (1, 4), "wide": (3, 2)}  # depth and rank that a model is tried at
+
+
 @pytest.fixture(params=MODELS)
 def built(request, text, monkeypatch):
-    """(profile, arm, depth, rank) -> model; attention as matrix products, so that they are counted."""
+    """A profile, a function (arm, depth, rank) -> model, and the depth and rank to try; attention as matrix products,
+    so that they are counted."""
     data = profile_data(text)
     data["base"]["model"] |= MODELS[request.param]
     profile = parse_profile(data, "t")
@@ -42,7 +46,7 @@ def built(request, text, monkeypatch):
         kind = ARMS[arm]
         spec = RunSpec(arm, depth if kind.loops else None, rank, "corrected", 0)
         return build.build(spec, profile, base)
-    return profile, make
+    return profile, make, *PLACES[request.param]
 
 
 def added_product(y, a, b, out_shape=None, **_) -> int:
@@ -61,20 +65,18 @@ def close(found: int, expected: int) -> None:
 
 
 @pytest.mark.parametrize("arm", NETWORKS)
-@pytest.mark.parametrize("depth, rank", [(1, 4), (3, 2)])
-def test_forward_flops(built, arm, depth, rank):
-    profile, build = built
+def test_forward_flops(built, arm):
+    profile, build, depth, rank = built
     model, ids = build(arm, depth, rank).eval().requires_grad_(False), torch.zeros(2, 32, dtype=torch.long)
     options = {} if ARMS[arm].middle in ("intact", "refine") else {"use_cache": False}  # those never have one
     close(counted(lambda: model(ids, **options)), 64 * Cost.of(profile, arm, rank).forward(depth, context=32))
 
 
 @pytest.mark.parametrize("arm", TRAINED)
-@pytest.mark.parametrize("depth, rank", [(1, 4), (3, 2)])
-def test_training_flops(built, arm, depth, rank, monkeypatch):
+def test_training_flops(built, arm, monkeypatch):
     monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")  # its products are hidden from the counter
     monkeypatch.setattr(evaluation, "checkpoint", lambda function, *args, **_: function(*args))
-    profile, build = built
+    profile, build, depth, rank = built
     model, chunk = build(arm, depth, rank).train(), torch.zeros(2, 34, dtype=torch.long)
 
     def update():
@@ -86,8 +88,8 @@ def test_training_flops(built, arm, depth, rank, monkeypatch):
 
 @pytest.mark.parametrize("arm", NETWORKS)
 def test_parameters(built, arm):
-    profile, build = built
-    model, expected = build(arm, 2, 4), Cost.of(profile, arm, 4)
+    profile, build, depth, rank = built
+    model, expected = build(arm, depth, rank), Cost.of(profile, arm, rank)
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert expected.trainable() == _parts(trained)
     trained = sum(p.numel() for p in trained.values())
@@ -95,21 +97,19 @@ def test_parameters(built, arm):
     assert expected.frozen() == sum(p.numel() for p in model.parameters()) - trained + bases
 
 
-@pytest.mark.parametrize("depth", [1, 3])
-def test_cache_bytes(built, depth):
-    profile, build = built
+def test_cache_bytes(built):
+    profile, build, depth, _ = built
     model = build("none", depth, None).eval()
     cache = model(torch.zeros(1, 5, dtype=torch.long)).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     assert held == 5 * Cost.of(profile, "none").cache(depth, "float32")
 
 
-@pytest.mark.parametrize("depth", [1, 4])
 @pytest.mark.parametrize("arm, dtype", [(arm, dtype) for arm in TRAINED for dtype in ("float32", "bfloat16")
                                         if dtype == "float32" or not ARMS[arm].coda])  # such a coda is in float32
-def test_activations_are_what_autograd_keeps(built, arm, depth, dtype):
-    profile, build = built
-    model, ids = build(arm, depth, 4).train(), torch.zeros(2, 32, dtype=torch.long)
+def test_activations_are_what_autograd_keeps(built, arm, dtype):
+    profile, build, depth, rank = built
+    model, ids = build(arm, depth, rank).train(), torch.zeros(2, 32, dtype=torch.long)
     frozen = model.base if ARMS[arm].loops else model
     for parameter in (*frozen.parameters(), *frozen.buffers()):
         if not parameter.requires_grad:
@@ -129,7 +129,7 @@ def test_activations_are_what_autograd_keeps(built, arm, depth, dtype):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         model(ids, logits_to_keep=trainer.NO_LOGITS, output_hidden_states=True).hidden_states[-1].sum()
     found = sum(size for size, _ in kept.values())
-    assert found == pytest.approx(64 * Cost.of(profile, arm, 4).activations(depth, dtype), rel=0.1)
+    assert found == pytest.approx(64 * Cost.of(profile, arm, rank).activations(depth, dtype), rel=0.1)
 
 
 def test_the_papers_shape_has_the_reported_parameters():

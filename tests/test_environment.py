@@ -26,6 +26,7 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.profile import PROFILES, parse_profile
 from ouroboros.log import read_run
 from ouroboros.training import sweep
+from ouroboros.training.run import execute
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -148,24 +149,28 @@ def made(text, root):
     return make
 
 
+@pytest.fixture
+def alone(text, root):
+    """The same run made in this process."""
+    return read_run(execute(parse_profile(profile_data(text), "t"), RUN, root, root / "here" / f"{RUN}.jsonl",
+                            progress=False))
+
+
 RUN = "controller-d2-r4-corrected-s0"
 LOG = f"results/test/runs/{RUN}.jsonl"
 LAUNCH = ("-m", "accelerate.commands.launch")
 
 
-def test_a_run_is_the_same_in_any_environment(made, tmp_path):
-    here = made(**dict.fromkeys(HOSTILE))
+def test_a_run_is_the_same_in_any_environment(made, alone, tmp_path):
     there = made(cwd=tmp_path, **HOSTILE)
-    assert there.log.equals(here.log)
-    for run in (here, there):  # as in a job of a sweep, whatever the environment says
+    assert there.log.equals(alone.log)
+    for run in (alone, there):  # as in a job of a sweep, whatever the environment says
         assert run.manifest["hardware"]["threads"] == 1
         assert run.manifest["hardware"]["device"] == "cpu"
         assert run.manifest["hardware"]["mixed_precision"] == "no"
 
 
-def test_a_run_is_that_of_a_sweeps_job(made, text, root):
-    alone = made(OMP_NUM_THREADS=2)
-    (root / LOG).unlink()
+def test_a_run_is_that_of_a_sweeps_job(alone, text, root):
     worker = sweep.Worker(parse_profile(profile_data(text), "test.yaml"), root, "matrix", "local")
     worker._make(worker.profile.find(RUN))
     job = read_run(root / LOG)
@@ -173,10 +178,9 @@ def test_a_run_is_that_of_a_sweeps_job(made, text, root):
     assert job.manifest["hardware"] == alone.manifest["hardware"]
 
 
-def test_accelerates_own_configuration_changes_no_run(made, tmp_path):
+def test_accelerates_own_configuration_changes_no_run(made, alone, tmp_path):
     folder = tmp_path / "home/accelerate"
     folder.mkdir(parents=True)
-    alone = made()
     (folder / "default_config.yaml").write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\n"
         "dynamo_config: {dynamo_backend: INDUCTOR}\nnum_machines: 1\nnum_processes: 1\nuse_cpu: false\n")
