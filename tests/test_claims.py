@@ -287,7 +287,7 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
             patch.setattr(synthetic, "write_inside", still)
             synthetic.write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed), 4.0)
     found = claims.found_interventions(metrics.load("tiny-first", tmp_path), "corrected")
-    assert found.count("can't be told to move") == 3
+    assert found.count("shows no detectable change") == 3
     assert "on `heldout` text it is better than the cut model (-2 " in claims.found_splits(results, "released")
 
 

@@ -375,7 +375,7 @@ def meaning(results: Results, depth: int) -> list[str]:
     lines += line("Which part?",
                   told("a loop with the gate alone (`none_nonorm`)", statistics.against_cut("none_nonorm", depth)[""],
                        AGAINST_CUT), each("", *_added(statistics, depth)))
-    words = ("is worse than with it", "is better than with it", "can't be told from with it")
+    words = ("is worse than with it", "is better than with it", "shows no detectable difference")
     searched = _searched(results)
     gates = line("Is the gate needed?", *(
         each(f"without it, step norms kept, at depth {at} ", statistics.gate_by_arm(at), words, "`{}`".format)
@@ -384,15 +384,15 @@ def meaning(results: Results, depth: int) -> list[str]:
     full, cut = (t_interval(intervals_of) for intervals_of in statistics.after_next().values())
     lines.append("**Why does `released` say otherwise?** It trains and scores on the token after the next one, where "
                  f"the full model has {full.mean:.3f} and the cut one {cut.mean:.3f} on held-out text, and sets the "
-                 "arms against a full model read on the next token of other texts: what is recovered there is no part "
-                 "of one gap.")
+                 "arms against a full model read on the next token of other texts: its gap recovery divides losses on "
+                 "two different targets, so it is not a fraction of one gap.")
     return lines
 
 
 # -------------------------------------------------------------------------------------------------- found, in words
 
-AGAINST_CUT = ("is worse than the cut model", "is better than the cut model", "can't be told apart from the cut model")
-AGAINST_STATIC = ("the Controller is ahead", "static is ahead", "the two can't be told apart")
+AGAINST_CUT = ("is worse than the cut model", "is better than the cut model", "is indistinguishable from the cut model")
+AGAINST_STATIC = ("the Controller is ahead", "static is ahead", "the two are indistinguishable")
 
 
 def found_gap(results: Results, protocol: str, depth: int | None = None) -> str:
@@ -452,8 +452,9 @@ BLIND = {"static": "the table", "static_wide": "the wide table, of the Controlle
 INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
            "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained",
            "affine": "a scale and a shift of each channel"}
-ADDED = ("raises the loss", "lowers the loss", "can't be told to do either")
-AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller", "can't be told from the Controller")
+ADDED = ("raises the loss", "lowers the loss", "has no detectable effect on the loss")
+AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller",
+                      "is indistinguishable from the Controller")
 
 
 def _each(parts: dict, words: tuple[str, str, str], name=str) -> str:
@@ -523,7 +524,7 @@ def found_coda(results: Results) -> str:
 
 
 NEEDED = ("the loss rises, so the trained model relies on what it sees", "the loss falls",
-          "the loss can't be told to move")
+          "the loss shows no detectable change")
 
 
 def found_interventions(results: Results, protocol: str) -> str:

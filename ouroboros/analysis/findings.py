@@ -30,11 +30,11 @@ from .claims import AGAINST_CONTROLLER, AGAINST_CUT, AGAINST_STATIC
 from .intervals import LEVEL, NOTHING, Interval, holm
 from .metrics import Results
 
-DEEPER = ("is lower at the deeper one", "is higher at the deeper one", "can't be told to differ")
-SHRINKS = ("shrinks with depth", "grows with depth", "can't be told to change with depth")
-DEPENDS = ("rises, so it depends on text to come", "falls, so it depends on text to come", "can't be told to move")
-ADDS = ("adds to it", "takes from it", "can't be told to change it")
-RAISES = ("raises", "lowers", "can't be told to change")
+DEEPER = ("is lower at the deeper one", "is higher at the deeper one", "shows no detectable difference")
+SHRINKS = ("shrinks with depth", "grows with depth", "shows no detectable change with depth")
+DEPENDS = ("rises, so it depends on text to come", "falls, so it depends on text to come", "shows no detectable change")
+ADDS = ("adds to it", "takes from it", "has no detectable effect on it")
+RAISES = ("raises", "lowers", "has no detectable effect on")
 
 
 def _of(row: dict | None, column: str) -> Interval:
