@@ -2,13 +2,13 @@
 
 import time
 
+import bench
 import pytest
 import torch
+from bench import excess_error, gigabyte, scaled_residual, take_turns
 from conftest import profile_data
 from models import shake
 
-from ouroboros import bench
-from ouroboros.bench import excess_error, gigabyte, scaled_residual, take_turns
 from ouroboros.cli import main
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.model.surgery import FULL_SVD, truncated_svd
@@ -108,6 +108,12 @@ def test_where_the_vocabulary_is_large_no_logits_of_all_tokens_are_held(text):
     assert ours < logits < plain  # 410 MB
 
 
-def test_the_gpu_bench_says_that_there_is_none(monkeypatch, tmp_path, capsys):
+def test_the_gpu_bench_says_that_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main(["bench", "gpu"], tmp_path) == 2 and "no CUDA GPU is at hand" in capsys.readouterr().err
+    assert bench.main(["gpu"]) == 2 and "no CUDA GPU is at hand" in capsys.readouterr().err
+
+
+def test_an_unknown_bench_is_refused_by_the_command_line(capfd):
+    assert main(["bench", "speed"]) == 2
+    assert capfd.readouterr().err == ("error: bench 'speed': unknown; one of updates, vocabulary, checkpoints, svd, "
+                                      "conversion, generation, gpu\n")

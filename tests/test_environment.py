@@ -143,7 +143,7 @@ def made(text, root):
 
     def make(*launcher, **variables):
         (root / LOG).unlink(missing_ok=True)
-        done = python(*launcher, ROOT / "tests/command.py", root, "run", RUN, **variables)
+        done = python(*launcher, ROOT / "tests/helpers/command.py", root, "run", RUN, **variables)
         assert done.returncode == 0, done.stderr
         return read_run(root / LOG)
     return make
@@ -203,7 +203,7 @@ def test_it_is_refused_in_one_line_before_anything_is_made(command, text, root):
     (root / "data.json").write_text(json.dumps(profile_data(text)))
     before = {path for path in root.rglob("*") if "results" in path.parts}
     arguments = ["base", "--force"] if command == "base" else ["run", RUN]
-    done = python(ROOT / "tests/command.py", root, *arguments, ACCELERATE_USE_FSDP="true")
+    done = python(ROOT / "tests/helpers/command.py", root, *arguments, ACCELERATE_USE_FSDP="true")
     assert done.returncode == 2 and not done.stdout
     assert done.stderr.startswith("error: environment variable ACCELERATE_USE_FSDP 'true'")
     assert done.stderr.count("\n") == 1

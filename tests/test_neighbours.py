@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pi
 
 from ouroboros import OuroborosForCausalLM
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parent / "helpers"
 
 
 def test_the_text_generation_pipeline_loads_a_saved_model(tmp_path):
@@ -155,9 +155,9 @@ def test_two_processes_give_the_losses_of_one(tmp_path):
     small_base().save_pretrained(tmp_path / "base")
     losses = {}
     for processes in (1, 2):
-        environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"PYTHONPATH": str(HELPERS), "OMP_NUM_THREADS": "1"}
         subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-                        str(processes), str(TESTS / "two_processes.py"), str(tmp_path)],
+                        str(processes), str(HELPERS / "two_processes.py"), str(tmp_path)],
                        check=True, env=environment, capture_output=True, timeout=120)
         losses[processes] = json.loads((tmp_path / f"{processes}.json").read_text())
     assert len(losses[1]) == 5 and losses[1][-1] < losses[1][0]

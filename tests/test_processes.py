@@ -16,7 +16,7 @@ from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
 from ouroboros.training.run import execute
 
-COMMAND = Path(__file__).parent / "command.py"
+COMMAND = Path(__file__).parent / "helpers" / "command.py"
 TOLERANCE = 1e-5  # nats per token
 
 

@@ -18,7 +18,7 @@ from ouroboros.training import resume, trainer
 from ouroboros.training.run import execute
 
 RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all the state there is
-SCRIPT = Path(__file__).parent / "killed.py"
+SCRIPT = Path(__file__).parent / "helpers" / "killed.py"
 
 
 @pytest.fixture

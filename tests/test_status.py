@@ -20,7 +20,7 @@ from ouroboros.training import status, sweep
 from ouroboros.training.run import execute, rerun
 
 RUN = "static-d2-r4-corrected-s0"
-SLOW = Path(__file__).parent / "slow.py"
+SLOW = Path(__file__).parent / "helpers" / "slow.py"
 
 
 def state(profile, root, run=RUN):

@@ -21,7 +21,7 @@ from ouroboros.log import read_run
 from ouroboros.training import status, sweep
 from ouroboros.training.run import execute
 
-COMMAND = Path(__file__).parent / "command.py"
+COMMAND = Path(__file__).parent / "helpers" / "command.py"
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """How often the intervals of `ouroboros.comparison` cover the truth, by simulation.
 
-    python tests/simulate_coverage.py [simulations]
+    python tests/helpers/simulate_coverage.py [simulations]
 
 prints the tables of docs/statistics.md (4,000 simulations take about ten minutes on one core).
 """

@@ -1,7 +1,9 @@
 """What updates, conversion and generation cost, as ratios against the alternative in the same run: `make bench`.
 
-Calls that are compared take turns, so that both meet the same moods of the machine; medians and ranges are written to
-results/bench with the hardware. Nothing heavy should run beside it.
+    python benchmarks/bench.py [NAME ...]      all of them, or only these
+
+Calls that are compared are interleaved, so that noise hits all of them; medians and ranges are written to results/bench
+with the hardware. Nothing heavy should run beside it.
 """
 
 import copy
@@ -9,6 +11,7 @@ import json
 import multiprocessing
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,19 +25,19 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from .errors import InputError
-from .experiment.cost import Cost
-from .experiment.profile import Profile, SplitConfig, load_profile
-from .log import NoLog, write_atomic
-from .model.configuration import PROJECTIONS
-from .model.modeling import OuroborosForCausalLM
-from .model.modulation import ModulatedLinear
-from .model.surgery import mean_residual, open_base, truncated_svd
-from .provenance import provenance
-from .training import resume
-from .training.corpus import LOOK_AHEAD
-from .training.evaluation import targets
-from .training.trainer import training_loss
+from ouroboros.errors import InputError
+from ouroboros.experiment.cost import Cost
+from ouroboros.experiment.profile import Profile, SplitConfig, load_profile
+from ouroboros.log import NoLog, write_atomic
+from ouroboros.model.configuration import PROJECTIONS
+from ouroboros.model.modeling import OuroborosForCausalLM
+from ouroboros.model.modulation import ModulatedLinear
+from ouroboros.model.surgery import mean_residual, open_base, truncated_svd
+from ouroboros.provenance import provenance
+from ouroboros.training import resume
+from ouroboros.training.corpus import LOOK_AHEAD
+from ouroboros.training.evaluation import targets
+from ouroboros.training.trainer import training_loss
 
 PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (system.md 2), of the largest shape of the seven
 CHECKPOINT = dict(vocab_size=32_000, hidden_size=1024, intermediate_size=4096, num_hidden_layers=16,
@@ -414,3 +417,20 @@ def bench(names: list[str], root: Path) -> None:
         manifest = provenance(root) | {"threads": torch.get_num_threads(), "date": time.strftime("%Y-%m-%d")}
         write_atomic(folder / f"{name}.json", json.dumps(manifest, indent=1) + "\n")
         print(f"{name}\n{text}\n")
+
+
+def main(names: list[str]) -> int:
+    """Run benches by name, all that this machine can run if none is given; returns the exit code."""
+    try:
+        for name in names:
+            if name not in BENCHES:
+                raise InputError(f"bench '{name}': unknown; one of {', '.join(BENCHES)}")
+        bench(names or available(), Path(__file__).resolve().parents[1])
+    except InputError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
