@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ouroboros.experiment.arms import PROJECTIONS, READS
+from ouroboros.experiment.arms import ARMS, PROJECTIONS
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modulation import MODULATIONS, Controller, ModulatedLinear, StaticModulation, pool
 
@@ -90,8 +90,9 @@ def test_the_static_table_starts_at_zero_and_depends_on_the_step_alone():
 
 
 @pytest.mark.parametrize("name", MODULATIONS)
-def test_a_modulation_reads_the_state_if_and_only_if_it_is_said_to(name):
+def test_a_modulation_reads_the_state_if_and_only_if_its_arms_say_so(name):
     """What doesn't read it has no pool and no drawn depth: `trained_under` trains nothing again for those switches."""
+    [reads] = {arm.reads for arm in ARMS.values() if arm.modulation == name}
     h = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
     vectors = []
     for pooling, seen in (("causal", h), ("causal", h + 1), ("sequence", h)):
@@ -100,4 +101,4 @@ def test_a_modulation_reads_the_state_if_and_only_if_it_is_said_to(name):
         for parameter in modulation.parameters():
             nn.init.normal_(parameter)
         vectors.append(modulation(seen, 1, None).expand(2, 3, len(PROJECTIONS), 4))
-    assert torch.equal(vectors[0], vectors[1]) == torch.equal(vectors[0], vectors[2]) == (name not in READS)
+    assert torch.equal(vectors[0], vectors[1]) == torch.equal(vectors[0], vectors[2]) == (not reads)

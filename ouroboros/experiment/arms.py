@@ -1,19 +1,27 @@
-"""What an arm puts in place of the removed layers, as data. Never imports torch."""
+"""The arms: what each puts in place of the removed layers, as data. Never imports torch.
 
-from dataclasses import dataclass
+An arm is one entry of `ARMS`. `docs/own-arm.md` adds one without changing the package.
+"""
+
+from dataclasses import dataclass, replace
 from typing import Literal
+
+from ..errors import InputError
 
 
 @dataclass(frozen=True)
 class Arm:
     """What an arm puts in place of the removed layers, and what it trains."""
 
+    label: str  # its name in words
     middle: Literal["all", "one", "two", "maps", "loop", "affine", "none", "intact", "refine", "counts"]
     """Between prelude and coda: every layer of the base; the recurrent layer once; it and the layer after it; it once,
     between two linear maps; it, looped; a scale and a shift of each channel; nothing. `refine`: every layer, and the
     last one again, looped; `intact`: that system without its loop. `counts`: no network at all, but the frequencies of
     tokens in the training text."""
-    modulation: str = "none"  # of a loop: `modulation.MODULATIONS`
+    modulation: str = "none"  # of a loop: a name in `modulation.MODULATIONS`
+    module: str | None = None  # of an own arm: the class of its modulation, `path/to/file.py:Class`
+    reads: bool = False  # whether its modulation reads the hidden state, so is computed for each token
     gate: bool = False
     step_norm: bool = False
     matched: bool = False  # step norms begin at the stream's root mean square instead of 1
@@ -46,60 +54,69 @@ class Arm:
         return self.step_norm or self.modulation == "static" or self.middle == "affine"
 
 
-def _loop(modulation: str, gate: bool = True, step_norm: bool = True, **more) -> Arm:
-    return Arm("loop", modulation, gate, step_norm, **more)
+FULL = Arm("the full model", "all", fit="none")
+CUT = Arm("the cut model", "one", fit="none")
+CONTROLLER = Arm("Controller", "loop", "controller", reads=True, gate=True, step_norm=True)
+STATIC = Arm("static table", "loop", "static", gate=True, step_norm=True)
+NONE = Arm("loop without modulation", "loop", gate=True, step_norm=True)
 
+
+def _like(arm: Arm, what: str, **changes) -> Arm:
+    """A variant of an arm; `what` is added to its name."""
+    return replace(arm, label=f"{arm.label}, {what}", **changes)
+
+
+_LOOPS = {"controller": CONTROLLER, "static": STATIC, "none": NONE}
 
 ARMS = {
-    "full": Arm("all", fit="none"),
-    "cut": Arm("one", fit="none"),
-    "controller": _loop("controller"),
-    "static": _loop("static"),
-    "none": _loop("none"),
+    "full": FULL, "cut": CUT, **_LOOPS,
     # which part does it
-    "controller_nogate": _loop("controller", gate=False),
-    "static_nogate": _loop("static", gate=False),
-    "none_nogate": _loop("none", gate=False),  # step norms alone
-    "none_nonorm": _loop("none", step_norm=False),  # the gate alone
-    "controller_nonorm": _loop("controller", step_norm=False),
-    "static_nonorm": _loop("static", step_norm=False),
-    "controller_nogate_nonorm": _loop("controller", gate=False, step_norm=False),
+    **{f"{name}_nogate": _like(arm, "no gate", gate=False) for name, arm in _LOOPS.items()},
+    **{f"{name}_nonorm": _like(arm, "no step norms", step_norm=False) for name, arm in _LOOPS.items()},
+    "controller_nogate_nonorm": _like(CONTROLLER, "neither gate nor step norms", gate=False, step_norm=False),
     # step norms that begin where the stream is
-    **{f"{name}_matched": _loop(name, matched=True) for name in ("controller", "static", "none")},
+    **{f"{name}_matched": _like(arm, "step norms from the stream's size", matched=True)
+       for name, arm in _LOOPS.items()},
     # blind to the input, with as many parameters as the Controller
-    "static_wide": _loop("static_wide"),
-    "controller_blind": _loop("controller_blind"),
-    # the Controller reads another sequence of its batch: as much variation, no information
-    "controller_other": _loop("controller_other"),
+    "static_wide": replace(STATIC, label="wide static table", modulation="static_wide"),
+    "controller_blind": replace(CONTROLLER, label="Controller that reads a constant", modulation="controller_blind",
+                                reads=False),
+    # as much variation, no information
+    "controller_other": replace(CONTROLLER, label="Controller that reads another sequence",
+                                modulation="controller_other"),
     # with the coda trained too
-    **{f"{name}_coda_lora": _loop(name, lora="coda") for name in ("controller", "static", "none")},
-    **{f"{name}_coda_full": _loop(name, coda=True) for name in ("controller", "static", "none")},
+    **{f"{name}_coda_lora": _like(arm, "LoRA on the coda", lora="coda") for name, arm in _LOOPS.items()},
+    **{f"{name}_coda_full": _like(arm, "coda trained", coda=True) for name, arm in _LOOPS.items()},
     # what one would do instead of looping
-    "lora": Arm("one", lora="kept"),
-    "lora_layer": Arm("two", lora="kept"),
-    "linear_fit": Arm("maps", fit="least squares"),
-    "linear": Arm("maps"),
-    "cut_coda_lora": Arm("one", lora="coda"),
-    "cut_coda_full": Arm("one", coda=True),
+    "lora": Arm("LoRA on the cut model", "one", lora="kept"),
+    "lora_layer": Arm("LoRA on the cut model with a layer more", "two", lora="kept"),
+    "linear_fit": Arm("fitted linear maps", "maps", fit="least squares"),
+    "linear": Arm("trained linear maps", "maps"),
+    "cut_coda_lora": _like(CUT, "LoRA on the coda", fit="gradient", lora="coda"),
+    "cut_coda_full": _like(CUT, "coda trained", fit="gradient", coda=True),
     # the system behind the paper's evidence for the gate (system.md `refiner`)
-    "refine": Arm("refine", gate=True, step_norm=True),
-    "refine_nogate": Arm("refine"),  # nor step norms
-    "refine_base": Arm("intact", fit="none"),
+    "refine": Arm("refiner of the intact model", "refine", gate=True, step_norm=True),
+    "refine_nogate": Arm("refiner, neither gate nor step norms", "refine"),
+    "refine_base": Arm("the intact model as the refiner reads it", "intact", fit="none"),
     # how much of a loss is the target's alone
-    "affine": Arm("affine"),
-    "bare": Arm("none", fit="none"),
-    "unigram": Arm("counts", fit="none"),
-    "bigram": Arm("counts", fit="none"),  # under t+2 a skip-bigram
+    "affine": Arm("a scale and a shift of each channel", "affine"),
+    "bare": Arm("the kept layers, nothing between them", "none", fit="none"),
+    "unigram": Arm("unigram", "counts", fit="none"),
+    "bigram": Arm("bigram", "counts", fit="none"),  # under t+2 a skip-bigram
     # the loop before it learns anything
-    "untrained": _loop("none", fit="none"),
-    "untrained_matched": _loop("none", matched=True, fit="none"),
-    "untrained_nonorm": _loop("none", step_norm=False, fit="none"),
+    "untrained": _like(NONE, "untrained", fit="none"),
+    "untrained_matched": _like(NONE, "untrained, step norms from the stream's size", matched=True, fit="none"),
+    "untrained_nonorm": _like(NONE, "untrained, no step norms", step_norm=False, fit="none"),
     # the cut model with fewer or more layers
-    **{f"cut_{ends}": Arm("one", ends=ends, fit="none") for ends in (2, 4, 6, 10, 12)},
+    **{f"cut_{ends}": _like(CUT, f"{ends} layers at either end", ends=ends) for ends in (2, 4, 6, 10, 12)},
 }
 CORE = ("full", "cut", "controller", "static", "none")
 
 # the seven modulated projections, as in model/configuration.py
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-READS = ("controller", "controller_other")  # modulations that read the state: computed for each token
+
+def register(name: str, arm: Arm) -> None:
+    """Add an own arm for this process. Raises InputError where its name is that of another arm."""
+    if ARMS.setdefault(name, arm) != arm:
+        raise InputError(f"arm '{name}': another arm has that name ({ARMS[name].label}); choose another")

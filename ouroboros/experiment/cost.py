@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from ..errors import InputError
-from .arms import ARMS, READS, Arm
+from .arms import ARMS, Arm
 from .profile import Profile, SplitConfig, Widths
 
 FLOAT32 = 4  # bytes
@@ -186,7 +186,7 @@ class Cost:
         branches = self._dictionaries if self._refines else self.rank * self._ends if arm.modulated else 0
         return {"branches": 2 * branches,
                 # one that doesn't see the token is computed once a batch
-                "controller": 2 * sum(self._controller().values()) if arm.modulation in READS or self._refines else 0,
+                "controller": 2 * sum(self._controller().values()) if arm.reads or self._refines else 0,
                 "gate": 4 * self.shape.width**2 if arm.gate else 0}
 
     def _other_flops(self) -> dict[str, int]:
@@ -245,7 +245,7 @@ class Cost:
         if not arm.modulated:
             return whole - layer - (0 if arm.step_norm else step["gate"])
         saved = untold + 2 * self.rank * read
-        return whole - saved - (2 * self._controller()["state"] if arm.modulation in READS else 0)
+        return whole - saved - (2 * self._controller()["state"] if arm.reads else 0)
 
     # ------------------------------------------------------------------------------------------------------ bytes
 
@@ -264,7 +264,7 @@ class Cost:
         step = layer + 2 * d * FLOAT32 * arm.step_norm + d * (3 * FLOAT32 + (2 + cast) * size) * arm.gate
         if arm.modulated:
             step += 7 * self.rank * size
-        if arm.modulation in READS:
+        if arm.reads:
             step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
             step += 7 * self.rank * (FLOAT32 + size * cast)
         if self._refines:

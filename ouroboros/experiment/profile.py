@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
-from .arms import ARMS
+from .arms import ARMS, Arm, register
 from .plan import Cell, RunSpec
 from .protocol import COLUMNS, PROTOCOL_VERSION, SWITCHES, switches
 
@@ -179,6 +179,20 @@ class Entry(Strict):
     factors: tuple[Rate, ...] = ()  # then, at the best of them, of the elementwise rate, beside 1; see docs/protocol.md
 
 
+class OwnArm(Strict):
+    """An arm that the package doesn't have: another modulation in an arm that it has; see docs/own-arm.md."""
+
+    label: Annotated[str, Field(min_length=1)]  # its name in words
+    like: str  # the arm that it is but for its modulation
+    modulation: Annotated[str, Field(pattern=r"^.+\.py:\w+$")]  # its class, `file.py:Class`, seen from the checkout
+    reads: bool = True  # whether it reads the hidden state
+    sha256: Hash | None = None  # of the file: a run is of one version of it
+
+    def arm(self, name: str) -> Arm:
+        """The entry for `ARMS`."""
+        return replace(ARMS[self.like], label=self.label, modulation=name, module=self.modulation, reads=self.reads)
+
+
 class Resources(Strict):
     """What one job of a sweep asks of a SLURM cluster (and, `gpus`, of this machine), and how fast its device is."""
 
@@ -212,6 +226,7 @@ class Profile(Strict):
     keep_prelude: bool = False  # on disk, between runs, the states that they all meet; changes no result
     checkpoints: tuple[str, ...] = ()  # runs whose trained tensors are committed
     prompts: tuple[str, ...] = ()  # that their models continue, for a person to read
+    own_arms: dict[str, OwnArm] = {}  # arms beside those of the package
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
     packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
@@ -322,8 +337,9 @@ class Profile(Strict):
 
     def identity(self, spec: RunSpec) -> dict:
         """What a run's manifest must agree with for the run to count as made."""
-        config = self.at(spec).model_dump(mode="json", include=set(IDENTITY), exclude_none=True)
-        return {"protocol_version": self.protocol_version} | {f"config.{field}": config[field] for field in IDENTITY}
+        fields = (*IDENTITY, "own_arms") if spec.arm in self.own_arms else IDENTITY
+        config = self.at(spec).model_dump(mode="json", include=set(fields), exclude_none=True)
+        return {"protocol_version": self.protocol_version} | {f"config.{field}": config[field] for field in fields}
 
     def mismatch(self, manifest: dict, spec: RunSpec) -> str | None:
         """In one line, why a log isn't that of the run that the plan means; None if it is."""
@@ -432,24 +448,48 @@ def _first_difference(found, wanted) -> str:
 
 
 def load_profile(name: str) -> Profile:
-    """Read and validate `profiles/<name>.yaml`. Raises InputError, naming file, field and value."""
-    path = PROFILES / f"{name}.yaml"
-    known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-    if name not in known:
-        raise InputError(f"profile '{name}': unknown; one of {', '.join(known)}")
-    return parse_profile(yaml.safe_load(path.read_text(encoding="utf-8")), path.name)
+    """Read and validate `profiles/<name>.yaml`, or a YAML file of that path. Raises InputError, naming file, field and
+    value."""
+    path = Path(name) if name.endswith(".yaml") else PROFILES / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
+        raise InputError(f"profile '{name}': unknown; one of {', '.join(known)}, or the path of a YAML file")
+    return parse_profile(read_yaml(path), path.name)
+
+
+def read_yaml(path: Path):
+    """What a YAML file holds. Raises InputError naming it where it can't be read or is no YAML."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: can't be read as YAML ({' '.join(str(error).split())})") from None
 
 
 def parse_profile(data: dict, file: str) -> Profile:
-    """Validate a profile given as plain data; `file` is named in the error."""
-    try:
-        profile = Profile.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise InputError(f"{file}: {field}: {first['input']!r:.80}: {first['msg']}") from None
+    """Validate a profile given as plain data; `file` is named in the error. Its own arms are registered."""
+    profile = validated(Profile, data, file)
+    for name, own in profile.own_arms.items():
+        register_own(name, own, f"{file}: own_arms.{name}")
     _check_plan(profile, file)
     return profile
+
+
+def validated(kind: type[Strict], data, file: str):
+    """An object of `kind` from plain data. Raises InputError, naming file, field and value."""
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"])) or "the whole"
+        raise InputError(f"{file}: {field}: {first['input']!r:.80}: {first['msg']}") from None
+
+
+def register_own(name: str, own: OwnArm, where: str) -> None:
+    """Add an own arm to `ARMS`. Raises InputError where it is like no arm that has a modulation."""
+    if not (own.like in ARMS and ARMS[own.like].middle == "loop" and ARMS[own.like].modulated):
+        choices = (name for name, arm in ARMS.items() if arm.middle == "loop" and arm.modulated and not arm.module)
+        raise InputError(f"{where}: like: '{own.like}': no arm with a modulation; one of {', '.join(choices)}")
+    register(name, own.arm(name))
 
 
 def _check_plan(profile: Profile, file: str) -> None:

@@ -3,7 +3,7 @@
 import math
 
 from ..errors import InputError
-from .arms import ARMS, READS
+from .arms import ARMS
 
 PROTOCOL_VERSION = 2  # what switches, arms and measures mean. 1: until 2026-11-25, the committed runs of `tiny-first`
 
@@ -43,8 +43,7 @@ def trained_under(protocol: str, arm: str) -> str:
     """The protocol whose runs of an arm a protocol reads: itself without the switches that change only what is read,
     and those that don't enter the arm."""
     column, *flipped = protocol.split("+")
-    modulation = ARMS[arm].modulation
-    enters = {"depth": modulation == "controller", "pooling": modulation in READS}
+    enters = {"depth": ARMS[arm].modulation == "controller", "pooling": ARMS[arm].reads}
     return "+".join([column, *(name for name in flipped if name not in READING and enters.get(name, True))])
 
 

@@ -11,8 +11,6 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }
-MODULATIONS = ("controller", "static", "static_wide", "controller_blind", "controller_other",
-               "none")
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
 
@@ -73,7 +71,9 @@ class OuroborosConfig(PretrainedConfig):
         self.state_width, self.step_width = state_width, step_width
         self.hidden_width, self.output_width = hidden_width, output_width
         self.base_reference, self.weights_sha256, self.use_cache = base_reference, weights_sha256, use_cache
-        for field, choices in (("modulation", MODULATIONS), ("pooling", POOLINGS)):
+        from .modulation import MODULATIONS  # here: that file reads this one
+
+        for field, choices in (("modulation", (*MODULATIONS, "none")), ("pooling", POOLINGS)):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
         for field, least in (("depth", 1), ("rank", 1), ("max_steps", 1), ("n_prelude", 0), ("recurrent_layer", 0),

@@ -261,19 +261,22 @@ def _tokenizer(profile: Profile, root: Path, texts: Iterable[str]):
 
 
 def prepare(profile: Profile, root: Path) -> Corpus:
-    """Build the profile's corpus under `.cache/corpus/`, or open it if it is there.
+    """Build the profile's corpus under `.cache/corpus/`, or open it if it is there; that of the profile whose base it
+    has, where it is the same.
 
     Raises InputError when its content isn't what the profile pins (`corpus.sha256`).
     """
-    folder = Path(root) / ".cache" / "corpus" / profile.name
+    folder = Path(root) / ".cache" / "corpus"
     wanted = sha256(json.dumps(profile.corpus.model_dump(exclude={"sha256"}), sort_keys=True))
-    if (folder / "manifest.json").exists():
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        tokenizer = profile.tokenizer_path(root)
-        if manifest["config_sha256"] == wanted and tokenizer.exists() and \
-                manifest["tokenizer_sha256"] == sha256(tokenizer.read_bytes()):
-            return _checked(Corpus(folder, manifest), profile)
-    return _checked(_build(profile, Path(root), folder, wanted), profile)
+    for name in (profile.name, profile.base_of):
+        file = folder / str(name) / "manifest.json"
+        if file.exists():
+            manifest = json.loads(file.read_text(encoding="utf-8"))
+            tokenizer = profile.tokenizer_path(root)
+            if manifest["config_sha256"] == wanted and tokenizer.exists() and \
+                    manifest["tokenizer_sha256"] == sha256(tokenizer.read_bytes()):
+                return _checked(Corpus(file.parent, manifest), profile)
+    return _checked(_build(profile, Path(root), folder / profile.name, wanted), profile)
 
 
 def _checked(corpus: Corpus, profile: Profile) -> Corpus:

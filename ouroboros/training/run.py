@@ -12,11 +12,9 @@ import numpy as np
 import safetensors.torch
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..errors import InputError, Preempted
 from ..experiment.arms import ARMS
-from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import switches, travel
@@ -42,7 +40,6 @@ from .trainer import (
     score,
     train,
     training_blocks,
-    training_loss,
 )
 
 STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
@@ -242,38 +239,6 @@ def _save_trained(trained: dict[str, torch.Tensor], path: Path) -> str | None:
     content = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in trained.items()})
     write_atomic(path.parents[1] / "trained" / f"{path.stem}.safetensors", content)
     return sha256(content)
-
-
-def measure(profile: Profile) -> tuple[float, float]:
-    """FLOPs a second of the Controller's updates and evaluations on this machine, one thread, on a random base."""
-    torch.set_num_threads(1)
-    kind = dict(profile.base.model or {})
-    config = AutoConfig.for_model(kind.pop("model_type", "qwen2"), **kind)
-    depth, training = profile.depths[0], profile.training
-    spec = RunSpec("controller", depth, profile.rank, "corrected", 0)
-    model = build(spec, profile, AutoModelForCausalLM.from_config(config).eval())
-    chunk = torch.randint(config.vocab_size, (training.micro_batch, training.block + evaluation.LOOK_AHEAD))
-    cost, head = Cost.of(profile, "controller"), model.get_output_embeddings().weight
-
-    def update() -> None:
-        training_loss(model, head, chunk, depth, "t+1").backward()
-
-    def evaluate() -> None:
-        evaluation.block_losses(as_hidden(model), chunk.numpy(), evaluation.Depths(depth, 0), training.micro_batch)
-
-    tokens = training.micro_batch * training.block
-    return (tokens * cost.training(depth, training.block) / _seconds(update),
-            tokens * cost.forward(depth, training.block) / _seconds(evaluate))
-
-
-def _seconds(call: Callable[[], None]) -> float:
-    """Seconds of a call, the median of three after one that warms up."""
-    taken = []
-    for _ in range(4):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
 
 
 def rerun(profile: Profile, run_id: str, root: Path) -> int:

@@ -143,10 +143,10 @@ def speed(profile: Profile, jobs: int) -> Speed:
     """What one of `jobs` runs at once sustains: as the profile says of its device, else measured here, in a minute."""
     if given := profile.resources.teraflops:
         return Speed(given * 1e12, given * 1e12, f"assumed: resources.teraflops of {profile.name}.yaml")
-    from .run import measure
+    from . import measure
 
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        measured = list(pool.map(measure, [profile] * jobs))
+        measured = list(pool.map(measure.speed, [profile] * jobs))
     updates, evaluations = (sum(values) / jobs for values in zip(*measured, strict=True))
     return Speed(updates, evaluations, "measured here just now")
 

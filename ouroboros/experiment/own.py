@@ -1,0 +1,120 @@
+"""An arm of one's own beside the paper's: a profile with both, and the logs that are there already.
+
+Never imports torch. docs/own-arm.md shows the whole way.
+"""
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import yaml
+
+from ..errors import InputError
+from ..log import read_manifest, write_atomic
+from .arms import ARMS
+from .plan import RunSpec
+from .profile import Entry, OwnArm, Profile, parse_profile, read_yaml, register_own, validated
+from .rates import planned, read_searches
+
+BASELINES = ("controller", "static", "lora")
+SEEDS = 3
+
+
+def beside(profile: Profile, arm: str, root: Path) -> Profile:
+    """The profile `<profile>-<arm>`: searches and runs of one arm and of the baselines, at one depth, `corrected`.
+
+    It is written to results/<profile>-<arm>/profile.yaml, and the profile's logs that it shares are copied there.
+
+    Args:
+        arm: the name of an arm of the package, or the YAML file of an own one (`OwnArm`), whose stem is its name.
+
+    Raises: InputError for an arm that doesn't exist, is no trained one or is a baseline itself, and for a bad file.
+    """
+    name, own = _own(arm, root) if arm.endswith((".yaml", ".yml")) else (arm, None)
+    if name not in ARMS or not ARMS[name].trained or name in BASELINES:
+        raise InputError(f"arm '{arm}': name a YAML file, or a trained arm of the package other than "
+                         f"{', '.join(BASELINES)}: "
+                         f"{', '.join(n for n, a in ARMS.items() if a.trained and n not in BASELINES)}")
+    depth = _depth(profile, root)
+    data = profile.model_dump(mode="json", exclude_none=True) | {
+        "name": f"{profile.name}-{name}", "base_of": profile.base_of or profile.name, "checkpoints": [], "prompts": [],
+        "own_arms": {name: own.model_dump()} if own else {}, "plan": _plan(profile, name, own, depth),
+        "siblings": {a: s for a, s in profile.siblings.items() if a in (name, *BASELINES)}}
+    made = parse_profile(data, f"{data['name']}/profile.yaml")
+    write_atomic(made.folder(root) / "profile.yaml", yaml.safe_dump(data, sort_keys=False))
+    _take_over(profile, made, root)
+    return made
+
+
+def _own(file: str, root: Path) -> tuple[str, OwnArm]:
+    """An own arm's name and entry, registered; its class's file seen from the checkout, with its hash."""
+    path = Path(file)
+    own, name = validated(OwnArm, read_yaml(path), file), path.stem
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise InputError(f"{file}: '{name}': the file's name is the arm's, so letters a to z, digits and _ only")
+    module, _, kind = own.modulation.rpartition(":")
+    code = (path.parent / module).resolve()
+    if not code.is_file():
+        raise InputError(f"{file}: modulation: '{own.modulation}': no file {code}")
+    inside = code.is_relative_to(Path(root).resolve())
+    shown = code.relative_to(Path(root).resolve()) if inside else code
+    own = own.model_copy(update={"modulation": f"{shown.as_posix()}:{kind}",
+                                 "sha256": hashlib.sha256(code.read_bytes()).hexdigest()})
+    register_own(name, own, file)
+    return name, own
+
+
+def _depth(profile: Profile, root: Path) -> int:
+    """The depth at which most runs of the baselines are there; the base depth where none is."""
+    depths = {run.depth for run in profile.runs() if run.arm in BASELINES and isinstance(run.depth, int)}
+
+    def finished(depth: int) -> int:
+        runs = {run for run in profile.runs() if run.arm in BASELINES and run.depth == depth and
+                run.purpose == "matrix" and run.protocol == "corrected" and not run.updates}
+        return sum(profile.run_path(run.id, root).exists() for run in runs)
+
+    return max(depths | {profile.depth}, key=lambda depth: (finished(depth), depth == profile.depth))
+
+
+def _plan(profile: Profile, name: str, own: OwnArm | None, depth: int) -> list[dict]:
+    """The baselines' searches, the arm's own over the same rates, then three seeds of each at one depth."""
+    searches = [entry for entry in profile.plan if entry.purpose == "rate"]
+    plan = [_only(entry, BASELINES, depth) for entry in searches]
+    searched = {arm for entry in searches for arm in entry.arms}
+    if own or (name not in profile.siblings and name not in searched):
+        like = own.like if own else "controller"
+        like = profile.siblings.get(like, like)
+        plan += [_only(entry, (like,), depth) | {"arms": [name]} for entry in searches if like in entry.arms]
+    elif name in searched:
+        plan += [_only(entry, (name,), depth) for entry in searches]
+    elif profile.siblings[name] not in BASELINES:
+        plan += [_only(entry, (profile.siblings[name],), depth) for entry in searches]
+    plan += [{"arms": ["full", "cut", *BASELINES, name], "depths": [depth], "seeds": list(profile.seeds[:SEEDS])}]
+    return [entry for entry in plan if entry["arms"]]
+
+
+def _only(entry: Entry, arms: tuple[str, ...], depth: int) -> dict:
+    """An entry of a plan with some of its arms, at one depth where it has that one."""
+    data = entry.model_dump(mode="json", exclude_defaults=True)
+    data["arms"] = [arm for arm in entry.arms if arm in arms]
+    if depth in entry.depths:
+        data["depths"] = [depth]
+    return data
+
+
+def _take_over(profile: Profile, made: Profile, root: Path) -> None:
+    """Copy the logs that both profiles plan, until none is left: a search that is there may plan one more."""
+    before, there = -1, 0
+    while before < there:
+        runs = planned(made, read_searches(made, root))
+        before, there = there, sum(_copied(spec, profile, made, root) for spec in runs)
+
+
+def _copied(spec: RunSpec, profile: Profile, made: Profile, root: Path) -> bool:
+    """Whether a run's log is there, copied if need be."""
+    source, target = profile.run_path(spec.id, root), made.run_path(spec.id, root)
+    if not target.exists() and source.exists() and made.mismatch(read_manifest(source), spec) is None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+    return target.exists()
