@@ -25,7 +25,7 @@ override CLUSTER_OPTION := $${CLUSTER:+--cluster="$$CLUSTER"}
 override flag = $(if $(filter-out 1,$(value $1)),$\
     $(error error: $1 '$(value $1)': say $1=1 or leave it out),$(if $(value $1),$2))
 
-.PHONY: help reproduce test smoke runs rerun checkpoints verify base bench lab lint clean environment
+.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base bench lab lint clean environment
 .DEFAULT_GOAL := help
 # Targets share results/ and use all cores themselves: one after the other, under `make -j` too.
 .NOTPARALLEL:
@@ -81,6 +81,9 @@ runs: environment ## make the runs of PROFILE that are missing; DRY_RUN=1: what 
 
 rerun: environment ## make one committed run again and compare with its log: make rerun RUN=<id>
 	$(OUROBOROS) rerun $(PROFILE_OR_TINY) -- $${RUN:+"$$RUN"}
+
+compare: environment ## set an arm beside Controller, static and LoRA: make compare ARM=<name or YAML file>
+	$(OUROBOROS) compare $(PROFILE_OR_TINY) $(JOBS_OPTION) -- $${ARM:+"$$ARM"}
 
 checkpoints: environment ## score the committed checkpoints anew, continue the prompts
 	$(OUROBOROS) checkpoints $(PROFILE_OR_TINY)

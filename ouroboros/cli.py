@@ -58,6 +58,21 @@ def _runs(args, root: Path) -> int:
     return 0
 
 
+def _compare(args, root: Path) -> int:
+    from .experiment.own import beside
+    from .training.sweep import run_missing
+
+    profile, arm = beside(load_profile(args.profile), args.arm, root)
+    run_missing(profile, root, args.jobs)
+    from .analysis.own import page
+    from .log import write_atomic
+
+    path, text = profile.folder(root) / "comparison.md", page(profile, arm, root)
+    write_atomic(path, text)
+    print(f"{text}\nwritten to {path}")
+    return 0
+
+
 def _status(args, root: Path) -> int:
     profile = load_profile(args.profile)
     from .training.status import report
@@ -153,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--cluster", choices=["local", "slurm"], default="local", help="where they run (default: local)")
     runs.add_argument("--purpose", choices=["rate", "matrix"], help="only the learning-rate searches, or all but them")
     runs.add_argument("--dry-run", action="store_true", help="print what the missing runs need, make none")
+    compare = command("compare", _compare, "search an arm's rate, train it, set it beside Controller, static, LoRA")
+    compare.add_argument("arm", metavar="ARM", help="an arm's name, or the YAML file of an own one: docs/own-arm.md")
+    compare.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="jobs, a run at a time each (default: 2)")
     run = command("run", _run, "make one run, unless it is finished")
     rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")
     for sub in (run, rerun):

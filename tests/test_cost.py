@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import profile_data
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.cli import main
@@ -18,7 +17,8 @@ from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost, Shape
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile, parse_profile
-from ouroboros.training import build, evaluation, sweep, trainer
+from ouroboros.experiment.protocol import DRAWN_DEPTHS
+from ouroboros.training import build, evaluation, measure, sweep, trainer
 from ouroboros.training.run import _parts
 
 NETWORKS = [name for name, arm in ARMS.items() if arm.middle != "counts" and arm.ends in (None, 2)]  # of 6 layers
@@ -49,41 +49,28 @@ def built(request, text, monkeypatch):
     return profile, make, *PLACES[request.param]
 
 
-def added_product(y, a, b, out_shape=None, **_) -> int:
-    """What y += a b, in place, costs: the counter knows it out of place only."""
-    return 2 * a[0] * a[1] * b[1]
-
-
-def counted(work) -> int:
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added_product}) as counter:
-        work()
-    return counter.get_total_flops()
-
-
-def close(found: int, expected: int) -> None:
-    assert found == pytest.approx(expected, rel=0.02)
-
-
 @pytest.mark.parametrize("arm", NETWORKS)
-def test_forward_flops(built, arm):
+def test_flops_of_a_forward_pass_and_of_training(built, arm):
     profile, build, depth, rank = built
-    model, ids = build(arm, depth, rank).eval().requires_grad_(False), torch.zeros(2, 32, dtype=torch.long)
-    options = {} if ARMS[arm].middle in ("intact", "refine") else {"use_cache": False}  # those never have one
-    close(counted(lambda: model(ids, **options)), 64 * Cost.of(profile, arm, rank).forward(depth, context=32))
+    block, kind, expected = profile.training.block, ARMS[arm], Cost.of(profile, arm, rank)
+    spec = RunSpec(arm, depth if kind.loops else None, rank, "corrected", 0)
+    found = measure.flops(build(arm, depth, rank), spec, profile)
+    assert found["forward"] == pytest.approx(expected.forward(depth, context=block), rel=0.02)
+    assert ("training" in found) == kind.trained
+    if kind.trained:
+        assert found["training"] == pytest.approx(expected.training(depth, context=block), rel=0.02)
 
 
-@pytest.mark.parametrize("arm", TRAINED)
-def test_training_flops(built, arm, monkeypatch):
-    monkeypatch.delattr(torch.nn.functional, "linear_cross_entropy")  # its products are hidden from the counter
-    monkeypatch.setattr(evaluation, "checkpoint", lambda function, *args, **_: function(*args))
-    profile, build, depth, rank = built
-    model, chunk = build(arm, depth, rank).train(), torch.zeros(2, 34, dtype=torch.long)
-
-    def update():
-        states = model(chunk[:, :-2], logits_to_keep=trainer.NO_LOGITS, output_hidden_states=True).hidden_states
-        evaluation.mean_loss(states[-1], model.get_output_embeddings().weight, chunk[:, 1:-1]).backward()
-
-    close(counted(update), 64 * Cost.of(profile, arm, rank).training(depth, context=32))
+def test_flops_where_attention_is_one_operation_and_where_depths_are_drawn(profile):
+    """Its backward pass computes the scores anew: a product more than the formula has."""
+    base = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, attn_implementation="sdpa")).eval()
+    block, expected = profile.training.block, Cost.of(profile, "controller")
+    spec = RunSpec("controller", "mixed", profile.rank, "corrected", 0)
+    found = measure.flops(build.build(spec, profile, base), spec, profile)
+    forward, training = (np.mean([of(depth, block) for depth in DRAWN_DEPTHS])
+                         for of in (expected.forward, expected.training))
+    assert found["forward"] == pytest.approx(forward, rel=0.001)
+    assert training < found["training"] < 1.1 * training
 
 
 @pytest.mark.parametrize("arm", NETWORKS)

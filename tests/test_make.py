@@ -82,6 +82,8 @@ def ouroboros(*arguments: str) -> list[str]:
      [["runs", "--profile=small", "--jobs=3", "--cluster=slurm", "--dry-run"]]),
     (["rerun", "RUN=cut-any-s0"], [["rerun", "--profile=tiny", "--", "cut-any-s0"]]),
     (["rerun"], [["rerun", "--profile=tiny", "--"]]),
+    (["compare", "ARM=arms/x.yaml", "PROFILE=smollm2", "JOBS=1"],
+     [["compare", "--profile=smollm2", "--jobs=1", "--", "arms/x.yaml"]]),
     (["base"], [["base", "--profile=tiny"]]),
     (["base", "FORCE=1"], [["base", "--profile=tiny", "--force"]]),
     (["bench"], [["bench"]]),

@@ -117,6 +117,7 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 
 
 def register(name: str, arm: Arm) -> None:
-    """Add an own arm for this process. Raises InputError where its name is that of another arm."""
-    if ARMS.setdefault(name, arm) != arm:
-        raise InputError(f"arm '{name}': another arm has that name ({ARMS[name].label}); choose another")
+    """Add an own arm for this process. Raises InputError where its name is that of one of the package's."""
+    if name in ARMS and not ARMS[name].module:
+        raise InputError(f"arm '{name}': an arm of the package has that name ({ARMS[name].label}); choose another")
+    ARMS[name] = arm

@@ -21,8 +21,9 @@ BASELINES = ("controller", "static", "lora")
 SEEDS = 3
 
 
-def beside(profile: Profile, arm: str, root: Path) -> Profile:
-    """The profile `<profile>-<arm>`: searches and runs of one arm and of the baselines, at one depth, `corrected`.
+def beside(profile: Profile, arm: str, root: Path) -> tuple[Profile, str]:
+    """The profile `<profile>-<arm>`: searches and runs of one arm and of the baselines, at one depth, `corrected`;
+    and the arm's name.
 
     It is written to results/<profile>-<arm>/profile.yaml, and the profile's logs that it shares are copied there.
 
@@ -44,7 +45,7 @@ def beside(profile: Profile, arm: str, root: Path) -> Profile:
     made = parse_profile(data, f"{data['name']}/profile.yaml")
     write_atomic(made.folder(root) / "profile.yaml", yaml.safe_dump(data, sort_keys=False))
     _take_over(profile, made, root)
-    return made
+    return made, name
 
 
 def _own(file: str, root: Path) -> tuple[str, OwnArm]:

@@ -280,6 +280,11 @@ class Profile(Strict):
             raise InputError(f"profile '{self.name}': base.path '{self.base.path}' is no folder and can't be fetched "
                              f"({str(error).splitlines()[0]}); name a local folder or check the connection") from None
 
+    def register_arms(self, file: str = "own_arms") -> None:
+        """Add its own arms to `ARMS`; in a process that didn't read its file too."""
+        for name, own in self.own_arms.items():
+            register_own(name, own, f"{file}: own_arms.{name}")
+
     @property
     def base_name(self) -> str:
         """What a checkpoint calls its base: a hub's name or a folder, seen from the checkout where it lies there."""
@@ -468,8 +473,7 @@ def read_yaml(path: Path):
 def parse_profile(data: dict, file: str) -> Profile:
     """Validate a profile given as plain data; `file` is named in the error. Its own arms are registered."""
     profile = validated(Profile, data, file)
-    for name, own in profile.own_arms.items():
-        register_own(name, own, f"{file}: own_arms.{name}")
+    profile.register_arms(file)
     _check_plan(profile, file)
     return profile
 

@@ -4,6 +4,8 @@ Shapes: B batch, T positions, d width.
 """
 
 import copy
+import hashlib
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,15 +13,17 @@ import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ..errors import InputError
 from ..experiment.arms import ARMS, PROJECTIONS
 from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
-from ..experiment.profile import Profile, SplitConfig
+from ..experiment.profile import OwnArm, Profile, SplitConfig
 from ..experiment.protocol import switches
+from ..model.configuration import OuroborosConfig
 from ..model.modeling import OuroborosForCausalLM
+from ..model.modulation import MODULATIONS
 from ..model.surgery import cut_layers
 from .corpus import LOOK_AHEAD
 from .refine import Intact, Refiner
@@ -131,6 +135,54 @@ def _loop(spec: RunSpec, profile: Profile, base: nn.Module) -> OuroborosForCausa
         depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
         modulation=arm.modulation, pooling=protocol["pooling"], gate=arm.gate, step_norm=arm.step_norm,
         dtype=torch.float32 if arm.coda else None)  # weights that are trained are float32, and so is what meets them
+
+
+def load_own(arm: str, profile: Profile, base: PretrainedConfig, root: Path) -> None:
+    """Make an own arm's modulation known to the model, after trying it; for an arm of the package do nothing.
+
+    Raises InputError where its file isn't the one that the profile names, has no such class, or the class isn't what
+    docs/own-arm.md asks of it.
+    """
+    own = profile.own_arms.get(arm)
+    if own is None:
+        return
+    file, _, name = own.modulation.rpartition(":")
+    path, where = Path(root) / file, f"arm '{arm}': {own.modulation}"
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != own.sha256:
+        raise InputError(f"{where}: the file isn't there, or isn't the one that profile '{profile.name}' was made "
+                         "with; give a changed arm another name")
+    module = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location(f"own_{arm}", path))
+    try:
+        found.loader.exec_module(module)
+        kind = getattr(module, name)
+    except Exception as error:  # whatever a user's file raises
+        raise InputError(f"{where}: can't be loaded ({type(error).__name__}: {error})") from error
+    with torch.random.fork_rng(devices=[]):
+        _try(kind, own, profile, base, where)
+    MODULATIONS[arm] = kind
+
+
+@torch.no_grad()
+def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, where: str) -> None:
+    """Call a modulation on noise: its shape, that it sees no later position, whether it reads the state as is said."""
+    config = OuroborosConfig(base, rank=profile.rank, max_steps=profile.max_steps, **_widths(profile))
+    h, shape = torch.randn(2, 4, base.hidden_size), (2, 4, len(PROJECTIONS), profile.rank)  # (B, T, d), (B, T, K, r)
+    later, other = h.clone(), h + 1
+    later[:, 2:] += 1
+    try:
+        modulation = kind(config)
+        for parameter in modulation.parameters():
+            nn.init.normal_(parameter)
+        seen, ahead, elsewhere = (modulation(x, 0, None, None).expand(shape) for x in (h, later, other))
+    except Exception as error:
+        raise InputError(f"{where}: fails, or doesn't return (B or 1, T or 1, {len(PROJECTIONS)}, rank), on a state of "
+                         f"shape {tuple(h.shape)} ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+    if not torch.equal(seen[:, :2], ahead[:, :2]):
+        raise InputError(f"{where}: what it emits at a position depends on later ones, which a language model can't "
+                         "see; read the position itself, or those up to it")
+    if torch.equal(seen, elsewhere) == own.reads:
+        raise InputError(f"{where}: reads: {str(own.reads).lower()}: what it emits "
+                         f"{'does not depend' if own.reads else 'depends'} on the state; say so")
 
 
 def _widths(profile: Profile) -> dict[str, int]:

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ..experiment.plan import RunSpec
@@ -18,12 +19,25 @@ from .build import build
 from .trainer import as_hidden, training_loss
 
 aten = torch.ops.aten
-UNKNOWN = {  # products that torch's counter doesn't know: y += a b in place, and attention on a CPU
-    aten.addmm_: lambda y, a, b, **_: 2 * a[0] * a[1] * b[1],
-    aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+COUNTS = flop_registry | {  # what torch counts, and two it doesn't: y += a b in place, and attention on a CPU
+    aten.addmm_: lambda y, a, b, **_: 2 * a.shape[0] * a.shape[1] * b.shape[1],
+    aten._scaled_dot_product_flash_attention_for_cpu:
+        lambda q, k, v, *_, **__: sdpa_flop_count(q.shape, k.shape, v.shape),
     aten._scaled_dot_product_flash_attention_for_cpu_backward:
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v),
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad.shape, q.shape, k.shape, v.shape),
 }
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the FLOPs of what runs inside. (torch's `FlopCounterMode` hooks modules too and fails on ours.)"""
+
+    total = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        if count := COUNTS.get(operation._overloadpacket):
+            self.total += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def flops(model: nn.Module, spec: RunSpec, profile: Profile) -> dict[str, int]:
@@ -38,13 +52,12 @@ def flops(model: nn.Module, spec: RunSpec, profile: Profile) -> dict[str, int]:
     found = {"forward": 0, "training": 0} if spec.trained else {"forward": 0}
     for depth in depths:
         for kind in found:
-            with FlopCounterMode(display=False, custom_mapping=UNKNOWN) as counter, \
-                    torch.set_grad_enabled(kind == "training"):
+            with _Counter() as counter, torch.set_grad_enabled(kind == "training"):
                 states, head = as_hidden(model)(ids, depth)
                 logits = F.linear(states, head.to(states.dtype))
                 if kind == "training":
                     logits.sum().backward()
-            found[kind] += counter.get_total_flops() / len(depths) / ids.numel()
+            found[kind] += counter.total / len(depths) / ids.numel()
     model.zero_grad(set_to_none=True)
     return {kind: round(value) for kind, value in found.items()}
 

@@ -21,8 +21,8 @@ from ..experiment.protocol import switches, travel
 from ..experiment.rates import Rates, rates_of, read_searches
 from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
-from . import evaluation, probes
-from .build import FIT_BATCH, build, fit_maps, load_base, part_of
+from . import evaluation, measure, probes
+from .build import FIT_BATCH, build, fit_maps, load_base, load_own, part_of
 from .corpus import Corpus, prepare, sha256
 from .ngram import Counts
 from .prelude import keep
@@ -119,7 +119,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     fit, protocol = spec.fit, switches(spec.protocol) if spec.fit != "none" else None
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
-    profile = profile.at(spec)
+    profile, flops = profile.at(spec), None
     accelerator, environment = make_accelerator(profile), provenance(root)
     config = profile.model_dump(mode="json", exclude=set(LATER))  # they change no run
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
@@ -131,7 +131,9 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
         model = Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
     else:
+        load_own(spec.arm, profile, base.config, root)
         model = build(spec, profile, base).to(accelerator.device)
+        flops = measure.flops(model, spec, profile)
         if spec.trained and ARMS[spec.arm].middle in ("loop", "affine"):
             keep(model, profile, root, hashes["base"])
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
@@ -175,7 +177,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         "config": config, **environment, "processes": accelerator.num_processes,
         "hashes": hashes | {"trained": _save_trained(trained, path)},
         "travel": _travel(rates, profile, spec) if rates else None, "stream": evaluation.stream_kind(profile),
-        "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained),
+        "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained), "flops": flops,
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
 

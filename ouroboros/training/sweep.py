@@ -42,6 +42,7 @@ class Worker:
     def __call__(self) -> str | None:
         import torch
 
+        self.profile.register_arms()  # this process hasn't read the profile's file
         torch.set_num_threads(1)  # a run's numbers don't depend on how many run beside it
         try:
             while left := missing(self.profile, self.root, self.purpose):
@@ -111,13 +112,15 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     Raises InputError with what stopped a job, for a profile of an earlier protocol and for a log that isn't of the run
     of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
     """
-    from .build import load_base
+    from .build import load_base, load_own
 
     root = Path(root).resolve()
     refuse_frozen(profile)
     missing(profile, root)  # says which log isn't its run's, before anything is made
     prepare(profile, root)  # once, before the jobs need it
-    load_base(profile, root)
+    base = load_base(profile, root)
+    for arm in profile.own_arms:  # says what is wrong with a class, before anything is made
+        load_own(arm, profile, base.config, root)
     if wanted := missing(profile, root, purpose):
         os.environ["OMP_NUM_THREADS"] = "1"  # the jobs inherit it
         made = _submit(_executor(profile, root, cluster), Worker(profile, root, purpose, cluster),

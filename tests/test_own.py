@@ -1,0 +1,113 @@
+"""An arm of one's own beside the paper's: docs/own-arm.md, done as it is written there."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import profile_data
+
+from ouroboros.cli import main
+from ouroboros.experiment.arms import ARMS
+from ouroboros.log import read_run
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-arm.md").read_text()
+CLASS, ENTRY = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S).group(1) for kind in ("python", "yaml"))
+
+
+@pytest.fixture
+def arms(root, text, monkeypatch):
+    """A folder `arms` with the page's two files beside a profile, `test.yaml`, whose root is a checkout."""
+    monkeypatch.chdir(root)
+    data = profile_data(text, plan=[{"purpose": "rate", "arms": ["controller", "static", "lora"], "depths": [2],
+                                     "seeds": [9], "rates": [1e-3]},
+                                    {"arms": ["full", "cut", "controller", "static", "lora"], "depths": [2],
+                                     "seeds": [0, 1]}], siblings={})
+    Path("test.yaml").write_text(yaml.safe_dump(data))
+    folder = root / "arms"
+    folder.mkdir()
+    (folder / "per_token.py").write_text(CLASS)
+    (folder / "per_token.yaml").write_text(ENTRY)
+    yield folder
+    ARMS.pop("per_token", None)
+
+
+def compare(root, arm="arms/per_token.yaml") -> int:
+    return main(["compare", arm, "--profile", "test.yaml", "--jobs", "1"], root)
+
+
+def test_the_page_is_followed(arms, root, capfd):
+    """The class and entry of the page: searched, trained, set beside the three; runs that are there are kept."""
+    assert main(["runs", "--profile", "test.yaml", "--jobs", "1"], root) == 0
+    before = (root / "results/test/runs/controller-d2-r4-corrected-s0.jsonl").read_bytes()
+    assert compare(root) == 0, capfd.readouterr().err
+    page = (root / "results/test-per_token/comparison.md").read_text()
+    assert page in capfd.readouterr().out
+    own = root / "results/test-per_token/runs"
+    assert (own / "controller-d2-r4-corrected-s0.jsonl").read_bytes() == before
+    manifest = read_run(own / "per_token-d2-r4-corrected-s1.jsonl").manifest
+    assert manifest["trainable_parts"]["modulation"] == 16 * 8 + 8 + 8 * 8 + 8 * 7 * 4
+    assert manifest["rate"] in {entry["rate"] for entry in (read_run(path).manifest for path in
+                                                            own.glob("per_token*lr*.jsonl"))}
+    assert manifest["flops"]["training"] > manifest["flops"]["forward"] > 0
+    rows = [line for line in page.splitlines() if line.startswith("| Controller of each token")]
+    assert len(rows) == 1 and f"{manifest['trainable']:,}" in rows[0] and "n = 2" in rows[0]
+    for baseline in ("Controller", "static table", "LoRA on the cut model"):
+        assert re.search(rf"^\| {baseline} +\| -?\d", page, re.M), baseline
+    assert main(["status", "--profile", "results/test-per_token/profile.yaml"], root) == 0
+
+
+@pytest.mark.parametrize("old, new, said", [
+    ("self.heads(u)", "self.heads(u.flip(1))", "depends on later ones"),
+    ("(7, self.rank)", "(self.rank, 7)", "(B or 1, T or 1, 7, rank)"),
+    ("class PerToken", "class Other", "can't be loaded"),
+    ("u = F.silu", "u = 0 * F.silu", "reads: true"),
+    ("import torch\n", "import torch, no_such_package\n", "no_such_package"),
+])
+def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said):
+    assert old in CLASS
+    (arms / "per_token.py").write_text(CLASS.replace(old, new))
+    assert compare(root) == 2
+    error = capfd.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: arm 'per_token'") and said in error, error
+    assert not list((root / "results/test-per_token/runs").glob("per_token*"))
+
+
+@pytest.mark.parametrize("change, said", [
+    ({"like": "lora"}, "like: 'lora': no arm with a modulation"),
+    ({"modulation": "other.py:PerToken"}, "no file"),
+    ({"modulation": "per_token"}, "modulation"),
+    ({"colour": "red"}, "colour"),
+])
+def test_an_entry_that_says_something_wrong_is_refused(arms, root, capfd, change, said):
+    (arms / "per_token.yaml").write_text(yaml.safe_dump(yaml.safe_load(ENTRY) | change))
+    assert compare(root) == 2
+    [error] = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error")]
+    assert said in error
+    assert not (root / "results/test-per_token").exists()
+
+
+@pytest.mark.parametrize("arm, said", [("static", "other than"), ("nothing", "name a YAML file"), ("full", "trained"),
+                                       ("missing.yaml", "can't be read")])
+def test_an_arm_that_cant_be_compared_is_refused(arms, root, capfd, arm, said):
+    assert compare(root, arm) == 2
+    assert said in capfd.readouterr().err
+
+
+def test_an_own_arm_takes_no_name_of_the_package(arms, root, capfd):
+    (arms / "static.yaml").write_text(ENTRY)
+    assert compare(root, "arms/static.yaml") == 2
+    assert "an arm of the package has that name" in capfd.readouterr().err
+
+
+def test_a_changed_class_needs_another_name(arms, root, capfd):
+    """Logs of one version of the file never stand for another."""
+    assert compare(root) == 0
+    logs = {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
+    (arms / "per_token.py").write_text(CLASS + "\n# changed\n")
+    assert compare(root) == 2
+    assert "own_arms" in capfd.readouterr().err
+    assert logs == {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
+    assert json.loads((root / "results/test-per_token/runs/per_token-d2-r4-corrected-s0.jsonl").read_text()
+                      .splitlines()[0])["config"]["own_arms"]
