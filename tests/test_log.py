@@ -1,9 +1,6 @@
 """A raw log is read as it was written, or not at all."""
 
 import json
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -197,18 +194,6 @@ def test_a_renamed_log_is_refused(path):
     path.rename(path.with_name("static-d8-r8-corrected-s0.jsonl"))
     with pytest.raises(InputError, match="isn't the file's name"):
         read_runs(path.parents[1])
-
-
-def test_plain_python_reads_a_headline_number():
-    """README's own lines, with no package but the standard library, print a number of the page they link to."""
-    readme = (ROOT / "README.md").read_text()
-    (code,) = re.findall(r"```python\n(import json\n.*?)```", readme, re.DOTALL)
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert re.fullmatch(r"-?\d\.\d{4}\n", done.stdout), done.stderr
-    (row,) = [row for row in (ROOT / "results/tiny-first/claims.md").read_text().splitlines()
-              if "| heldout " in row and "| corrected " in row]
-    assert f" {done.stdout.strip()} [" in row
-    assert len(code.splitlines()) == 6
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""The README holds what it says: its numbers, drawing, commands and snippets against the code."""
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import torch
+from models import small_base
+
+from ouroboros import OuroborosForCausalLM
+from ouroboros.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def test_plain_python_reads_a_headline_number():
+    """Six lines, with no package but the standard library, print a number of the claims' page."""
+    code = textwrap.dedent(*re.findall(r"```python\n( *import json\n.*?)```", README, re.DOTALL))
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert re.fullmatch(r"-?\d\.\d{2}\n", done.stdout), done.stderr
+    (row,) = [row for row in (ROOT / "results/smollm2/claims.md").read_text().splitlines()
+              if "| heldout " in row and "| corrected " in row]
+    assert f"depth 1: {done.stdout.strip()} [" in row
+    assert len(code.splitlines()) == 6
+
+
+def test_the_drawing_is_the_models_order():
+    """The loop's nodes are its modules, in the order in which a forward pass of depth 2 calls them."""
+    drawn = README.partition("```mermaid")[2].partition("```")[0]
+    edges = re.findall(r"(\w+)(?:\[[^]]*\]|\(\([^)]*\)\))? *--(?: \"[^\"]*\" --)?>", drawn)
+    loop = [name for name in dict.fromkeys(edges) if name in ("prelude", "modulation", "layer", "step_norm", "gate")]
+    model = OuroborosForCausalLM.from_base(small_base(), 1, 3, 1, rank=4, depth=2)
+    called, parts = [], {"modulation": model.recurrence.modulation, "layer": model.recurrent_layer,
+                         "step_norm": model.recurrence.step_norm, "gate": model.recurrence.gate,
+                         "prelude": model.base.model.layers[0], "coda": model.base.model.layers[-1]}
+    for name, module in parts.items():
+        module.register_forward_hook(lambda *_, name=name: called.append(name))
+    model(torch.arange(4)[None])
+    assert called == [loop[0], *loop[1:] * 2, "coda"]
+    assert drawn.count("frozen") == 3 and {name for name, p in model.named_parameters() if p.requires_grad} == {
+        name for name, _ in model.named_parameters() if name.startswith("recurrence.")}
+
+
+def test_every_page_and_file_that_a_page_links_to_is_there():
+    for page in PAGES:
+        for link in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_every_command_of_the_pages_is_one(capsys):
+    """`make` targets and the command line's commands, by name."""
+    text = "\n".join(page.read_text() for page in PAGES)
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"(?:^    |`)make (\w+)", text, re.M)) <= targets
+    for command in set(re.findall(r"-m ouroboros (\w+)", text)):
+        try:
+            main([command, "--help"])
+        except SystemExit as end:
+            assert end.code == 0
+        assert "usage" in capsys.readouterr().out, command
+
+
+def test_the_checkpoint_of_the_snippet_is_committed():
+    [folder] = re.findall(r'from_pretrained\("(results/[^"]+)"\)', README)
+    assert (ROOT / folder / "config.json").exists() and list((ROOT / folder).glob("*.safetensors"))
