@@ -25,7 +25,7 @@ override CLUSTER_OPTION := $${CLUSTER:+--cluster="$$CLUSTER"}
 override flag = $(if $(filter-out 1,$(value $1)),$\
     $(error error: $1 '$(value $1)': say $1=1 or leave it out),$(if $(value $1),$2))
 
-.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base bench lab lint clean environment
+.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base doctor bench lab lint clean environment
 .DEFAULT_GOAL := help
 # Targets share results/ and use all cores themselves: one after the other, under `make -j` too.
 .NOTPARALLEL:
@@ -93,6 +93,9 @@ verify: environment ## derive the same again, elsewhere, and compare with what i
 
 base: environment ## pretrain or fetch the base of PROFILE, unless it is there; FORCE=1: again; WHEEL=file
 	$(OUROBOROS) base $(PROFILE_OR_TINY) $(call flag,FORCE,--force) $${WHEEL:+--wheel="$$WHEEL"}
+
+doctor: environment ## say what of this machine differs from the lock and the logs' machines
+	$(OUROBOROS) doctor
 
 bench: environment ## time conversion and generation against their alternatives; run nothing beside it
 	$(OUROBOROS) bench

@@ -134,6 +134,13 @@ def _verify(args, root: Path) -> int:
     return 1 if differences else 0
 
 
+def _doctor(args, root: Path) -> int:
+    from .doctor import report
+
+    print(report(root))
+    return 0
+
+
 def _bench(args, root: Path) -> int:
     script = root / "benchmarks" / "bench.py"
     if not script.exists():
@@ -182,6 +189,8 @@ def _parser() -> argparse.ArgumentParser:
     command("tour", _tour, "execute notebook 00: convert, look inside, train, generate, save")
     command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ",
             every=True)
+    doctor = commands.add_parser("doctor", help="say what of this machine differs from the lock and the logs' machines")
+    doctor.set_defaults(handler=_doctor)
     bench = commands.add_parser("bench", help="time conversion and generation against their alternatives")
     bench.add_argument("names", nargs="*", metavar="NAME", help="only these benches (default: all)")
     bench.set_defaults(handler=_bench)

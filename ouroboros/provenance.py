@@ -180,7 +180,7 @@ def provenance(root: Path) -> dict:
         "lock": lock_sha256(root),
         "packages": _other_versions(locked_versions(root)),
         "hardware": {
-            "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(),
+            "machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(),
             "system": platform.system(), "python": platform.python_version(),
             **_computing(),
         },
@@ -204,7 +204,8 @@ def _computing() -> dict:
     return found
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The CPU's name, as the system says it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
