@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, findings, inventory, metrics
+from .analysis import claims, figures, inventory, metrics, overview
 from .analysis.metrics import Results
 from .errors import InputError
 from .experiment.plan import RunSpec
@@ -288,8 +288,8 @@ def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
 # -------------------------------------------------------------------------------------------------------- commands
 
 def readme_block(*told: Results) -> str:
-    """What stands between the verdict marks of README.md; the audit is the last profile's."""
-    return f"{BEGIN}\n{claims.headline(*told, more=findings.first_screen(told[-1]))}\n{END}"
+    """What stands between the verdict marks of README.md."""
+    return f"{BEGIN}\n{overview.page(*told)}\n{END}"
 
 
 def _told(all_results: dict[str, Results], root: Path) -> list[Results]:

@@ -119,17 +119,6 @@ def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_pa
     assert lines[2].startswith("It doesn't change (0 in each of 3 seeds) under `corrected`")
 
 
-def test_the_first_screen_has_each_settings_effect_bold_where_it_is_told(results, tmp_path):
-    lines = findings.first_screen(results)[2].splitlines()
-    rows = {cells[0]: cells[1:] for cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines)}
-    lead = [place for place, name in enumerate(rows["setting"]) if name.startswith("static - Controller")]
-    assert [rows["`target`"][place] for place in lead] == ["**-0.5 ± 0**", "**+0.5 ± 0**"]
-    assert [rows["`rate`"][place] for place in lead] == ["+0.25 (one seed)", "-0.25 (one seed)"]
-    assert [rows["`reference`"][place] for place in lead] == ["0", "0"]
-    write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
-    assert not any("rate" in line for line in findings.first_screen(metrics.load("paper", tmp_path)))
-
-
 def test_models_are_told_by_what_they_were_trained_on(results):
     table = audit.target_table(results).set_index(["arm", "protocol"])
     assert table.loc[("static", "released"), "trained on"] == "t+2"

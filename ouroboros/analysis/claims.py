@@ -3,7 +3,6 @@
 `claims.yaml`, which `ledger.py` reads, holds what is reported and the rule that judges it.
 """
 
-import itertools
 import math
 from dataclasses import dataclass, replace
 
@@ -15,9 +14,9 @@ from ..experiment.plan import Cell
 from ..experiment.profile import Profile
 from ..experiment.protocol import switches
 from ..experiment.rates import search_of
-from . import comparison, intervals, metrics, tables
+from . import comparison, intervals, tables
 from .comparison import MARGIN, MARGIN_SHARE, margin
-from .intervals import FEWEST, BySeed, Interval, Ratio, minus, t_interval
+from .intervals import FEWEST, BySeed, Interval, Ratio, minus
 from .ledger import PAPER_RANK, STATISTICS, Claim, Measure, load, recomputed, reported
 from .metrics import Results, Statistics
 
@@ -297,7 +296,7 @@ are in `results/<profile>/claims.md`.
 
 def summary(*several: Results) -> str:
     """The verdicts on signs, orders and trends as a short table, one row a claim, for one profile or several side by
-    side."""
+    side; without those that no profile has run yet."""
     tables = []
     for results in several:
         frame = ledger(results)
@@ -307,86 +306,8 @@ def summary(*several: Results) -> str:
         order = [(row.id, row.claim) for row in judged.drop_duplicates("id").itertuples()]
         name = f"{results.profile.name}, " if len(several) > 1 else ""
         tables.append(table.loc[order, [*results.profile.protocols]].add_prefix(name))
-    return pd.concat(tables, axis=1).reset_index().drop(columns="id").to_markdown(index=False)
-
-
-def headline(results: Results, *others: Results, more: list[str] = ()) -> str:
-    """README's first screen: what was found, each line generated from the ledger, with the verdicts of other profiles
-    beside it; `more` are lines of the audit."""
-    table, profile, depth = ledger(results), results.profile.name, metrics.told_depth(results)
-    several = [results, *others]
-    made = sum(run.id in results.runs for run in results.profile.runs())
-    rest = ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several)
-    lines = [f"What it means for someone who wants to use the method (profile `{profile}`, `corrected`, depth "
-             f"{depth}, nats per token, 95 % intervals over n seeds; {made} of {len(results.profile.runs())} planned "
-             "runs are there, a line is told of what they can judge):", "",
-             *(f"- {line}" for line in meaning(results, depth)), "",
-             f"![the main arms minus the cut model](figures/{profile}/overview.png)", "",
-             f"The paper's claims at these scales (why, and the rest: {rest}):", "", summary(*several), "",
-             "Under `released` losses are of the token after the next one, on the start of the training stream, but "
-             "for the last row (held-out text, next token); under `corrected` the first and the last row are one "
-             "measurement.", "", *more, "In numbers:", ""]
-    for protocol in results.profile.protocols:
-        lines += [f"- {found_gap(results, protocol, depth)}", f"- {found_advantage(results, protocol)}"]
-    drawn = [f"`{p}`" for p in results.profile.protocols if switches(p)["depth"] == "drawn"]
-    if drawn:
-        lines += [f"- Under {', '.join(drawn)} the Controller of every depth is one run a seed, at drawn depths: what "
-                  "is told of its depths there compares static with itself."]
-    training = results.profile.training
-    lines += [f"- All of it at a budget of {training.updates} updates of {training.tokens_per_update} tokens a run."]
-    absolute = table[table["verdict"] == "not testable at this scale"]["id"].nunique()
-    if absolute:
-        lines += ["", f"{absolute} reported absolute values (43.4 %, 51.3 %, 1.44 nats among them) belong to the "
-                  "paper's own scale and are not testable here; claims.md shows them beside what was measured."]
-    return "\n".join(lines)
-
-
-def meaning(results: Results, depth: int) -> list[str]:
-    """What the numbers mean for someone who wants to use the method, `corrected`, at one depth: README's first screen.
-    Of what has no run nothing is said."""
-    statistics = Statistics(results, "corrected")
-
-    def told(subject: str, part, words) -> list[str]:
-        found = comparison.interval(part)
-        return [f"{subject} {found.told(*words)} ({found})"] if found.n else []
-
-    def line(question: str, *parts: list[str]) -> list[str]:
-        said = "; ".join(itertools.chain(*parts))
-        return [f"**{question}** {said[0].upper()}{said[1:]}."] if said else []
-
-    def each(lead: str, parts: dict, words, name=str) -> list[str]:
-        made = {part: values for part, values in parts.items() if comparison.interval(values).n}
-        return [lead + _each(made, words, name)] if made else []
-
-    alternatives = {arm: comparison.interval(values).mean for arm, values in statistics.instead().items() if values}
-    lines = line("Loop, or cut and leave it?",
-                 told("the Controller's loop", statistics.against_cut("controller", depth)[""], AGAINST_CUT),
-                 told("without its step norms it", statistics.against_cut("controller_nonorm", depth)[""], AGAINST_CUT))
-    if alternatives:
-        best = min(alternatives, key=alternatives.get)
-        of = f", the lowest of {len(alternatives)} ways without a loop" if len(alternatives) > 1 else ""
-        lines += line("Loop, or something simpler?",
-                      told(f"`{best}` ({INSTEAD[best]}{of})", statistics.instead()[best], AGAINST_CUT),
-                      told("it", statistics.instead_minus_controller(depth)[best], AGAINST_CONTROLLER))
-    lines += line("Is it the input?",
-                  told("shown another sequence's state,", statistics.interventions(depth)["other_sequence"], NEEDED),
-                  each("of arms that see nothing, ", statistics.blind_minus_controller(depth), AGAINST_CONTROLLER,
-                       BLIND.get))
-    lines += line("Which part?",
-                  told("a loop with the gate alone (`none_nonorm`)", statistics.against_cut("none_nonorm", depth)[""],
-                       AGAINST_CUT), each("", *_added(statistics, depth)))
-    words = ("is worse than with it", "is better than with it", "shows no detectable difference")
-    searched = _searched(results)
-    gates = line("Is the gate needed?", *(
-        each(f"without it, step norms kept, at depth {at} ", statistics.gate_by_arm(at), words, "`{}`".format)
-        for at in dict.fromkeys((depth, searched))))
-    lines += [f"{gate} Rates were found at depth {searched}{_diverged(statistics)}." for gate in gates]
-    full, cut = (t_interval(intervals_of) for intervals_of in statistics.after_next().values())
-    lines.append("**Why does `released` say otherwise?** It trains and scores on the token after the next one, where "
-                 f"the full model has {full.mean:.3f} and the cut one {cut.mean:.3f} on held-out text, and sets the "
-                 "arms against a full model read on the next token of other texts: its gap recovery divides losses on "
-                 "two different targets, so it is not a fraction of one gap.")
-    return lines
+    table = pd.concat(tables, axis=1)
+    return table[~table.eq("no runs").all(axis=1)].reset_index().drop(columns="id").to_markdown(index=False)
 
 
 # -------------------------------------------------------------------------------------------------- found, in words
@@ -447,11 +368,6 @@ def found_newer(results: Results, protocol: str) -> str:
                else "none is told otherwise than on held-out text."))
 
 
-BLIND = {"static": "the table", "static_wide": "the wide table, of the Controller's size,",
-         "controller_blind": "the Controller reading a constant"}
-INSTEAD = {"lora": "LoRA on the cut model", "lora_layer": "LoRA, and a layer more", "linear_fit": "fitted linear maps",
-           "linear": "trained linear maps", "cut_coda_lora": "LoRA on the coda", "cut_coda_full": "the coda trained",
-           "affine": "a scale and a shift of each channel"}
 ADDED = ("raises the loss", "lowers the loss", "has no detectable effect on the loss")
 AGAINST_CONTROLLER = ("is behind the Controller", "is ahead of the Controller",
                       "is indistinguishable from the Controller")

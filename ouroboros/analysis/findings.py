@@ -261,31 +261,6 @@ def _headlines(results: Results) -> pd.DataFrame:
     return table.assign(column=table["column"].mask(table["switch"] == "all", ""))
 
 
-def first_screen(results: Results) -> list[str]:
-    """README's lines on what each of the ten settings does alone to the headline numbers, at the base rank's deepest
-    depth (`alpha`: at the lowest other rank); none where a profile has no audit."""
-    table, rows = _headlines(results), []
-    for switch in SWITCHES:
-        part = table[(table["switch"] == switch) & ((table["effect_n"] > 0) | table["value"].isna())]
-        told, cells = _judged(part)[0], {}
-        for (column, quantity), found in part.groupby(["column", "quantity"], sort=False):
-            row = found.loc[found.index[0 if switch == "alpha" else -1]]
-            half = "" if math.isnan(row["effect_low"]) else f" ± {row['effect_high'] - row['effect']:.2g}"
-            text = "undefined" if math.isnan(row["effect"]) else "0" if row["effect"] == 0 else \
-                f"{row['effect']:+.3g}{half or ' (one seed)'}"
-            cells[f"{quantity}, all else `{column}`"] = f"**{text}**" if told[row.name] else text
-        rows += [{"setting": f"`{switch}`"} | cells] * bool(cells)
-    if not rows:
-        return []
-    names = [f"{quantity}, all else `{column}`" for column in COLUMNS for quantity in HEADLINES]
-    frame = pd.DataFrame(rows, columns=["setting", *names]).fillna("")
-    where = f"at depth {max(results.profile.audit_depths)} (`alpha`: at the first other rank)"
-    return [f"What each of the [ten settings](docs/protocol.md) that differ does alone {where}: its released value "
-            "minus its corrected one, 95 % intervals over seeds, bold where Holm's correction over a setting's effects "
-            f"leaves 0 out ([notebook 11](results/{results.profile.name}/notebooks/11_audit.ipynb) has every depth):",
-            "", frame.to_markdown(index=False), ""]
-
-
 def last_table(results: Results) -> pd.DataFrame:
     """One row a switch: what its released setting is told to move, against the corrected one; the runs behind that, the
     effect on each headline number in both columns, and what isn't known. Nothing is in it that wasn't run."""

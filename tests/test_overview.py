@@ -1,0 +1,72 @@
+"""README's first screen follows the numbers, and says so where there are none."""
+
+import pytest
+import synthetic
+from synthetic import write
+
+from ouroboros.analysis import metrics, overview
+from ouroboros.experiment.profile import load_profile
+
+SMOKE = load_profile("smoke")
+QUESTIONS = {question.arm + "/" + question.other: question.text for question in overview.QUESTIONS}
+
+
+def results_of(root, loss=synthetic.loss, profile="tiny-first", **options):
+    write(root, profile, loss=loss, **options)
+    return metrics.load(profile, root)
+
+
+def cells(*several) -> dict[str, list[str]]:
+    """{question: its answers, a profile each}."""
+    return {row[0]: list(row[1:-1]) for row in overview.questions(*several).itertuples(index=False)}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    return results_of(tmp_path_factory.mktemp("overview"))
+
+
+def turned(arm, depth, protocol, seed):
+    """Every difference of `synthetic.loss` turned round."""
+    value = synthetic.loss(arm, depth, protocol, seed)
+    return value if arm in ("cut", "full") else 12 - value
+
+
+def test_answers_turn_with_the_numbers(results, tmp_path):
+    before, after = cells(results), cells(results_of(tmp_path, turned))
+    for pair, (yes, no) in {"controller/cut": ("Yes: -2 ", "No, worse: "),
+                            "controller/static": ("Yes: -", "No, worse: 0")}.items():
+        assert before[QUESTIONS[pair]][0].startswith(yes) and after[QUESTIONS[pair]][0].startswith(no), pair
+    assert "50 % of the gap" in before[QUESTIONS["controller/cut"]][0]
+
+
+@pytest.mark.parametrize("loop, lora, said", [
+    (-1, -3, "Partly. The loop wins back 25 %"), (-3, -1, "Yes. The loop wins back 75 %"),
+    (1, -2, "No. The loop ends above the model that was cut"), (-1, None, "nothing is decided"),
+    (1, 2, "Nothing is decided yet"),
+])
+def test_the_opening_follows_the_first_two_answers(tmp_path, loop, lora, said):
+    def loss(arm, depth, protocol, seed):
+        return {"cut": 6, "full": 2, "lora": 6 + (lora or 0)}.get(arm, 6 + loop) + 0.001 * seed
+    found = results_of(tmp_path, loss, keep=lambda spec: spec.arm in ("cut", "full", "controller") or
+                       spec.arm == "lora" and lora is not None)
+    assert said in overview.opening(found)
+
+
+def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):
+    few = results_of(tmp_path, profile="smoke", keep=lambda spec: spec.arm in ("full", "cut") or
+                     spec.arm in ("controller", "static") and spec.depth == 1 and spec.seed == min(SMOKE.seeds))
+    answers = cells(few, results)
+    assert answers[QUESTIONS["controller/cut"]][0].startswith("Too few seeds to judge: ")
+    assert answers[QUESTIONS["controller/lora"]][0] == overview.NOT_RUN
+    page = overview.page(few, results)
+    assert "`smoke`, depth 1" in page and "`tiny-first`, depth 8" in page
+    assert f"{len(few.runs)} of {len(few.profile.runs())} planned runs" in page
+
+
+def test_another_depth_with_another_answer_is_named(tmp_path):
+    """A first screen that shows one depth doesn't hide that the sign turns at another."""
+    def loss(arm, depth, protocol, seed):
+        return {"cut": 6, "full": 2, "controller": 4, "static": 5 if depth == 8 else 3}.get(arm, 5) + 0.001 * seed
+    answer = cells(results_of(tmp_path, loss))[QUESTIONS["controller/static"]][0]
+    assert answer.startswith("Yes: -1 ") and "at depth 1: No, worse: 1 " in answer
