@@ -55,12 +55,12 @@ def test_the_opening_follows_the_first_two_answers(tmp_path, loop, lora, said):
 
 def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):
     few = results_of(tmp_path, profile="smoke", keep=lambda spec: spec.arm in ("full", "cut") or
-                     spec.arm in ("controller", "static") and spec.depth == 1 and spec.seed == min(SMOKE.seeds))
+                     spec.arm in ("controller", "static") and spec.depth == SMOKE.depth and spec.seed == min(SMOKE.seeds))
     answers = cells(few, results)
     assert answers[QUESTIONS["controller/cut"]][0].startswith("Too few seeds to judge: ")
     assert answers[QUESTIONS["controller/lora"]][0] == overview.NOT_RUN
     page = overview.page(few, results)
-    assert "`smoke`, depth 1" in page and "`tiny-first`, depth 8" in page
+    assert "`smoke`, depth 4" in page and "`tiny-first`, depth 8" in page
     assert f"{len(few.runs)} of {len(few.profile.runs())} planned runs" in page
 
 

@@ -307,7 +307,8 @@ def summary(*several: Results) -> str:
         name = f"{results.profile.name}, " if len(several) > 1 else ""
         tables.append(table.loc[order, [*results.profile.protocols]].add_prefix(name))
     table = pd.concat(tables, axis=1)
-    return table[~table.eq("no runs").all(axis=1)].reset_index().drop(columns="id").to_markdown(index=False)
+    run = ~table.eq("no runs").all(axis=1)
+    return table[run if run.any() else slice(None)].reset_index().drop(columns="id").to_markdown(index=False)
 
 
 # -------------------------------------------------------------------------------------------------- found, in words
