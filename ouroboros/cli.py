@@ -6,6 +6,7 @@ what it needs when called, so that those that only analyse never import torch.
 """
 
 import argparse
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -114,6 +115,21 @@ def _reproduce(args, root: Path) -> int:
     return 0
 
 
+def _claims(args, root: Path) -> int:
+    profile = load_profile(args.profile)
+    import json
+
+    from .analysis import claims, metrics
+
+    results = metrics.load(profile.name, root)
+    if args.json:
+        found = [claims.find(args.id)] if args.id else claims.load()
+        print(json.dumps([row for claim in found for row in claims.records(claim, results)], indent=1))
+    else:
+        print(claims.one(args.id, results) if args.id else claims.summary(results))
+    return 0
+
+
 def _tour(args, root: Path) -> int:
     load_profile(args.profile)
     from .reproduce import tour
@@ -158,11 +174,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m ouroboros", description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, handler, help, every=False):
+    def command(name, handler, help, default="tiny"):
         sub = commands.add_parser(name, help=help, description=help)
-        default = "every one that has committed logs" if every else "tiny"
-        sub.add_argument("--profile", default=None if every else "tiny",
-                         help=f"the scale: a file of ouroboros/profiles (default: {default})")
+        sub.add_argument("--profile", default=default, help="the scale: a file of ouroboros/experiment/profiles "
+                         f"(default: {default or 'every one that has committed logs'})")
         sub.set_defaults(handler=handler)
         return sub
 
@@ -185,10 +200,14 @@ def _parser() -> argparse.ArgumentParser:
     command("checkpoints", _checkpoints, "score the committed checkpoints anew, compare with their logs; exit code 1: "
             "they differ; then write what they make of the profile's prompts")
     command("status", _status, "how far each run is: state, updates, loss, time left")
-    command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs", every=True)
+    command("reproduce", _reproduce, "derive every table, figure and verdict from the raw logs", None)
+    claims = command("claims", _claims, "print the verdicts, or one claim: its formula, its verdicts, its runs",
+                     "smollm2")
+    claims.add_argument("id", nargs="?", metavar="ID", help="a claim's id, as in docs/claims.md")
+    claims.add_argument("--json", action="store_true", help="as data")
     command("tour", _tour, "execute notebook 00: convert, look inside, train, generate, save")
     command("verify", _verify, "derive them elsewhere, compare with those committed; exit code 1: they differ",
-            every=True)
+            None)
     doctor = commands.add_parser("doctor", help="say what of this machine differs from the lock and the logs' machines")
     doctor.set_defaults(handler=_doctor)
     bench = commands.add_parser("bench", help="time conversion and generation against their alternatives")
@@ -214,6 +233,9 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     except Preempted as stopped:
         print("stopped:", stopped, file=sys.stderr)
         return AGAIN
+    except BrokenPipeError:  # what reads the output, as `head`, has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more is said at the end
+        return 0
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -149,6 +149,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
         write_atomic(folder / "claims.md", claims.markdown(results))
+        write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
         for notebook in running:
             notebook.result()  # what it raised
 

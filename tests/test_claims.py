@@ -1,5 +1,6 @@
 """The ledger: what is reported, what follows from it, and verdicts and sentences that follow the numbers."""
 
+import json
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from ouroboros.analysis import claims, intervals, metrics, tables
 from ouroboros.analysis.claims import judge
 from ouroboros.analysis.ledger import Measure
 from ouroboros.analysis.metrics import Statistics
+from ouroboros.cli import main
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
 
@@ -230,7 +232,33 @@ def test_the_ledger_has_a_row_a_claim_and_protocol(results):
     row = table[(table["id"] == "rec") & (table["protocol"] == "corrected")].iloc[0]
     assert row["reported"] == "51.3 %" and row["recomputed"] == "51.3" and row["measured"].startswith("50 ")
     text = claims.markdown(results)
-    assert all(f"| {name} " in text for name in LEDGER) and "smoke" not in text
+    assert all(f"## {name}\n" in text for name in TRENDS) and "smoke" not in text
+    assert all(f"| {name} " in text for name in LEDGER if name not in TRENDS)
+    shown = text.partition("<details><summary>all of them")[0]
+    assert max(len(line) for line in shown.splitlines() if line.startswith("|")) <= 100
+
+
+def test_a_claim_names_the_runs_that_it_was_read_from(results):
+    table = claims.with_runs(results).set_index(["id", "protocol"])
+    runs = table.loc[("ahead", "corrected"), "runs"].split()
+    assert {RunSpec(arm, depth, TINY.rank, "corrected", seed).id for arm in ("controller", "static")
+            for depth in TINY.depths for seed in TINY.seeds} <= set(runs) <= set(results.runs)
+    assert not any("released" in run for run in runs)
+
+
+def test_the_command_prints_a_claim_as_text_and_as_data(tmp_path, capsys):
+    write(tmp_path)
+    assert main(["claims", "rec", "--profile", "tiny-first"], tmp_path) == 0
+    said = capsys.readouterr().out
+    assert "reported: 51.3 %" in said and "formula: recovery of L17, Lc, L36" in said
+    assert "results/tiny-first/runs/cut-any-s0.jsonl" in said
+    assert main(["claims", "rec", "--json", "--profile", "tiny-first"], tmp_path) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["protocol"] for row in rows] == ["released", "corrected"] and rows[0]["id"] == "rec"
+    assert main(["claims", "--profile", "tiny-first"], tmp_path) == 0
+    assert "Controller ahead of static at every depth" in capsys.readouterr().out
+    assert main(["claims", "nothing", "--profile", "tiny-first"], tmp_path) == 2
+    assert capsys.readouterr().err.startswith("error: claim 'nothing': unknown; one of L36")
 
 
 def test_the_summary_follows_the_verdicts(results, flipped):

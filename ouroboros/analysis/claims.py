@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from ..errors import InputError
 from ..experiment.arms import ARMS
 from ..experiment.plan import Cell
 from ..experiment.profile import Profile
@@ -187,20 +188,27 @@ def _by_intervals(parts, holds, fails, claimed: str) -> tuple[str, str]:
 
 
 def ledger(results: Results) -> pd.DataFrame:
-    """claims.md as a frame: one row a claim and protocol."""
-    claims, rows = load(), []
-    for claim in claims:
-        again = recomputed(claim, claims)
-        for protocol in results.profile.protocols:
+    """One row a claim and protocol: what is reported, recomputed and measured, the verdict and why."""
+    return with_runs(results).drop(columns="runs")
+
+
+def with_runs(results: Results) -> pd.DataFrame:
+    """The ledger with the runs that each row was read from."""
+    return pd.DataFrame([row for claim in load() for row in records(claim, results)])
+
+
+def records(claim: Claim, results: Results) -> list[dict]:
+    """A claim's rows of the ledger, one a protocol, with the runs that were read."""
+    again, rows = recomputed(claim, load()), []
+    for protocol in results.profile.protocols:
+        with results.reading() as read:
             judged = judge(claim, results, protocol)
-            rows.append({
-                "id": claim.id, "claim": claim.what, "reported": claim.told,
-                "source": claim.sources,
-                "recomputed": "" if again is None else f"{again:.{claim.decimals}f}",
-                "protocol": protocol,
-                "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
-                "verdict": judged.verdict, "why": judged.why})
-    return pd.DataFrame(rows)
+        rows.append({
+            "id": claim.id, "claim": claim.what, "reported": claim.told, "source": claim.sources,
+            "recomputed": "" if again is None else f"{again:.{claim.decimals}f}", "protocol": protocol,
+            "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
+            "verdict": judged.verdict, "why": judged.why, "runs": " ".join(sorted(read))})
+    return rows
 
 
 def _searched(results: Results) -> int:
@@ -215,19 +223,77 @@ def _covered(results: Results) -> str:
 
 
 def markdown(results: Results) -> str:
-    """The whole of claims.md."""
+    """The whole of claims.md: verdicts in a small table, a section a claim on signs and trends, values folded away."""
     made = results.cells.drop_duplicates("run")["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
     mark = SMOKE if results.profile.name == "smoke" else ""
-    return (f"# Claims at profile `{results.profile.name}`\n\n"
-            f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Reported values are "
-            f"typed from their sources ({SOURCES}), recomputed ones follow from other reported "
-            "values, measured ones are means over seeds with paired 95 % intervals, nats per token "
-            f"unless said otherwise; the intervals cover {_covered(results)}. Under `corrected` an "
-            f"arm trains at the rates that are best on `dev` at depth {_searched(results)} with a "
-            "spare seed. The rules are in `ouroboros/analysis/claims.yaml`, written before the runs but for "
-            "what is dated there.\n\n"
-            + ledger(results).to_markdown(index=False, disable_numparse=True) + "\n")
+    frame = with_runs(results)
+    values = frame["id"].isin([claim.id for claim in load() if claim.rule in ("value", "count")])
+    verdicts = frame[~values].pivot(index="id", columns="protocol", values="verdict")
+    order = frame[~values]["id"].drop_duplicates()
+    table = verdicts.loc[order, [*results.profile.protocols]].reset_index()
+    table["id"] = [f"[{name}](#{name})" for name in table["id"]]
+    sections = [_section(rows) for _, rows in frame[~values].groupby("id", sort=False)]
+    return "\n".join([
+        f"# Claims at profile `{results.profile.name}`", "",
+        f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Sources: {SOURCES}. Measured values are "
+        f"means over seeds with paired 95 % intervals, nats per token unless said otherwise; the intervals cover "
+        f"{_covered(results)}. Under `corrected` an arm trains at the rates that are best on `dev` at depth "
+        f"{_searched(results)} with a spare seed. The rules, `ouroboros/analysis/claims.yaml`, were written before the "
+        "runs but for what is dated there. Every row as data: [tables/claims.csv](tables/claims.csv).", "",
+        table.to_markdown(index=False, disable_numparse=True), "", *sections,
+        "## Values of the paper's own model", "",
+        f"They are judged at profile `{REPORTED_SCALE}` only; what was measured here stands beside them.", "",
+        "<details><summary>all of them</summary>", "", _values(frame[values]), "", "</details>", ""])
+
+
+def _section(rows: pd.DataFrame) -> str:
+    """A claim: what is reported, and under each protocol the verdict, what was measured, why, the runs."""
+    first = rows.iloc[0]
+    lines = [f"## {first['id']}", "", f"{first['claim'][0].upper()}{first['claim'][1:]}. Reported: {first['reported']} "
+             f"(source {first['source']}).", ""]
+    for row in rows.to_dict("records"):
+        measured = f" {row['measured']}." if row["verdict"] != row["measured"] else ""
+        lines += [f"- **`{row['protocol']}`: {row['verdict']}.**{measured} {row['why'][0].upper()}{row['why'][1:]}."]
+        if row["runs"]:
+            links = ", ".join(f"[{name}](runs/{name}.jsonl)" for name in row["runs"].split())
+            lines += [f"  <details><summary>{len(row['runs'].split())} runs</summary>{links}</details>"]
+    return "\n".join([*lines, ""])
+
+
+def _values(rows: pd.DataFrame) -> str:
+    """The absolute values, protocols side by side."""
+    shown = rows.assign(measured=rows["measured"].where(rows["measured"] != "", rows["why"]))
+    plain = shown["verdict"].str.startswith("not testable") | (shown["verdict"] == shown["measured"])
+    shown = shown.assign(cell=shown["measured"].where(plain, shown["verdict"] + ": " + shown["measured"]))
+    table = shown.pivot(index="id", columns="protocol", values="cell")
+    first = rows.drop_duplicates("id").set_index("id")[["claim", "reported", "recomputed", "source"]]
+    return first.join(table).reset_index().to_markdown(index=False, disable_numparse=True)
+
+
+def one(name: str, results: Results) -> str:
+    """A claim of one profile as text: what is reported, the rule, its formula, verdicts, and the runs behind them.
+    Raises InputError for an id that no claim has."""
+    claim = find(name)
+    rows = records(claim, results)
+    lines = [f"{claim.id}: {claim.what}", f"reported: {claim.told}; source {claim.sources}",
+             f"judged by: {_judged_by(claim)}; rule: {RULES[claim.rule]}"]
+    if rows[0]["recomputed"] and claim.recompute.of:
+        lines.append(f"formula: {claim.recompute.function} of {', '.join(claim.recompute.of)}; of the reported values "
+                     f"{rows[0]['recomputed']}")
+    for row in rows:
+        lines += [f"\n{row['protocol']}: {row['verdict']}", f"  measured: {row['measured'] or 'nothing'}",
+                  f"  why: {row['why']}", *(f"  results/{results.profile.name}/runs/{run}.jsonl"
+                                            for run in row["runs"].split())]
+    return "\n".join(lines)
+
+
+def find(name: str) -> Claim:
+    """The claim of an id. Raises InputError naming those that there are."""
+    claims = {claim.id: claim for claim in load()}
+    if name not in claims:
+        raise InputError(f"claim '{name}': unknown; one of {', '.join(claims)}")
+    return claims[name]
 
 
 # -------------------------------------------------------------------------------------------- sheet
