@@ -119,11 +119,12 @@ def _claims(args, root: Path) -> int:
     profile = load_profile(args.profile)
     import json
 
-    from .analysis import claims, metrics
+    from .analysis import claims
+    from .analysis.results import load_results
 
-    results = metrics.load(profile.name, root)
+    results = load_results(profile.name, root)
     if args.json:
-        found = [claims.find(args.id)] if args.id else claims.load()
+        found = [claims.find(args.id)] if args.id else claims.read_claims()
         print(json.dumps([row for claim in found for row in claims.records(claim, results)], indent=1))
     else:
         print(claims.one(args.id, results) if args.id else claims.summary(results))

@@ -4,6 +4,7 @@ Everything is derived into a folder of its own and then compared with what is co
 digits, figures by the arrays plotted (their pixels may differ between machines). Never imports torch.
 """
 
+import functools
 import json
 import math
 import multiprocessing
@@ -19,8 +20,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, inventory, metrics, overview
-from .analysis.metrics import Results
+from .analysis import claims, figures, inventory, overview
+from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
 from .experiment.profile import PROFILES
@@ -76,13 +77,16 @@ def home() -> Path:
 
 
 def open_profile(profile: str) -> tuple[Results, Output]:
-    """A notebook's first call: the profile's raw logs, and where its tables and figures go.
+    """A notebook's first call: the profile's raw logs, and where its tables and figures go."""
+    root, out = home(), os.environ.get("OUROBOROS_OUT")
+    results = _kept_results(profile, root, out) if out else load_results(profile, root)
+    return results, Output(results, Path(out or root))
 
-    `derive` hands the logs over parsed: `OUROBOROS_PARSED` is the folder.
-    """
-    root, parsed = home(), os.environ.get("OUROBOROS_PARSED")
-    results = metrics.handed_over(profile, Path(parsed)) if parsed else metrics.load(profile, root)
-    return results, Output(results, Path(os.environ.get("OUROBOROS_OUT", root)))
+
+@functools.lru_cache(maxsize=1)
+def _kept_results(profile: str, root: Path, out: str) -> Results:
+    """Read once for the notebooks that a process of `derive` executes into one folder."""
+    return load_results(profile, root)
 
 
 # -------------------------------------------------------------------------------------------------------- deriving
@@ -141,10 +145,8 @@ def derive(results: Results, root: Path, out: Path) -> None:
     profile = results.profile.name
     folder = out / "results" / profile
     notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
-    with tempfile.TemporaryDirectory() as parsed, \
-            ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        metrics.hand_over(results, Path(parsed))
-        environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out), "OUROBOROS_PARSED": parsed}
+    with ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
         running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
@@ -237,7 +239,7 @@ def _differences(profile: str, root: Path, out: Path) -> Iterator[tuple[Path, st
 def _provenance_faults(results: Results, root: Path) -> Iterator[str]:
     """Runs that may not be committed: not of the plan, of another identity or base, of an unclean or unknown commit, in
     packages that aren't the lock's, or at a rate that the search didn't choose. A run that isn't made is no fault."""
-    profile, runs, base = results.profile, results.runs, metrics.base_run(results.profile, root)
+    profile, runs, base = results.profile, results.runs, base_run(results.profile, root)
     plan = {spec.id: spec for spec in planned(profile, runs)}
     if base and not base.manifest["clean"]:
         yield f"{profile.base_folder(root)}/base.jsonl: field 'clean': false; make base PROFILE={profile.name} FORCE=1"
@@ -295,7 +297,7 @@ def readme_block(*told: Results) -> str:
 
 def _told(all_results: dict[str, Results], root: Path) -> list[Results]:
     """The profiles with committed logs whose verdicts open the README; those that weren't asked for are read."""
-    return [all_results.get(profile) or metrics.load(profile, root)
+    return [all_results.get(profile) or load_results(profile, root)
             for profile in README_PROFILES if profile in committed(root)]
 
 
@@ -314,7 +316,7 @@ def committed(root: Path) -> list[str]:
 
 def reproduce(profiles: list[str], root: Path) -> None:
     """Derive everything and print the verdicts; a committed output is rewritten only where verify would fault it."""
-    all_results = {profile: metrics.load(profile, root) for profile in profiles}
+    all_results = {profile: load_results(profile, root) for profile in profiles}
     for profile, results in all_results.items():
         with tempfile.TemporaryDirectory() as temporary:
             derive(results, root, Path(temporary))
@@ -353,7 +355,7 @@ def tour(profile: str, root: Path) -> None:
 
 def verify(profiles: list[str], root: Path) -> list[str]:
     """Derive everything elsewhere and compare; returns each place where what is committed differs."""
-    all_results, faults = {profile: metrics.load(profile, root) for profile in profiles}, []
+    all_results, faults = {profile: load_results(profile, root) for profile in profiles}, []
     for profile, results in all_results.items():
         faults += _provenance_faults(results, root)
         with tempfile.TemporaryDirectory() as temporary:

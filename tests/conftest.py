@@ -9,7 +9,7 @@ import torch
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros.analysis import metrics
+from ouroboros.analysis.results import load_results
 from ouroboros.experiment.arms import ARMS, CORE
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.training.corpus import prepare
@@ -79,7 +79,7 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
 @pytest.fixture(scope="session")
 def tiny_first():
     """The committed logs of `tiny-first`: no test changes them."""
-    return metrics.load("tiny-first", Path(__file__).resolve().parents[1])
+    return load_results("tiny-first", Path(__file__).resolve().parents[1])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ouroboros.analysis import arithmetic, ledger
+from ouroboros.analysis import reported, text
+from ouroboros.analysis.ledger import read_claims
 from ouroboros.experiment.protocol import schedule
 
 
@@ -14,27 +15,27 @@ from ouroboros.experiment.protocol import schedule
                           max_value=2.0**100)))
 def test_bfloat16_is_torchs(values):
     expected = torch.tensor(values, dtype=torch.float32).bfloat16().float().numpy()
-    assert np.array_equal(arithmetic.bfloat16(np.array(values, dtype=np.float32)), expected)
+    assert np.array_equal(reported.bfloat16(np.array(values, dtype=np.float32)), expected)
 
 
 def test_an_entry_moves_by_the_rate_until_bfloat16_has_no_nearer_neighbour():
     """By hand: from 0.125 on neighbours are 2^-10 apart, half of which is above 3e-4; near 1 they
     are 2^-7 apart."""
     assert 2**-11 > 3e-4 > 2**-12
-    assert arithmetic.reach([3e-4] * 5000, half=True)[-1] == 0.125
-    assert (arithmetic.reach([3e-4] * 5000, half=True, start=1.0) == 1.0).all()
-    assert arithmetic.reach([3e-4] * 5000, half=False)[-1] == pytest.approx(1.5, rel=1e-3)
+    assert reported.reach([3e-4] * 5000, half=True)[-1] == 0.125
+    assert (reported.reach([3e-4] * 5000, half=True, start=1.0) == 1.0).all()
+    assert reported.reach([3e-4] * 5000, half=False)[-1] == pytest.approx(1.5, rel=1e-3)
 
 
 def test_the_released_rate_is_the_protocols():
     for update in (0, 100, 124, 9000, 18749):
-        ours = arithmetic.PEAK * schedule(update, arithmetic.UPDATES, "stretched")
-        assert arithmetic.released_rate(update) == pytest.approx(ours, rel=0.01), update
+        ours = reported.PEAK * schedule(update, reported.UPDATES, "stretched")
+        assert reported.released_rate(update) == pytest.approx(ours, rel=0.01), update
 
 
 def test_the_checks_are_what_paper_and_pencil_give():
     """Each worked by hand from system.md 8, to the digits that are reported."""
-    table = arithmetic.table().set_index("quantity")
+    table = reported.table().set_index("quantity")
     assert table.index.is_unique and table.shape[1] + 1 <= 8
     by_hand = {
         "loss reduction, all configurations": "43.4 to 43.5 %",  # 3.893 / 8.975, 3.902 / 8.975
@@ -80,7 +81,7 @@ def test_the_checks_are_what_paper_and_pencil_give():
 
 
 def test_what_agrees_is_said_and_what_a_row_cant_show():
-    table = arithmetic.table().set_index("quantity")
+    table = reported.table().set_index("quantity")
     agrees, limit = table["agrees"], table["what it can't show"]
     assert set(agrees[agrees == "no"].index) == {"spread over the eight rows of D's table"}
     assert (agrees == "yes").sum() == 15 and (agrees.eq("") == table["reported"].eq("")).all()
@@ -91,7 +92,7 @@ def test_what_agrees_is_said_and_what_a_row_cant_show():
 
 
 def test_what_the_settings_imply():
-    table = arithmetic.settings().set_index("quantity")
+    table = reported.settings().set_index("quantity")
     updates = table.loc["updates", ["reported", "recomputed", "agrees"]].tolist()
     assert updates == ["18,750", "18,750", "yes"]
     assert table.loc["tokens seen", "recomputed"] == "1.23 billion"  # 1,228,800,000
@@ -104,18 +105,18 @@ def test_what_the_settings_imply():
 
 def with_reported(**changed):
     return [claim.model_copy(update={"reported": changed.get(claim.id, claim.reported)})
-            for claim in ledger.load()]
+            for claim in read_claims()]
 
 
 def test_a_reported_number_that_does_not_follow_is_told():
-    text = arithmetic.found(with_reported(adv1="1.5", rec="52.0"))
-    assert "12 of 16 checks" in text  # not adv1, rec over the range and at depth 8, the spread
-    assert "depth 1 (reported 1.5 nats, recomputed 1.4 nats)" in text
-    assert "gap recovery, depth 8 (reported 52.0 %, recomputed 51.3 %)" in text
+    said = text.arithmetic(with_reported(adv1="1.5", rec="52.0"))
+    assert "12 of 16 checks" in said  # not adv1, rec over the range and at depth 8, the spread
+    assert "depth 1 (reported 1.5 nats, recomputed 1.4 nats)" in said
+    assert "gap recovery, depth 8 (reported 52.0 %, recomputed 51.3 %)" in said
 
 
 def test_the_sentence_on_the_two_texts_turns_with_the_numbers():
-    assert "Opposite directions suggest" in arithmetic.found()
-    turned = arithmetic.found(with_reported(h17="9.500"))
+    assert "Opposite directions suggest" in text.arithmetic()
+    turned = text.arithmetic(with_reported(h17="9.500"))
     assert "cut model's by +0.525 nats" in turned and "Both go the same way" in turned
     assert "Opposite" not in turned

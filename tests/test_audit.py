@@ -6,7 +6,8 @@ import pandas as pd
 import pytest
 from synthetic import plain, write, write_run
 
-from ouroboros.analysis import audit, findings, metrics
+from ouroboros.analysis import audit, text
+from ouroboros.analysis.results import load_results
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
 
@@ -24,7 +25,7 @@ def loss(arm, depth, protocol, seed):
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("audit")
     write(root, "smoke", loss, keep=lambda spec: True)
-    return metrics.load("smoke", root)
+    return load_results("smoke", root)
 
 
 def effect(table, column, switch, quantity, depth=4):
@@ -54,19 +55,19 @@ def test_all_ten_are_the_other_column(results):
 
 def test_what_was_not_run_is_in_no_table(tmp_path):
     write(tmp_path, "smoke", loss, keep=plain)
-    found = metrics.load("smoke", tmp_path)
+    found = load_results("smoke", tmp_path)
     table = audit.switch_table(found)
     assert set(table[table["quantity"] == "controller"]["switch"]) == {"none", "all", "evaluation", "reference"}
     idle = table[table["switch"].isin(("pooling", "depth")) & (table["quantity"] == "static")]
     assert len(idle) == 8 and (idle["effect"] == 0).all()  # these two don't enter it: no run is missing
     write(tmp_path, keep=lambda spec: plain(spec) and spec.arm in ("static", "none") and spec.depth in (1, 8))
-    table = audit.switch_table(metrics.load("tiny-first", tmp_path))
+    table = audit.switch_table(load_results("tiny-first", tmp_path))
     idle = table[table["switch"].isin(("pooling", "depth")) & table["quantity"].isin(("static", "none"))]
     assert len(idle) == 16 and (idle["effect"] == 0).all()
     write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
-    none = metrics.load("paper", tmp_path)  # a profile without an audit
-    assert audit.switch_table(none).empty and findings.last_table(none).empty
-    assert "has no finished run (no runs)" in findings.target(none)[1]  # what wasn't flipped is told as missing
+    none = load_results("paper", tmp_path)  # a profile without an audit
+    assert audit.switch_table(none).empty and text.last_table(none).empty
+    assert "has no finished run (no runs)" in text.audit_target(none)[1]  # what wasn't flipped is told as missing
 
 
 def test_reading_alone_retrains_nothing(results):
@@ -75,7 +76,7 @@ def test_reading_alone_retrains_nothing(results):
 
 
 def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_intervals_tell(results):
-    table = findings.last_table(results).set_index("switch")
+    table = text.last_table(results).set_index("switch")
     assert list(table.index) == ["target", "depth", "pooling", "precision", "alpha", "evaluation", "rate", "reference",
                                  "all"]
     assert table.loc["target", "effect on static - Controller"] == \
@@ -87,12 +88,12 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     assert table.loc["rate", "finding"] == "one seed: nothing can be told"
     assert table.loc["rate", "effect on static - Controller"].endswith("all else `corrected`: everywhere -0.25")
     assert table.loc["alpha", "effect on static - Controller"].endswith("all else `corrected`: rank 2 +0.125")
-    assert table["what we don't know"].str.len().gt(0).all() and set(findings.UNKNOWN) >= set(table.index)
+    assert table["what we don't know"].str.len().gt(0).all() and set(text.UNKNOWN) >= set(table.index)
 
 
-@pytest.mark.parametrize("name", findings.FINDINGS)
+@pytest.mark.parametrize("name", text.AUDIT)
 def test_a_finding_is_three_sentences_at_most_and_judges_no_one_seed(name, results):
-    lines = findings.FINDINGS[name](results)
+    lines = text.AUDIT[name](results)
     assert 1 <= len(lines) <= 3 and all(line.endswith(".") and "nan" not in line for line in lines)
     if name == "pooling":
         assert lines[0].count("can't be judged from one seed") == 2  # flipped, in each column
@@ -105,7 +106,7 @@ def test_what_the_target_does_on_the_next_token_is_told_by_its_interval(rises, w
         return loss(arm, depth, protocol, seed) + (rises if arm == "controller" and t2 else 0)
 
     write(tmp_path, "smoke", trained, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
-    assert findings.target(metrics.load("smoke", tmp_path))[-1].count(f"{words} (") == 2
+    assert text.audit_target(load_results("smoke", tmp_path))[-1].count(f"{words} (") == 2
 
 
 def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_path):
@@ -114,7 +115,7 @@ def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_pa
         return loss(arm, depth, protocol, seed) + (1.0 if shrinks else 0)
 
     write(tmp_path, "smoke", shrinking, keep=lambda spec: plain(spec) or "+depth" in spec.protocol)
-    lines = findings.depth(metrics.load("smoke", tmp_path))
+    lines = text.audit_depth(load_results("smoke", tmp_path))
     assert "(static - Controller) shrinks with depth (1 (the same in all 3 seeds)) under `released`" in lines[1]
     assert lines[2].startswith("It doesn't change (0 in each of 3 seeds) under `corrected`")
 
@@ -142,7 +143,7 @@ def test_what_many_effects_could_show_by_chance_is_told_apart(results, tmp_path)
         return loss(arm, depth, protocol, seed) + (0.2 * seed * (1 + depth / 10) if wavers else 0)
 
     write(tmp_path, "smoke", wavering, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
-    finding = findings.last_table(metrics.load("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
+    finding = text.last_table(load_results("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
     assert "static - Controller lower (all else `released`: depth 1, depth 4)" in finding.split("By its own")[0]
     assert "By its own interval only: static - Controller higher (all else `corrected`: depth 1, depth 4)" in finding
 
@@ -168,13 +169,13 @@ def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tm
     profile = load_profile("smoke")
     for spec in (RunSpec(arm, 4, 4, "corrected", seed) for arm in ("static", "controller") for seed in (0, 1)):
         write_run(tmp_path, profile, spec, 4.5, converted={"format": 1})
-    old = audit.moved_table(metrics.load("smoke", tmp_path))  # format 1: 0 of all rows is 0 of the used ones
+    old = audit.moved_table(load_results("smoke", tmp_path))  # format 1: 0 of all rows is 0 of the used ones
     assert len(old) == 4
     assert (old[old["tensor"] == "step_norm.weight"]["moved"] == 0).all()
     assert old[old["tensor"] == "modulation.table"]["moved"].isna().all()
     for changes in ({"converted": {"format": 4}}, {}):  # formats that count the used rows: converted, and as it is
         write_run(tmp_path, profile, RunSpec("static", 4, 4, "corrected", 1), 4.5, **changes)
-        new = audit.moved_table(metrics.load("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
+        new = audit.moved_table(load_results("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
         assert new["static", "modulation.table"] == 0.25 and math.isnan(new["controller", "modulation.table"])
 
 

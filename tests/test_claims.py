@@ -7,15 +7,16 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros.analysis import claims, intervals, metrics, tables
+from ouroboros.analysis import claims, statistics, tables, text
 from ouroboros.analysis.claims import judge
-from ouroboros.analysis.ledger import Measure
-from ouroboros.analysis.metrics import Statistics
+from ouroboros.analysis.comparisons import INTERVENTIONS, Comparisons
+from ouroboros.analysis.ledger import Measure, read_claims
+from ouroboros.analysis.results import Results, load_results
 from ouroboros.cli import main
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
 
-LEDGER = {claim.id: claim for claim in claims.load()}
+LEDGER = {claim.id: claim for claim in read_claims()}
 TINY = load_profile("tiny-first")
 SEEDS, RANKS = len(TINY.seeds), TINY.ranks
 FEW = 3  # seeds of what isn't in the core
@@ -30,7 +31,7 @@ AS_REPORTED = {"helps": "holds", "ahead": "holds", "ahead_ranks": "holds" if RAN
 
 def results_of(root, loss=synthetic.loss, **options):
     write(root, loss=loss, **options)
-    return metrics.load("tiny-first", root)
+    return load_results("tiny-first", root)
 
 
 def mirrored(arm, depth, protocol, seed):
@@ -81,7 +82,7 @@ def test_what_a_protocol_makes_so_is_said_to_be_so(results):
 
 def test_by_construction_follows_the_protocol_not_the_claim(results):
     assert not by_construction(results, "corrected") | by_construction(results, "released+depth")
-    measure = Measure(statistic="against_depth_1", arm="static")
+    measure = Measure(statistic="rise from depth 1", arm="static")
     static = LEDGER["flat"].model_copy(update={"measure": measure})
     assert judge(static, results, "released").verdict != "by construction"
 
@@ -104,23 +105,22 @@ def test_what_nothing_measures_has_no_runs(results):
 def test_against_a_baseline_is_paired_by_seed(results):
     """LoRA is at 3.5 and a cut model at 6, and a hundredth more at each seed."""
     claim = LEDGER["gate_better"]
-    measure = claim.measure.model_copy(update={"arm": "lora", "baseline": "cut"})
+    measure = claim.measure.model_copy(update={"arm": "lora", "minus": "cut"})
     judged = judge(claim.model_copy(update={"measure": measure}), results, "corrected")
     assert judged.verdict == "holds" and judged.parts[""].n == FEW
     assert judged.parts[""].mean == pytest.approx(-2.5)
-    turned = measure.model_copy(update={"arm": "cut", "baseline": "lora"})
+    turned = measure.model_copy(update={"arm": "cut", "minus": "lora"})
     turned = claim.model_copy(update={"measure": turned})
     assert judge(turned, results, "corrected").verdict == "fails"
 
 
 def test_a_rank_of_the_paper_is_a_share_of_the_base_rank(results):
     """Base rank 8 stands for 32, so 2 and 16 for the paper's 8 and 64; 1 has no whole one."""
-    statistics = Statistics(results, "corrected")
+    found = Comparisons(results, "corrected")
     for rank, own in ((8, 2), (64, 16), (32, 8)):
-        found = claims.measured(Measure(statistic="loss", arm="controller", rank=rank), statistics)
-        assert found == statistics.loss("controller", rank=own) and found[""], rank
-    one = Measure(statistic="loss", arm="controller", rank=1)
-    assert claims.measured(one, statistics) == {"": {}}
+        measured = claims.measured(Measure(arm="controller", rank=rank), found)
+        assert measured == {"": found.loss("controller", rank=own)} and measured[""], rank
+    assert claims.measured(Measure(arm="controller", rank=1), found) == {"": {}}
 
 
 def test_absolute_values_are_judged_at_the_papers_scale_only(results):
@@ -128,7 +128,7 @@ def test_absolute_values_are_judged_at_the_papers_scale_only(results):
         judged = judge(LEDGER[name], results, "corrected")
         seeds = FEW if name in ("range", "nogate_cut") else SEEDS
         assert judged.verdict == "not testable at this scale" and judged.parts[""].n == seeds
-    paper = metrics.Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
+    paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
     assert judge(LEDGER["L36"], paper, "corrected").verdict == "fails"  # 2 and a little, not 1.378
     mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS
     for typed in (f"{mean}", [f"{mean - 0.005}", "9.0"]):
@@ -153,11 +153,12 @@ def test_one_part_among_several_fails_a_claim_only_after_holm(tmp_path):
         return {"full": 2.0, "cut": 6.0}.get(arm, 4.0 + (lead + wobble[seed] if arm == "static" else 0))
 
     results = results_of(tmp_path, loss)
-    first = intervals.t_interval(Statistics(results, "corrected").advantage(1)[""].values())
+    first = statistics.t_interval(
+        Comparisons(results, "corrected").difference("static", "controller", depth=1).values())
     assert first.high < 0 and 0.0125 < first.p < 0.05, first
     judged = judge(LEDGER["ahead"], results, "corrected")
     assert judged.verdict == "undecided" and "at: depth 1, depth 4" in judged.why
-    alone = Measure(statistic="advantage", depth=1)
+    alone = Measure(arm="static", minus="controller", depth=1)
     alone = LEDGER["ahead"].model_copy(update={"measure": alone})
     assert judge(alone, results, "corrected").verdict == "fails"
 
@@ -183,8 +184,8 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
     judged = judge(LEDGER["gate_essential"], all_, "corrected")
     assert judged.verdict == "undecided" and all(name in judged.why for name in lost)
     assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", claims.summary(some))
-    assert lost[2] in claims.found_gate(all_, "corrected")
-    assert "diverged" not in claims.found_gate(all_, "released")
+    assert lost[2] in text.gate(all_, "corrected")
+    assert "diverged" not in text.gate(all_, "released")
 
 
 def test_a_diverged_run_can_only_confirm_a_verdict(tmp_path):
@@ -215,10 +216,10 @@ def test_small_is_a_share_of_what_is_gained_and_nothing_is_no_gain(tmp_path):
 
 
 def test_a_reported_value_is_meant_to_its_last_digit(results):
-    paper = metrics.Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
+    paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
     mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS  # 2.02, the same in no two seeds
     steady = paper.cells.assign(loss=paper.cells["loss"].where(paper.cells["arm"] != "full", mean + 0.004))
-    paper = metrics.Results(paper.profile, paper.runs, steady)
+    paper = Results(paper.profile, paper.runs, steady)
     for typed, verdict in (("2.02", "holds"), ("2.020", "fails"), ("2.0201", "fails")):
         claim = LEDGER["L36"].model_copy(update={"reported": typed})
         assert judge(claim, paper, "corrected").verdict == verdict, typed
@@ -227,7 +228,7 @@ def test_a_reported_value_is_meant_to_its_last_digit(results):
 # ------------------------------------------------------------------------------------------------------------ ledger
 
 def test_the_ledger_has_a_row_a_claim_and_protocol(results):
-    table = claims.ledger(results)
+    table = claims.table(results)
     assert len(table) == len(LEDGER) * 2 and not table[["claim", "reported", "verdict", "why"]].eq("").any(axis=None)
     row = table[(table["id"] == "rec") & (table["protocol"] == "corrected")].iloc[0]
     assert row["reported"] == "51.3 %" and row["recomputed"] == "51.3" and row["measured"].startswith("50 ")
@@ -272,24 +273,24 @@ def test_the_summary_follows_the_verdicts(results, flipped):
 # --------------------------------------------------------------------------------------------------- found, in words
 
 def test_the_sentences_follow_the_numbers(results, flipped):
-    assert "depth 8 is better than the cut model (-2 " in claims.found_gap(results, "corrected")
+    assert "depth 8 is better than the cut model (-2 " in text.gap(results, "corrected")
     worse = 2 - 0.02 * sum(TINY.seeds) / SEEDS
-    assert f"depth 8 is worse than the cut model ({worse:.3f} [" in claims.found_gap(flipped, "corrected")
+    assert f"depth 8 is worse than the cut model ({worse:.3f} [" in text.gap(flipped, "corrected")
     for depth in results.profile.depths:
-        assert f"at depth {depth} the Controller is ahead" in claims.found_advantage(results, "corrected")
-        assert f"at depth {depth} static is ahead" in claims.found_advantage(flipped, "corrected")
-    before, after = claims.found_gate(results, "corrected"), claims.found_gate(flipped, "corrected")
+        assert f"at depth {depth} the Controller is ahead" in text.advantage(results, "corrected")
+        assert f"at depth {depth} static is ahead" in text.advantage(flipped, "corrected")
+    before, after = text.gate(results, "corrected"), text.gate(flipped, "corrected")
     assert "`controller` at depth 4 is better" in before and "`controller_nogate` at depth 4 is worse" in before
     assert "`controller` at depth 4 is worse" in after and "`controller_nogate` at depth 4 is better" in after
 
 
 def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
-    found = claims.found_interventions(results, "corrected")
+    found = text.interventions(results, "corrected")
     assert "shown another sequence's state, the loss rises" in found and "0.03 " in found
     profile = write(tmp_path)
     for seed in TINY.seeds:
         def still(log, profile, spec, value, write_inside=synthetic.write_inside):
-            inside = [f"loss_t+1/{kind}" for kind in metrics.INTERVENTIONS]
+            inside = [f"loss_t+1/{kind}" for kind in INTERVENTIONS]
             wobble = value + 1e-3 * (-1) ** spec.seed
             row = log.row
             with pytest.MonkeyPatch.context() as patch:
@@ -299,25 +300,26 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(synthetic, "write_inside", still)
             synthetic.write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed), 4.0)
-    found = claims.found_interventions(metrics.load("tiny-first", tmp_path), "corrected")
+    found = text.interventions(load_results("tiny-first", tmp_path), "corrected")
     assert found.count("shows no detectable change") == 3
-    assert "on `heldout` text it is better than the cut model (-2 " in claims.found_splits(results, "released")
+    assert "on `heldout` text it is better than the cut model (-2 " in text.by_text(results, "released")
 
 
 def test_a_sentence_on_one_seed_takes_no_side(tmp_path):
     results = results_of(tmp_path, keep=lambda spec: spec.seed == 0 and spec.arm != "static")
-    assert "can't be judged from one seed" in claims.found_gap(results, "corrected")
-    assert "has no finished run (no runs)" in claims.found_advantage(results, "corrected")
+    assert "can't be judged from one seed" in text.gap(results, "corrected")
+    assert "has no finished run (no runs)" in text.advantage(results, "corrected")
 
 
 def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
-    found = claims.found_converged(results)
+    found = text.converged(results)
     assert "No arm's" in found and "200 updates of 1024 tokens" in found
     slope = tables.last_slope(results.runs["none-d1-released-s0"])
-    monkeypatch.setattr(tables, "CONVERGED_SLOPE", 0.9 * abs(slope))
+    for module in (tables, text):
+        monkeypatch.setattr(module, "CONVERGED_SLOPE", 0.9 * abs(slope))
     # tables are kept for each Results
-    again = metrics.Results(results.profile, results.runs, results.cells)
-    found = claims.found_converged(again)
+    again = Results(results.profile, results.runs, results.cells)
+    found = text.converged(again)
     assert "Still moving" in found and f"`controller` depth 1 released ({slope:+.3f})" in found
     write(tmp_path, "smoke")  # evaluated at 0, 4 and 8 updates: one point in the last fifth
-    assert "Too few evaluations" in claims.found_converged(metrics.load("smoke", tmp_path))
+    assert "Too few evaluations" in text.converged(load_results("smoke", tmp_path))

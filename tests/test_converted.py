@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ouroboros.analysis import metrics
+from ouroboros.analysis.results import base_run
+from ouroboros.log import Run
 from ouroboros.provenance import no_old_commits
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -23,7 +24,7 @@ def convert():
 
 @pytest.fixture(scope="module")
 def runs(tiny_first):
-    return {**tiny_first.runs, "base": metrics.base_run(tiny_first.profile, ROOT)}
+    return {**tiny_first.runs, "base": base_run(tiny_first.profile, ROOT)}
 
 
 def path(tiny_first, name: str) -> Path:
@@ -62,6 +63,6 @@ def test_every_old_manifest_is_rebuilt_to_the_byte(runs, tiny_first, convert, mo
 def test_a_log_of_which_a_value_was_lost_is_not_rebuilt(runs, tiny_first, convert, monkeypatch):
     run = runs["cut-any-s0"]
     key = next(iter(run.series))
-    monkeypatch.setattr(convert, "read_run", lambda _: metrics.Run(run.manifest, {k: found for k, found in
+    monkeypatch.setattr(convert, "read_run", lambda _: Run(run.manifest, {k: found for k, found in
                                                                                   run.series.items() if k != key}))
     assert sha256(convert.rebuilt(path(tiny_first, "cut-any-s0"))[1]) != run.manifest["converted"]["log_sha256"]

@@ -21,7 +21,7 @@ from synthetic import write
 
 import ouroboros
 from ouroboros import provenance, reproduce
-from ouroboros.analysis import metrics
+from ouroboros.analysis.results import load_results
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import PROFILES, parse_profile
 from ouroboros.log import read_run
@@ -115,10 +115,11 @@ MATPLOTLIBRC = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\nsavefig.dp
 ANALYSIS = """
 import sys
 from pathlib import Path
-from ouroboros.analysis import claims, figures, inventory, metrics, tables
+from ouroboros.analysis import claims, figures, inventory, tables
+from ouroboros.analysis.results import load_results
 from ouroboros.reproduce import Output
 root, out = map(Path, sys.argv[1:])
-results = metrics.load("tiny-first", root)
+results = load_results("tiny-first", root)
 output = Output(results, out)
 output.figure(figures.advantage(results), "advantage")
 output.table(tables.arm_table(results), "arms")
@@ -329,7 +330,7 @@ def test_without_a_history_one_line_says_so_and_all_else_goes_on(situation, said
     assert made["commit"] is None and made["clean"] is False
     out, err = capsys.readouterr()
     assert not out and err.startswith("note: no commit is recorded: ") and said in err and err.count("\n") == 1
-    results = metrics.load("tiny-first", folder)
+    results = load_results("tiny-first", folder)
     assert list(reproduce._provenance_faults(results, folder)) == []
     out, err = capsys.readouterr()
     assert not out and err.startswith("note: whether the commits of the runs exist isn't checked: ")
@@ -342,7 +343,7 @@ def test_a_shallow_clone_knows_its_commit_but_not_the_runs(tmp_path, capsys, ask
     subprocess.run([*GIT, "clone", "-q", "--depth", "1", f"file://{tmp_path}/whole", tmp_path / "shallow"], check=True)
     write(tmp_path / "shallow", keep=lambda spec: spec.arm == "cut")
     assert provenance.provenance(tmp_path / "shallow")["commit"]
-    results = metrics.load("tiny-first", tmp_path / "shallow")
+    results = load_results("tiny-first", tmp_path / "shallow")
     assert list(reproduce._provenance_faults(results, tmp_path / "shallow")) == []
     assert "shallow" in capsys.readouterr().err
 

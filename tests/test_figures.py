@@ -9,7 +9,9 @@ import matplotlib.pyplot as plt
 import pytest
 from synthetic import write
 
-from ouroboros.analysis import figures, findings, metrics, tables
+from ouroboros.analysis import figures, tables, text
+from ouroboros.analysis.comparisons import Comparisons
+from ouroboros.analysis.results import Results, base_run, load_results
 from ouroboros.log import Run, Series
 
 ARMS = ("controller", "static", "none")
@@ -19,7 +21,7 @@ FIGURES = {
     "curves": lambda r: figures.training_curves(r, ARMS, 4),
     "gate": figures.gate,
     "overview": figures.overview,
-    "levels": figures.levels_of,
+    "levels": figures.levels,
     "configurations": figures.configurations,
     "ladder": figures.ladder,
     "coda": figures.coda,
@@ -28,7 +30,7 @@ FIGURES = {
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
     "audit": lambda r: figures.audit(r, "static - Controller"),
-    **{f"audit {name}": getattr(figures, f"audit_{name}") for name in findings.FINDINGS},
+    **{f"audit {name}": getattr(figures, f"audit_{name}") for name in text.AUDIT},
     "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
 }
 
@@ -37,7 +39,7 @@ FIGURES = {
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     write(root, diverged=("static-d4-r8-corrected-s1",))
-    return metrics.load("tiny-first", root)
+    return load_results("tiny-first", root)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +47,7 @@ def few(tmp_path_factory):
     """Only one seed of the cut model and of the shallow arms, at the smoke profile."""
     root = tmp_path_factory.mktemp("few")
     write(root, "smoke", keep=lambda spec: spec.seed == 0 and (spec.arm == "cut" or spec.depth == 1))
-    return metrics.load("smoke", root)
+    return load_results("smoke", root)
 
 
 @pytest.fixture(autouse=True)
@@ -121,8 +123,8 @@ def irregular(tmp_path_factory):
     """Every run of the smoke profile, the audit's too, with values that no other run has."""
     root = tmp_path_factory.mktemp("irregular")
     write(root, "smoke", keep=lambda spec: True)
-    results = metrics.load("smoke", root)
-    return metrics.Results(results.profile, {name: shaken(run, 0.01) for name, run in results.runs.items()})
+    results = load_results("smoke", root)
+    return Results(results.profile, {name: shaken(run, 0.01) for name, run in results.runs.items()})
 
 
 def shaken(run, share: float):
@@ -150,19 +152,19 @@ IDLE = {"audit depth": {"controller-dmixed-r4-released", "controller-dmixed-r4-c
 def test_a_figure_names_exactly_the_runs_behind_what_it_shows(name, irregular):
     named, plotted = drawn(name, irregular)
     kept = {run: irregular.runs[run] for run in named}
-    assert drawn(name, metrics.Results(irregular.profile, kept)) == (named, plotted)  # no other run is needed
+    assert drawn(name, Results(irregular.profile, kept)) == (named, plotted)  # no other run is needed
     idle = set()
     without_seed = {run: re.sub(r"-s\d+", "", run) for run in named}
     for configuration in set(without_seed.values()):  # its seeds together: half the time
         seeds = {run: shaken(kept[run], 0.1) for run in kept if without_seed[run] == configuration}
-        if drawn(name, metrics.Results(irregular.profile, kept | seeds))[1] == plotted:
+        if drawn(name, Results(irregular.profile, kept | seeds))[1] == plotted:
             idle.add(configuration)
     assert idle == IDLE.get(name, set())
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_figure_made_of_kept_tables_names_the_same_runs(name, irregular):
-    results = metrics.Results(irregular.profile, irregular.runs)
+    results = Results(irregular.profile, irregular.runs)
     with results.reading():
         first = drawn(name, results)
     assert drawn(name, results) == first == drawn(name, irregular)
@@ -175,7 +177,8 @@ def test_what_shows_no_run_names_none(results, tmp_path):
 
 def test_the_sidecar_holds_what_was_plotted_intervals_too(results, tmp_path):
     data = sidecar(figures.advantage(results), results, tmp_path)
-    table = tables.difference_table(results, "advantage_by_depth").query("protocol == 'corrected'")
+    table = tables.difference_table(results, Comparisons.compare, "static", "controller", by="depth")
+    table = table.query("protocol == 'corrected'")
     line = data["plotted"][1]
     assert line["axes"] == 1 and line["x"] == [1, 4, 8, 16]
     assert line["y"] == pytest.approx(table["difference"].tolist(), rel=1e-5)
@@ -204,7 +207,7 @@ def test_results_of_other_profiles_are_not_watermarked(results, tmp_path):
 
 def test_the_base_curve_is_made_from_the_bases_log(results, tmp_path):
     write(tmp_path, keep=lambda spec: False)
-    base = metrics.base_run(results.profile, tmp_path)
+    base = base_run(results.profile, tmp_path)
     data = sidecar(figures.base_curve(base), results, tmp_path)
     assert data["inputs"] == {"base": base.manifest["seal"]}
     tokens = [0, 10 * 8 * 256, 20 * 8 * 256]  # 10 and 20 updates of 8 blocks of 256 tokens
@@ -229,7 +232,7 @@ def test_an_arm_whose_norms_did_not_reach_the_stream_says_so_in_each_legend(irre
         if run.manifest["arm"] == "none":
             far = {("model", "stream_rms"): Series([8], [[10.0]]), ("model", "step_norm"): Series([8], [[1.0]])}
             runs[name] = Run(run.manifest, run.series | far)
-    results = metrics.Results(irregular.profile, runs)
+    results = Results(irregular.profile, runs)
     for name in ("losses", "ladder", "overview", "instead"):
         labels = {line["label"] for line in drawn(name, results)[1] if "norms not converged" in line["label"]}
         assert labels and all("none" in label or "step norms" in label for label in labels), name

@@ -5,7 +5,8 @@ import math
 import pytest
 from synthetic import loss, write
 
-from ouroboros.analysis import levels, metrics
+from ouroboros.analysis import levels, text
+from ouroboros.analysis.results import load_results
 from ouroboros.experiment.profile import load_profile
 
 UNTRAINED = ("full", "cut", "cut_2", "refine_base", "unigram", "bigram", "bare", *levels.STARTS.values())
@@ -15,7 +16,7 @@ UNTRAINED = ("full", "cut", "cut_2", "refine_base", "unigram", "bigram", "bare",
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("levels")
     write(root, "smoke", keep=lambda spec: spec.arm in UNTRAINED and "+" not in spec.protocol, base=False)
-    return metrics.load("smoke", root)
+    return load_results("smoke", root)
 
 
 def test_the_cut_is_told_by_the_layers_kept_and_minus_the_full_model(results):
@@ -43,11 +44,11 @@ def test_the_double_norm_is_the_released_intact_model_and_the_stream_its_logs(re
 
 
 def test_sentences_follow_the_tables_and_none_is_of_what_was_not_run(results, tmp_path):
-    told = " ".join(levels.found(results))
+    told = " ".join(text.targets(results))
     for words in ("full model is better than word frequencies", "changes its loss by +4.30 on t+1", "1/1/1 4.00, 2/1/2",
                   "norms at 1 6.43 and 6.44", "after layer 1, has a root mean square of 2.00", "8.975", "1.378"):
         assert words in told, words
     write(tmp_path, "smoke", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
-    bare = levels.found(metrics.load("smoke", tmp_path))
+    bare = text.targets(load_results("smoke", tmp_path))
     assert len(bare) == 2 and not any("nan" in sentence for sentence in bare)
-    assert math.isnan(levels.levels_table(metrics.load("smoke", tmp_path))["unigram"][0])
+    assert math.isnan(levels.levels_table(load_results("smoke", tmp_path))["unigram"][0])

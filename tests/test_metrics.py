@@ -3,22 +3,33 @@
 import math
 import subprocess
 import sys
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 from synthetic import loss, plain, write, write_run
 
-from ouroboros.analysis import audit, claims, intervals, levels, metrics, tables
-from ouroboros.analysis.comparison import compare, gap_recovery, interval, verdict
-from ouroboros.analysis.intervals import BySeed, Ratio, block_bootstrap, minus, t_interval
-from ouroboros.analysis.metrics import Statistics
+from ouroboros.analysis import audit, claims, ledger, levels, tables, text
+from ouroboros.analysis.comparisons import LADDER, Comparisons
+from ouroboros.analysis.ledger import read_claims
+from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, base_run, cells, load_results, read_blocks
+from ouroboros.analysis.statistics import (
+    BySeed,
+    Ratio,
+    block_bootstrap,
+    block_interval,
+    block_ratio,
+    fieller,
+    holm,
+    interval,
+    minus,
+    t_interval,
+    verdict,
+)
 from ouroboros.errors import InputError
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
@@ -36,16 +47,11 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(root):
-    return metrics.load("tiny-first", root)
+    return load_results("tiny-first", root)
 
 
 def reported(run, arm, protocol) -> float:
-    return metrics.read_blocks(run, arm, protocol).mean()
-
-
-def only(parts):
-    assert list(parts) == [""]
-    return parts[""]
+    return read_blocks(run, arm, protocol).mean()
 
 
 # ------------------------------------------------------------------------------------------------------- intervals
@@ -84,7 +90,7 @@ def test_the_p_value_is_scipys_paired_t(values):
 
 def test_fiellers_interval_worked_by_hand():
     """x = 1, 2, 3 and y = 4, 5, 6: means 2 and 5, all (co)variances of the means 1/3, t(2) = 4.3027."""
-    found = intervals.fieller(intervals.Ratio({0: 1, 1: 2, 2: 3}, {0: 4, 1: 5, 2: 6}))
+    found = fieller(Ratio({0: 1, 1: 2, 2: 3}, {0: 4, 1: 5, 2: 6}))
     assert (found.mean, found.low, found.high, found.n) == pytest.approx((40, -19.24, 59.91, 3), abs=0.01)
 
 
@@ -92,7 +98,7 @@ def test_fiellers_interval_worked_by_hand():
        .filter(lambda v: min(np.std(v, axis=0)) > 1e-3))
 def test_at_the_ends_of_fiellers_interval_the_t_test_just_rejects(pairs):
     x, y = np.array(pairs).T
-    found = intervals.fieller(intervals.Ratio(dict(enumerate(x)), dict(enumerate(y))))
+    found = fieller(Ratio(dict(enumerate(x)), dict(enumerate(y))))
     for end in (found.low, found.high):
         edge = t_interval(x - end / 100 * y)
         assert min(abs(edge.low), abs(edge.high)) < 1e-6 * (1 + abs(end))
@@ -106,7 +112,7 @@ def test_fiellers_interval_covers_95_percent(n):
     for _ in range(2000):
         y = generator.normal(5, 0.5, n)
         x = 0.3 * y + generator.normal(0, 0.5, n)  # paired: what a seed does to one it does to the other
-        found = intervals.fieller(intervals.Ratio(dict(enumerate(x)), dict(enumerate(y))))
+        found = fieller(Ratio(dict(enumerate(x)), dict(enumerate(y))))
         covered.append(found.low < 30 < found.high)
         defined += not math.isnan(found.mean)
     assert 0.93 < np.mean(covered) < 0.97 and defined > 1980
@@ -114,17 +120,17 @@ def test_fiellers_interval_covers_95_percent(n):
 
 def test_a_ratio_by_a_constant_is_the_t_interval_and_by_nothing_is_undefined():
     x = {0: 1.0, 1: 2.0, 2: 4.0}
-    by_two, plain = intervals.fieller(intervals.Ratio(x, dict.fromkeys(x, 2.0))), t_interval(x.values())
+    by_two, plain = fieller(Ratio(x, dict.fromkeys(x, 2.0))), t_interval(x.values())
     assert (by_two.low, by_two.high) == pytest.approx((50 * plain.low, 50 * plain.high))
-    nothing = intervals.fieller(intervals.Ratio(x, {0: -1.0, 1: 0.5, 2: 1.0}))
+    nothing = fieller(Ratio(x, {0: -1.0, 1: 0.5, 2: 1.0}))
     assert math.isnan(nothing.mean) and str(nothing) == "undefined: the gap isn't told to be above 0 (n = 3)"
-    assert intervals.fieller(intervals.Ratio({0: 1.0}, {0: 2.0})).mean == 50
-    assert str(intervals.fieller(intervals.Ratio({}, {}))) == "no runs"
+    assert fieller(Ratio({0: 1.0}, {0: 2.0})).mean == 50
+    assert str(fieller(Ratio({}, {}))) == "no runs"
 
 
 def test_holm_worked_by_hand():
-    assert intervals.holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    adjusted = intervals.holm({"a": 0.5, "b": math.nan, "c": 0.9})
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    adjusted = holm({"a": 0.5, "b": math.nan, "c": 0.9})
     assert math.isnan(adjusted["b"]) and (adjusted["a"], adjusted["c"]) == (1.0, 1.0)
 
 
@@ -140,33 +146,35 @@ def test_the_bootstrap_resamples_documents_and_weighs_tokens():
 # ------------------------------------------------------------------------------------------------------ statistics
 
 def test_reduction_and_recovery_are_the_papers_formulas():
-    assert metrics.reduction(8.975, 5.080) == pytest.approx(43.40, abs=0.005)
-    assert metrics.recovery(8.975, 5.080, 1.378) == pytest.approx(51.27, abs=0.005)
+    assert ledger.reduction(8.975, 5.080) == pytest.approx(43.40, abs=0.005)
+    assert ledger.recovery(8.975, 5.080, 1.378) == pytest.approx(51.27, abs=0.005)
 
 
 def test_statistics_are_paired_by_seed(results):
-    statistics = Statistics(results, "corrected")
-    assert only(statistics.advantage(4)) == pytest.approx({s: 0.25 + 0.004 * s for s in SEEDS})
-    assert only(statistics.against_cut("controller", 4)) == pytest.approx(dict.fromkeys(SEEDS, -2))
-    recovered = interval(only(statistics.recovery("controller")))
+    comparisons = Comparisons(results, "corrected")
+    assert comparisons.difference("static", "controller", depth=4) == pytest.approx({s: 0.25 + 0.004 * s for s in SEEDS})
+    assert comparisons.difference("controller", "cut", depth=4) == pytest.approx(dict.fromkeys(SEEDS, -2))
+    recovered = interval(comparisons.recovery("controller"))
     assert (recovered.low, recovered.mean, recovered.high) == pytest.approx((50, 50, 50)) and recovered.n == len(SEEDS)
-    assert interval(only(statistics.reduction("static", 1))).mean == pytest.approx(100 / 6, rel=0.01)
-    assert list(statistics.advantage_by_depth()) == ["depth 1", "depth 4", "depth 8", "depth 16"]
-    assert list(statistics.gain_from_depth_to_depth("static")) == ["depth 1 to 4", "depth 4 to 8", "depth 8 to 16"]
-    assert statistics.gain_from_depth_to_depth("static")["depth 1 to 4"][0] == pytest.approx(0.75)
-    assert statistics.lead_at_1_over_other_depths()["depth 8"][0] == pytest.approx(7 / 8)
-    assert statistics.against_depth_1("controller")["depth 16"][1] == pytest.approx(0)
-    assert statistics.without_gate_minus_with()["depth 4"][2] == pytest.approx(2.5)
-    assert statistics.gain_over_none_by_depth("controller")["depth 1"][2] == pytest.approx(1.5)
-    assert only(statistics.spread("static"))[0] == pytest.approx(1 - 1 / 16)
-    assert list(statistics.without_gate_minus_with()) == ["depth 1", "depth 4", "depth 8"]
+    assert interval(comparisons.reduction("static", 1)).mean == pytest.approx(100 / 6, rel=0.01)
+    leads = comparisons.compare("static", "controller", by="depth")
+    assert list(leads) == ["depth 1", "depth 4", "depth 8", "depth 16"]
+    falls = comparisons.change("fall from depth to depth", "static")
+    assert list(falls) == ["depth 1 to 4", "depth 4 to 8", "depth 8 to 16"]
+    assert falls["depth 1 to 4"][0] == pytest.approx(0.75)
+    assert comparisons.change("fall from depth 1", "static", "controller")["depth 8"][0] == pytest.approx(7 / 8)
+    assert comparisons.change("rise from depth 1", "controller")["depth 16"][1] == pytest.approx(0)
+    assert comparisons.compare("none", "controller", by="depth")["depth 1"][2] == pytest.approx(1.5)
+    assert comparisons.spread("static")[0] == pytest.approx(1 - 1 / 16)
+    gates = comparisons.compare("controller_nogate", "controller", by="own depth")
+    assert list(gates) == ["depth 1", "depth 4", "depth 8"] and gates["depth 4"][2] == pytest.approx(2.5)
 
 
 def test_a_seed_that_lacks_a_part_is_in_no_pair(tmp_path):
     write(tmp_path, keep=lambda spec: spec.id != "static-d4-r8-corrected-s1")
-    statistics = Statistics(metrics.load("tiny-first", tmp_path), "corrected")
-    assert sorted(only(statistics.advantage(4))) == sorted(set(SEEDS) - {1})
-    assert sorted(only(statistics.advantage(8))) == list(SEEDS)
+    comparisons = Comparisons(load_results("tiny-first", tmp_path), "corrected")
+    assert sorted(comparisons.difference("static", "controller", depth=4)) == sorted(set(SEEDS) - {1})
+    assert sorted(comparisons.difference("static", "controller", depth=8)) == list(SEEDS)
 
 
 def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
@@ -174,10 +182,10 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     for seed in range(3):
         write_run(tmp_path, profile, RunSpec("controller", 8, 2, "corrected", seed), 1.0)
         write_run(tmp_path, profile, RunSpec("static", 8, 2, "corrected", seed), 4.125)
-    results = metrics.load("tiny-first", tmp_path)
-    statistics, table = Statistics(results, "corrected"), tables.arm_table(results)
-    assert only(statistics.loss("controller", 8))[0] == pytest.approx(4.0)
-    by_rank = statistics.advantage_by_rank()
+    results = load_results("tiny-first", tmp_path)
+    comparisons, table = Comparisons(results, "corrected"), tables.arm_table(results)
+    assert comparisons.loss("controller", 8)[0] == pytest.approx(4.0)
+    by_rank = comparisons.compare("static", "controller", by="rank")
     assert list(by_rank) == ["rank 2", "rank 8", "rank 16"]
     assert by_rank["rank 2"] == pytest.approx(dict.fromkeys(range(3), 3.125)) and by_rank["rank 16"] == {}
     row = table.query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
@@ -187,18 +195,18 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
 
 
 def test_what_each_part_buys_is_the_arm_without_it_minus_the_arm_with_it(results):
-    statistics = Statistics(results, "corrected")
-    bought = {name: interval(values).mean for name, values in statistics.bought(4).items()}
+    comparisons = Comparisons(results, "corrected")
+    bought = {name: interval(values).mean for name, values in comparisons.steps(4).items()}
     wobble = 0.004  # of static: 0.001 a seed and depth, mean over the seeds that have all parts
     assert bought == {"step norms, to the gate": pytest.approx(0.3), "gate, to the step norms": pytest.approx(1.2),
                       "static, to both": pytest.approx(1.25 - 2 * wobble),
                       "Controller, to both": pytest.approx(1.5)}
-    ladder = {name: interval(values).mean for name, values in statistics.ladder(4).items()}
+    ladder = {name: interval(values).mean for name, values in comparisons.ladder(4).items()}
     undeclared = {"gate and static", "gate and Controller"}  # at depth 4
-    assert set(ladder) == set(metrics.LADDER) - undeclared and ladder["gate and step norms"] == pytest.approx(-0.5)
-    assert list(statistics.ladder(8)) == list(metrics.LADDER)
-    assert set(Statistics(results, "released").ladder(4)["gate alone"]) == set()
-    at_8 = {name: interval(values).mean for name, values in statistics.bought(8).items()}
+    assert set(ladder) == set(LADDER) - undeclared and ladder["gate and step norms"] == pytest.approx(-0.5)
+    assert list(comparisons.ladder(8)) == list(LADDER)
+    assert set(Comparisons(results, "released").ladder(4)["gate alone"]) == set()
+    at_8 = {name: interval(values).mean for name, values in comparisons.steps(8).items()}
     assert at_8["Controller, to the gate"] == pytest.approx(0.2) and at_8["static, to the gate"] == pytest.approx(0.1)
 
 
@@ -210,7 +218,7 @@ def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(resul
     assert table.xs("full").iloc[0][["trained parameters", "training (TFLOP a run)"]].tolist() == [0, 0]
     fitted, linear = (table.xs(arm).iloc[0] for arm in ("linear_fit", "linear"))
     assert fitted["forward (MFLOP a token)"] == linear["forward (MFLOP a token)"] < lora["forward (MFLOP a token)"]
-    behind = Statistics(results, "corrected").instead_minus_controller()
+    behind = Comparisons(results, "corrected").against(load_profile("tiny-first").instead, "controller")
     assert {arm: interval(values).mean for arm, values in behind.items()} == {
         "lora": pytest.approx(-0.5), "lora_layer": pytest.approx(-1), "linear_fit": pytest.approx(1),
         "linear": pytest.approx(0.5), "cut_coda_lora": pytest.approx(1.5), "cut_coda_full": pytest.approx(1)}
@@ -221,14 +229,14 @@ def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its
     for seed in range(3):
         write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed, level="high"), 4.5)
         write_run(tmp_path, profile, RunSpec("static", 8, 8, "corrected", seed, level="high"), 4.75)
-    statistics = Statistics(metrics.load("tiny-first", tmp_path), "corrected")
-    found = statistics.advantage_by_configuration()
+    comparisons = Comparisons(load_results("tiny-first", tmp_path), "corrected")
+    found = comparisons.compare("static", "controller", by="configuration")
     assert list(found) == [*(f"depth {d}" for d in (1, 4, 8, 16)), "rank 2", "rank 16", "rate low", "rate high"]
     assert found["rate high"] == dict.fromkeys(range(3), 0.25)
-    assert only(statistics.loss("controller", 8))[0] == pytest.approx(4.0)  # a level enters nothing else
-    assert only(statistics.spread("controller")) == pytest.approx({0: 0.5, 1: 0.49, 2: 0.48})
-    assert list(Statistics(metrics.load("tiny-first", tmp_path), "released").configurations("static")) == [
-        f"depth {d}" for d in (1, 4, 8, 16)]
+    assert comparisons.loss("controller", 8)[0] == pytest.approx(4.0)  # a level enters nothing else
+    assert comparisons.spread("controller") == pytest.approx({0: 0.5, 1: 0.49, 2: 0.48})
+    released = Comparisons(load_results("tiny-first", tmp_path), "released").compare("static", by="configuration")
+    assert list(released) == [f"depth {d}" for d in (1, 4, 8, 16)]
 
 
 def test_one_run_is_as_sure_as_its_blocks_and_seeds_are_another_matter(results):
@@ -251,8 +259,8 @@ def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
     values = {("heldout", "t+1"): 1.0, ("heldout", "t+2"): 2.0, ("stream", "t+1"): 3.0, ("stream", "t+2"): 4.0,
               ("reference", "t+1"): 5.0, ("reference", "t+2"): 6.0}
-    first = metrics.CUT_STREAM_BATCHES * profile.training.micro_batch
-    run = metrics.load("tiny-first", tmp_path).runs["cut-any-s0"]
+    first = CUT_STREAM_BATCHES * profile.training.micro_batch
+    run = load_results("tiny-first", tmp_path).runs["cut-any-s0"]
     for (split, target), value in values.items():
         run.series[split, f"loss_{target}"].values[-1] = value
         blocks = run.series[split, f"block_losses_{target}"].values
@@ -272,24 +280,24 @@ def test_no_share_of_a_gap_that_the_blocks_do_not_tell(tmp_path, full, defined):
         return {"full": full, "cut": 6.0}.get(arm, 5.5)
 
     write(tmp_path, loss=loss, keep=lambda spec: spec.arm in ("full", "cut", "controller") and not spec.rate)
-    results = metrics.load("tiny-first", tmp_path)
+    results = load_results("tiny-first", tmp_path)
     if full == 5.99:  # each block as far above as the next below
         results.runs["full-any-s0"].series["heldout", "block_losses_t+1"].values[-1] = [6.5, 5.5, 6.4, 5.6]
-    found = interval(only(Statistics(results, "corrected").recovery("controller", 8)))
+    found = interval(Comparisons(results, "corrected").recovery("controller", 8))
     assert math.isnan(found.mean) != defined
     if defined:
         assert found.mean == pytest.approx(50)
 
 
 def test_what_a_run_logs_of_itself(results):
-    statistics = Statistics(results, "corrected")
-    assert statistics.at_other_depths("static")["depth 24"][0] == pytest.approx(4.125 + 0.16)
-    assert statistics.at_other_depths("none")["depth 8"][2] == pytest.approx(5.52)
-    rises = {kind: values[1] for kind, values in statistics.interventions(4).items()}
+    comparisons = Comparisons(results, "corrected")
+    assert comparisons.at_other_depths("static")["depth 24"][0] == pytest.approx(4.125 + 0.16)
+    assert comparisons.at_other_depths("none")["depth 8"][2] == pytest.approx(5.52)
+    rises = {kind: values[1] for kind, values in comparisons.interventions(4).items()}
     assert rises == pytest.approx({"other_sequence": 0.03, "corpus_mean": 0.02, "step_mean": 0.01})
-    assert statistics.split_against_cut("controller", 1)["foreign"][1] == pytest.approx(-2)
-    assert list(statistics.split_against_cut("controller", 1)) == ["train", "heldout", "foreign"]
-    assert statistics.logged("static", 4, "loss_t+1/as_trained") == {}  # it has no Controller to show anything
+    assert comparisons.compare("controller", "cut", by="text", depth=1)["foreign"][1] == pytest.approx(-2)
+    assert list(comparisons.compare("controller", "cut", by="text", depth=1)) == ["train", "heldout", "foreign"]
+    assert comparisons.logged("static", 4, "loss_t+1/as_trained") == {}  # it has no Controller to show anything
 
 
 def test_the_tables_of_steps_and_of_the_modulation(results):
@@ -298,44 +306,20 @@ def test_the_tables_of_steps_and_of_the_modulation(results):
     found = row["gate_open"], row["change"], row["state_norm"], row["change_n"]
     assert found == pytest.approx((0.3, 1 / 3, 2, len(SEEDS)))
     assert table.groupby(["protocol", "arm"]).size().eq(16).all()
-    none = metrics.Results(results.profile, {})
+    none = Results(results.profile, {})
     assert list(tables.steps_table(none, 16)) == ["protocol", "arm", "step"]  # a table without rows can be read again
     table = tables.modulation_table(results, 8)
     found = table.query("protocol == 'released' and projection == 'up_proj'").set_index("arm")["over_inputs"]
     assert found.to_dict() == {"controller": 0.5, "static": 0.0} and len(table) == 2 * 2 * 7
 
 
-# ---------------------------------------------------------------------------- what was read, and is handed to kernels
-
-def test_a_handed_over_log_is_the_parsed_one_value_for_value(tiny_first, tmp_path):
-    metrics.hand_over(tiny_first, tmp_path)
-    again = metrics.handed_over("tiny-first", tmp_path)
-    assert again.profile == tiny_first.profile and list(again.runs) == list(tiny_first.runs)
-    for name, run in tiny_first.runs.items():
-        assert again.runs[name].manifest == run.manifest and list(again.runs[name].manifest) == list(run.manifest)
-        assert again.runs[name].series == run.series and list(again.runs[name].series) == list(run.series)
-    pd.testing.assert_frame_equal(again.cells, tiny_first.cells, check_exact=True)
-
-
-@settings(max_examples=25)
-@given(st.dictionaries(
-    st.tuples(st.sampled_from(["train", "heldout"]), st.text(max_size=3)),
-    st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-9, 9)
-             | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3), min_size=1, max_size=4)))
-def test_any_series_is_handed_over_as_it_is(found):
-    series = {key: Series(list(range(len(values))), values) for key, values in found.items()}
-    run = metrics.Run({"run": "a", "text": "\u00e9"}, series)
-    with tempfile.TemporaryDirectory() as folder:
-        metrics.hand_over(metrics.Results(load_profile("smoke"), {"a": run, "b": run}), Path(folder))
-        again = metrics.handed_over("smoke", Path(folder)).runs
-    assert dict(again) == {"a": run, "b": run}
-
+# ------------------------------------------------------------------------------------------------------- what was read
 
 def test_statistics_say_what_they_read(results):
     with results.reading() as outer:
-        Statistics(results, "corrected").against_cut("none", 4)
+        Comparisons(results, "corrected").difference("none", "cut", depth=4)
         with results.reading() as inner:
-            Statistics(results, "released").loss("full")
+            Comparisons(results, "released").loss("full")
     assert inner == {f"full-any-s{seed}" for seed in (0, 1, 2)}  # seeds 3 and 4 are of `corrected` alone
     assert outer == inner | {f"{name}-s{seed}" for name in ("none-d4-corrected", "cut-any") for seed in SEEDS}
     with results.reading() as after:
@@ -345,9 +329,9 @@ def test_statistics_say_what_they_read(results):
 
 def test_a_run_that_was_not_made_is_not_read(tmp_path):
     write(tmp_path, keep=lambda spec: spec.arm in ("cut", "none") and spec.seed == 1)
-    results = metrics.load("tiny-first", tmp_path)
+    results = load_results("tiny-first", tmp_path)
     with results.reading() as read:
-        Statistics(results, "corrected").against_cut("none", 4)
+        Comparisons(results, "corrected").difference("none", "cut", depth=4)
     assert read == {"cut-any-s1", "none-d4-corrected-s1"}
 
 
@@ -372,20 +356,20 @@ def ladder(tmp_path_factory):
     for spec in longer:
         write_run(made, profile, spec, -5.0)
     write(without, "smoke", keep=lambda spec: plain(spec) and not spec.updates)
-    return metrics.load("smoke", made), metrics.load("smoke", without)
+    return load_results("smoke", made), load_results("smoke", without)
 
 
 TABLES = {
     "arms": tables.arm_table, "instead": tables.instead_table, "one run": tables.one_run_table,
     "search": tables.search_table, "switches": audit.switch_table, "target": audit.target_table,
     "leak": audit.leak_table, "moved": audit.moved_table, "reach": audit.reach_table, "depth": audit.depth_table,
-    "rate": audit.rate_table, "reference": audit.reference_table, "claims": claims.ledger,
+    "rate": audit.rate_table, "reference": audit.reference_table, "claims": claims.table,
     "steps": lambda r: tables.steps_table(r, 4), "gate": lambda r: tables.gate_table(r, 4),
     "modulation": lambda r: tables.modulation_table(r, 4),
     "curves": lambda r: tables.curves(r, ("controller", "static"), 4),
-    "configurations": lambda r: tables.difference_table(r, "configurations", arm="static"),
-    "advantage": lambda r: tables.difference_table(r, "advantage_by_depth"),
-    "interventions": lambda r: tables.difference_table(r, "interventions", depth=4),
+    "configurations": lambda r: tables.difference_table(r, Comparisons.compare, "static", by="configuration"),
+    "advantage": lambda r: tables.difference_table(r, Comparisons.compare, "static", "controller", by="depth"),
+    "interventions": lambda r: tables.difference_table(r, Comparisons.interventions, 4),
 }
 
 
@@ -397,7 +381,7 @@ def test_the_table_of_rates_has_every_depth_factor_and_step_outward(tmp_path):
     for spec in [*search, outward]:
         value = dev[spec.rate] if spec.rate else {10: 2.5, 30: 2.75}[spec.factor]
         write_run(tmp_path, profile, spec, value)
-    table = tables.search_table(metrics.load("smollm2-gpu", tmp_path))
+    table = tables.search_table(load_results("smollm2-gpu", tmp_path))
     assert table.to_dict("records") == [{
         "arm": "static", "depth": 1, "updates": 200, "dev loss at 0.0003": 5.0, "dev loss at 0.001": 4.0,
         "dev loss at 0.003": 3.0, "dev loss at 0.01": 3.5, "elementwise x10": 2.5, "elementwise x30": 2.75,
@@ -439,32 +423,32 @@ def test_rows_that_are_one_run_say_so(results):
 
 def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
     write(tmp_path, keep=lambda spec: spec.seed < 2 or spec.arm == "cut", diverged=("none-d4-corrected-s1",))
-    results = metrics.load("tiny-first", tmp_path)
+    results = load_results("tiny-first", tmp_path)
     status = results.cells["status"]
     assert set(status) == {"finished", "missing", "diverged"}
     assert results.cells[status != "finished"]["loss"].isna().all()
     row = tables.arm_table(results).query("arm == 'none' and protocol == 'corrected' and depth == 4").iloc[0]
     assert (row["n"], row["diverged"], row["loss"]) == (1, 1, pytest.approx(loss("none", 4, "corrected", 0)))
     assert math.isnan(row["loss_low"])
-    statistics = Statistics(results, "corrected")
-    statistics.against_cut("none", 4)
-    assert statistics.diverged == {"none-d4-corrected-s1"}
+    comparisons = Comparisons(results, "corrected")
+    comparisons.difference("none", "cut", depth=4)
+    assert comparisons.diverged == {"none-d4-corrected-s1"}
 
 
 def test_no_run_at_all_is_refused(tmp_path):
     with pytest.raises(InputError, match="no finished run there; make runs PROFILE=tiny-first"):
-        metrics.load("tiny-first", tmp_path)
+        load_results("tiny-first", tmp_path)
 
 
 def test_a_log_without_a_series_that_is_read_is_refused(tmp_path):
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
     write_run(tmp_path, profile, RunSpec("full", None, None, "any", 0), 2.0)
-    run = metrics.load("tiny-first", tmp_path).runs["full-any-s0"]
+    run = load_results("tiny-first", tmp_path).runs["full-any-s0"]
     with pytest.raises(InputError, match="'full-any-s0': its log has no series of split 'moon', metric 'loss_t.1'"):
         run.last("moon", "loss_t+1")
     del run.series["foreign", "loss_t+1"]
     with pytest.raises(InputError, match="'full-any-s0': .* split 'foreign'"):
-        metrics.cells(profile, {"full-any-s0": run})
+        cells(profile, {"full-any-s0": run})
 
 
 # ------------------------------------------------------------------------------------- seeds and blocks together
@@ -477,7 +461,7 @@ BLOCKS = {"full": [1.0, 2, 3, 2], "cut": [5.0, 7, 6, 6], "unigram": [5.5, 5.5, 5
 def documented(tmp_path):
     """Runs that state their documents, one a block, with losses of those of BLOCKS; of trained arms 0.1 more a seed."""
     write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in BLOCKS)
-    results = metrics.load("smoke", tmp_path)
+    results = load_results("smoke", tmp_path)
     for run in results.runs.values():
         losses = np.array(BLOCKS[run.manifest["arm"]])
         if run.manifest["switches"]:
@@ -490,37 +474,38 @@ def documented(tmp_path):
 
 
 def test_an_interval_covers_seeds_and_the_documents_of_the_blocks(documented):
-    statistics = Statistics(documented, "corrected")
+    comparisons = Comparisons(documented, "corrected")
     by_hand = np.array(BLOCKS["controller"]) - BLOCKS["cut"] + 0.1 * np.outer([0, 1, 2], [1, 1, 2, 0])
-    found, expected = interval(only(statistics.against_cut("controller", 4))), compare(by_hand, [0, 1, 2, 3])
+    found = interval(comparisons.difference("controller", "cut", depth=4))
+    expected = block_interval(by_hand, [0, 1, 2, 3])
     assert (found.low, found.high, found.p) == pytest.approx((expected.low, expected.high, expected.p))
     assert (found.n, found.blocks, found.clusters, found.trained) == (3, 4, 4, True)
     alone = t_interval(by_hand.mean(1))
     assert found.low < alone.low and alone.high < found.high
     assert found.margin == pytest.approx(0.01)  # 1 % of the gap, 4 nats, is more
-    assert interval(only(statistics.against_cut("controller", 4)).negative()).high == pytest.approx(-found.low)
+    assert interval(comparisons.difference("cut", "controller", depth=4)).high == pytest.approx(-found.low)
 
 
 def test_what_no_seed_enters_is_judged_by_its_documents_alone(documented):
-    statistics = Statistics(documented, "corrected")
-    gap = interval(statistics.gap())
+    comparisons = Comparisons(documented, "corrected")
+    gap = interval(comparisons.difference("cut", "full"))
     d = np.array(BLOCKS["cut"]) - BLOCKS["full"]
     assert (gap.low, gap.high) == pytest.approx(tuple(stats.ttest_1samp(d, 0).confidence_interval(0.95)))
     assert gap.judged and not gap.trained and gap.n == 3 and "not trained" in str(gap)
 
 
 def test_gap_recovery_covers_the_documents_too_and_may_be_counted_from_a_unigram(documented):
-    statistics = Statistics(documented, "corrected")
+    comparisons = Comparisons(documented, "corrected")
     cut, full = (np.repeat([BLOCKS[arm]], 3, 0) for arm in ("cut", "full"))
     arm = np.array(BLOCKS["static"]) + 0.1 * np.outer([0, 1, 2], [1, 1, 2, 0])
-    found, expected = interval(only(statistics.recovery("static", 4))), gap_recovery(cut, arm, full, np.arange(4))
+    found, expected = interval(comparisons.recovery("static", 4)), block_ratio(cut - arm, cut - full, np.arange(4))
     assert (found.low, found.mean, found.high) == pytest.approx((expected.low, expected.mean, expected.high))
-    best = interval(only(statistics.recovery_from_best("static", 4)))  # the unigram's 5.5 is below the cut's 6
+    best = interval(comparisons.recovery_from_best("static", 4))  # the unigram's 5.5 is below the cut's 6
     assert best.mean == pytest.approx(100 * (5.5 - 4.85) / 3.5)
 
 
 def test_a_difference_of_losses_on_other_texts_has_no_blocks(documented):
-    controller = only(Statistics(documented, "corrected").loss("controller", 4))
+    controller = Comparisons(documented, "corrected").loss("controller", 4)
     elsewhere = BySeed({0: 1.0, 1: 2.0, 2: 3.0})
     for part in (minus(controller, elsewhere), minus(elsewhere, controller)):
         assert part.blocks is None and part.clusters is None and len(part) == 3
@@ -528,7 +513,7 @@ def test_a_difference_of_losses_on_other_texts_has_no_blocks(documented):
 
 
 def test_blocks_that_are_each_seeds_own_are_judged_over_seeds_alone(documented):
-    found = interval(only(Statistics(documented, "released").advantage(4)))
+    found = interval(Comparisons(documented, "released").difference("static", "controller", depth=4))
     assert found.blocks == 0 and found.n == 3  # the start of each seed's training stream
 
 
@@ -539,27 +524,27 @@ def test_a_small_difference_is_told_as_small(documented):
             shifted = [value + 1e-3 for value in other.last("heldout", "block_losses_t+1")]
             run.series["heldout", "block_losses_t+1"] = Series([8], [shifted])
             run.series["heldout", "loss_t+1"] = Series([8], [float(np.mean(shifted))])
-    found = interval(only(Statistics(documented, "corrected").advantage(4)))
+    found = interval(Comparisons(documented, "corrected").difference("static", "controller", depth=4))
     assert verdict(found) == "worse within the margin"
-    assert found.told("is behind", "is ahead", "is open") == "is behind, within the margin"
-    assert "the Controller is ahead, within the margin" in claims.found_advantage(documented, "corrected")
-    judged = claims.judge(next(c for c in claims.load() if c.what == "Controller ahead of static at every depth"),
+    assert text.phrase(found, ("is behind", "is ahead", "is open")) == "is behind, within the margin"
+    assert "the Controller is ahead, within the margin" in text.advantage(documented, "corrected")
+    judged = claims.judge(next(c for c in read_claims() if c.what == "Controller ahead of static at every depth"),
                           documented, "corrected")
     assert judged.verdict == "holds within the margin" and "smaller than the margin of 0.01 nats" in judged.why
 
 
 def test_norms_that_had_no_time_to_reach_the_stream_are_said(results, tmp_path):
     write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in ("cut", "full", "static", "controller"))
-    found = metrics.load("smoke", tmp_path)
-    assert math.isnan(Statistics(found, "corrected").norms_reached("static", 4))  # not logged
+    found = load_results("smoke", tmp_path)
+    assert math.isnan(Comparisons(found, "corrected").norms_reached("static", 4))  # not logged
     for run in found.runs.values():
         if run.manifest["arm"] == "static":
             run.series["model", "stream_rms"] = Series([8], [[4.0] * 4])
             run.series["model", "step_norm"] = Series([8], [[1.0, 1.0, 1.5, 1.5]])
-    assert Statistics(found, "corrected").norms_reached("static", 4) == pytest.approx(1.25 / 4)
+    assert Comparisons(found, "corrected").norms_reached("static", 4) == pytest.approx(1.25 / 4)
     row = tables.arm_table(found).query("arm == 'static' and protocol == 'corrected' and depth == 4").iloc[0]
     assert row["norms"] == pytest.approx(0.3125) and row["norms converged"] is False
-    ahead = claims.judge(next(c for c in claims.load() if c.what == "Controller ahead of static at every depth"),
+    ahead = claims.judge(next(c for c in read_claims() if c.what == "Controller ahead of static at every depth"),
                          found, "corrected")
     assert "norms not converged: `static`" in ahead.why
 
@@ -570,7 +555,7 @@ def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path):
         if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
             longer = 0.6 if spec.updates and spec.arm == "static" else 0
             write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed) - longer)
-    table = tables.budget_table(metrics.load("smoke", tmp_path)).set_index(["difference", "tokens"])
+    table = tables.budget_table(load_results("smoke", tmp_path)).set_index(["difference", "tokens"])
     before, after = (table.loc[("static - controller", tokens)] for tokens in (2048, 4096))
     assert before["nats"] == pytest.approx(0.25, abs=0.01) and before["the first is"] == "worse"
     assert after["nats"] == pytest.approx(-0.35, abs=0.01) and after["nats_n"] == 1
@@ -594,12 +579,12 @@ def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
     for spec in profile.runs():
         if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
             write_run(root, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed))
-    same = metrics.load("smoke", root)
-    assert claims.found_newer(same, "corrected").endswith("none is told otherwise than on held-out text.")
+    same = load_results("smoke", root)
+    assert text.newer(same, "corrected").endswith("none is told otherwise than on held-out text.")
     for name, run in same.runs.items():
         if name.startswith("static-d1") and "corrected" in name:
             run.series["newer", "loss_t+1"] = Series([8], [1.0])
-    words = claims.found_newer(metrics.Results(profile, same.runs), "corrected")
+    words = text.newer(Results(profile, same.runs), "corrected")
     assert "of 4 comparisons" in words and "1 are told otherwise" in words
     assert "static - Controller, depth 1 (worse on held-out, better on newer text)" in words
 
@@ -636,7 +621,7 @@ def test_curves_are_means_over_finished_seeds(results):
 # ------------------------------------------------------------------------------------------------------------- base
 
 def test_the_base_table_orders_full_trigram_cut(root, results):
-    table = tables.base_table(metrics.base_run(results.profile, root)).set_index("quantity")
+    table = tables.base_table(base_run(results.profile, root)).set_index("quantity")
     assert (table["loss_low"] < table["loss"]).all() and (table["loss"] < table["loss_high"]).all()
     assert table.loc["cut - full", "loss"] == pytest.approx(1, abs=0.05)
     # document by document: the difference is known better than either loss
@@ -645,7 +630,7 @@ def test_the_base_table_orders_full_trigram_cut(root, results):
 
 
 def test_a_base_that_was_fetched_has_an_empty_table(tmp_path, results):
-    assert metrics.base_run(results.profile, tmp_path) is None
+    assert base_run(results.profile, tmp_path) is None
     assert tables.base_table(None).empty
 
 

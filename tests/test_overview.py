@@ -4,7 +4,8 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros.analysis import metrics, overview
+from ouroboros.analysis import overview
+from ouroboros.analysis.results import load_results
 from ouroboros.experiment.profile import load_profile
 
 SMOKE = load_profile("smoke")
@@ -13,7 +14,7 @@ QUESTIONS = {question.arm + "/" + question.other: question.text for question in 
 
 def results_of(root, loss=synthetic.loss, profile="tiny-first", **options):
     write(root, profile, loss=loss, **options)
-    return metrics.load(profile, root)
+    return load_results(profile, root)
 
 
 def cells(*several) -> dict[str, list[str]]:

@@ -15,13 +15,15 @@ import pytest
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
 from ouroboros import log, reproduce
-from ouroboros.analysis import claims, inventory, metrics
+from ouroboros.analysis import claims, inventory
+from ouroboros.analysis import results as analysed
+from ouroboros.analysis.results import Results, load_results
 from ouroboros.cli import main
 from ouroboros.errors import InputError
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import IDENTITY, load_profile
 from ouroboros.experiment.protocol import switches
-from ouroboros.log import write_atomic
+from ouroboros.log import Run, write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 README = f"# Title\n\n{reproduce.BEGIN}\n{reproduce.END}\n\nMore.\n"
@@ -41,7 +43,7 @@ def reproduced(tmp_path_factory):
     root = checkout(tmp_path_factory.mktemp("reproduced"))
     write_searches(root, write(root))
     reproduce.reproduce(["tiny-first"], root)
-    again, results = tmp_path_factory.mktemp("again"), metrics.load("tiny-first", root)
+    again, results = tmp_path_factory.mktemp("again"), load_results("tiny-first", root)
     logs = root / "results/tiny-first/runs"
     logs.rename(root / "gone")  # so that a kernel can't open one
     reproduce.derive(results, root, again)
@@ -51,7 +53,7 @@ def reproduced(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(reproduced):
-    return metrics.load("tiny-first", reproduced[0])
+    return load_results("tiny-first", reproduced[0])
 
 
 @pytest.fixture
@@ -188,16 +190,6 @@ def test_a_failing_cell_is_told_in_a_line(tmp_path):
     assert os.environ == before and "OUROBOROS_ROOT" not in before
 
 
-def test_a_notebook_reads_what_was_handed_over_and_a_command_reads_the_logs(results, reproduced, tmp_path, monkeypatch):
-    metrics.hand_over(metrics.Results(results.profile, {"cut-any-s0": results.runs["cut-any-s0"]}), tmp_path)
-    monkeypatch.setenv("OUROBOROS_PARSED", str(tmp_path))
-    monkeypatch.setenv("OUROBOROS_ROOT", str(reproduced[0]))
-    assert list(reproduce.open_profile("tiny-first")[0].runs) == ["cut-any-s0"]
-    assert len(metrics.load("tiny-first", reproduced[0]).runs) == len(results.runs)  # what verify reads
-    monkeypatch.delenv("OUROBOROS_PARSED")
-    assert len(reproduce.open_profile("tiny-first")[0].runs) == len(results.runs)
-
-
 def test_home_is_found_from_any_folder(tmp_path, monkeypatch):
     root = checkout(tmp_path)
     monkeypatch.chdir(root / "notebooks")
@@ -261,7 +253,7 @@ def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(log, "read_run", counting)
-            patch.setattr(metrics, "read_run", counting)
+            patch.setattr(analysed, "read_run", counting)
             command(["tiny-first"], committed)
         runs = {path: count for path, count in parsed.items() if path.name != "base.jsonl"}
         assert set(runs) == {*committed.glob("results/tiny-first/runs/*.jsonl")} and set(runs.values()) == {1}
@@ -376,14 +368,14 @@ def faults(results, root, changes=(), without=()) -> list[str]:
     """The faults of runs when fields of some manifests, {run: {field.field: value}}, are others or runs are missing."""
     runs = {name: run for name, run in results.runs.items() if name not in without}
     for name, fields in dict(changes).items():
-        runs[name] = metrics.Run(deepcopy(runs[name].manifest), runs[name].series)
+        runs[name] = Run(deepcopy(runs[name].manifest), runs[name].series)
         for field, value in fields.items():
             *outer, last = field.split(".")
             inner = runs[name].manifest
             for key in outer:
                 inner = inner[key]
             inner[last] = value
-    return list(reproduce._provenance_faults(metrics.Results(results.profile, runs), root))
+    return list(reproduce._provenance_faults(Results(results.profile, runs), root))
 
 
 RUN = "static-d4-r8-corrected-s1"
@@ -408,7 +400,7 @@ def test_a_run_that_may_not_be_committed_is_named_with_its_field(run, field, val
 
 def test_a_version_that_the_profile_names_is_no_fault(results, reproduced):
     profile = results.profile.model_copy(update={"packages": {"numpy": "1.0"}})
-    named = metrics.Results(profile, results.runs)
+    named = Results(profile, results.runs)
     assert faults(named, reproduced[0], {RUN: {"packages": {"numpy": "1.0"}}}) == []
     (fault,) = faults(named, reproduced[0], {RUN: {"packages": {"numpy": "1.0", "scipy": "2.0"}}})
     assert "field 'packages': 'scipy' is 2.0" in fault
@@ -448,7 +440,7 @@ def test_runs_of_the_plan_that_are_not_made_are_no_fault_and_unplanned_ones_are(
     spec = replace(results.profile.find(RUN), depth=3)
     write_run(tmp_path, results.profile, spec, 4.0)
     unplanned = log.read_run(results.profile.run_path(spec.id, tmp_path))
-    more = metrics.Results(results.profile, {**results.runs, spec.id: unplanned})
+    more = Results(results.profile, {**results.runs, spec.id: unplanned})
     assert faults(more, tmp_path) == [f"results/tiny-first/runs/{spec.id}.jsonl: no run of the profile's plan; remove "
                                       "it, or add it to the plan"]
 
@@ -466,7 +458,7 @@ def test_a_run_whose_rates_search_is_not_finished_says_so(results, tmp_path):
 
 def test_a_commit_that_the_repository_does_not_know_is_named(tmp_path):
     write(tmp_path, keep=lambda spec: spec.arm == "cut")
-    results = metrics.load("tiny-first", tmp_path)
+    results = load_results("tiny-first", tmp_path)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
@@ -489,13 +481,13 @@ def test_rates_must_be_those_that_the_search_chose(tmp_path):
         if spec.arm == "static" and spec.seed == 0 and spec.purpose == "matrix":
             rate = 1e-3 if switches(spec.protocol)["rate"] == "shared" else 3e-3 * factors[spec.level]
             write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, 0), rate=rate)
-    results = metrics.load("tiny-first", tmp_path)
+    results = load_results("tiny-first", tmp_path)
     assert faults(results, tmp_path) == []
     (fault,) = faults(results, tmp_path, {"static-d4-r8-corrected-s0": {"rate": 1e-2}})
     assert "static-d4-r8-corrected-s0.jsonl: field 'rate': 0.01 and 0.003, the search chose 0.003 and 0.003" in fault
     # what was chosen stands in no file: another dev loss is another choice
     write_run(tmp_path, profile, profile.find("static-d4-r8-corrected-s9-lr0.01"), 1.0)
-    found = faults(metrics.load("tiny-first", tmp_path), tmp_path)
+    found = faults(load_results("tiny-first", tmp_path), tmp_path)
     own = [name for name in results.runs if name.startswith("static-")
            and results.runs[name].manifest["purpose"] == "matrix"
            and results.runs[name].manifest["switches"]["rate"] == "own"]

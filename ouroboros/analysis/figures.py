@@ -8,7 +8,9 @@ import hashlib
 import io
 import json
 import os
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ["MPLBACKEND"] = "Agg"  # importing matplotlib fails at a backend that it doesn't know
 import matplotlib
@@ -24,9 +26,13 @@ from ..experiment import cost as counted
 from ..experiment.profile import Profile
 from ..experiment.protocol import COLUMNS, SWITCHES
 from ..log import Run, write_atomic
-from . import arithmetic, comparison, intervals, levels, metrics, tables
 from . import audit as audited
-from .metrics import Results
+from . import reported, tables
+from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons
+from .levels import LEVELS, levels_table
+from .results import Results, shown_depth
+from .statistics import FEWEST, Interval, family, interval
+from .tables import interval_of
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
 COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
@@ -42,13 +48,10 @@ STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
 plt.rcdefaults()  # a user's matplotlibrc changes no figure
 plt.rcParams.update(STYLE)
+DEPTH, DIFFERENCE = "depth (recurrence steps)", "difference (nats per token)"
 
 
-def _style(arm: str) -> dict:
-    """Colour and marker of an arm: its own, or those of the arm that it is a variant of."""
-    known = arm if arm in COLOURS else arm.split("_")[0]
-    return {"color": COLOURS[known], "marker": MARKERS[known]}
-
+# ---------------------------------------------------------------------------------------------------------- saving
 
 def _shows_runs(draw):
     """Note on a figure the runs that were read for it, {run id: Run}."""
@@ -108,206 +111,100 @@ def _plotted(figure) -> list[dict]:
     return lines
 
 
-def _axes_by_protocol(results: Results, title: str, x: str, y: str):
+# ------------------------------------------------------------------------------------------- what figures are made of
+
+def _style(arm: str) -> dict:
+    """Colour and marker of an arm: its own, or those of the arm that it is a variant of."""
+    known = arm if arm in COLOURS else arm.split("_")[0]
+    return {"color": COLOURS[known], "marker": MARKERS[known]}
+
+
+def _name(found: Comparisons, arm: str, depth: int | None = None, name: str | None = None) -> str:
+    """An arm's name in a figure, with what its reader must know."""
+    short = found.norms_converged(arm, depth) is False
+    return f"{name or arm} (norms not converged)" if short else name or arm
+
+
+def _per_protocol(results: Results, title: str, x: str, y: str, draw: Callable, ticks: Sequence = (),
+                  legend: bool = True):
+    """A panel a protocol, each drawn by `draw(axis, comparisons)`."""
     protocols = results.profile.protocols
     figure, axes = plt.subplots(1, len(protocols), squeeze=False)
     for axis, protocol in zip(axes[0], protocols, strict=True):
         axis.set(title=f"{title} ({protocol})", xlabel=x, ylabel=y)
-    return figure, dict(zip(protocols, axes[0], strict=True))
-
-
-def _name(results: Results, arm: str, protocol: str, depth: int | None = None, name: str | None = None) -> str:
-    """An arm's name in a figure, with what its reader must know."""
-    short = metrics.Statistics(results, protocol).norms_converged(arm, depth) is False
-    return f"{name or arm} (norms not converged)" if short else name or arm
-
-
-def _points(axis, rows: pd.DataFrame, arm: str, label: str | None = None, shift: float = 0.0) -> None:
-    """Means with their intervals against depth, `shift` beside it; a mean of one seed has no bar."""
-    rows = rows.dropna(subset=["loss"]).sort_values("depth")
-    if rows.empty:
-        return
-    bars = np.nan_to_num(np.array([rows["loss"] - rows["loss_low"], rows["loss_high"] - rows["loss"]]).astype(float))
-    axis.errorbar(rows["depth"].astype(int) + shift, rows["loss"], yerr=bars, label=label or arm, capsize=3,
-                  **_style(arm))
-
-
-@_shows_runs
-def losses_by_depth(results: Results, arms: tuple[str, ...]):
-    """Loss against depth for some arms, between the full and the cut model, and what a unigram reaches."""
-    levels = {"full": ":", "cut": "--", "unigram": "-."}
-    table = tables.arm_table(results, (*levels, *arms), results.profile.protocols)
-    figure, axes = _axes_by_protocol(results, "loss by depth", "depth (recurrence steps)", "loss (nats per token)")
-    for protocol, axis in axes.items():
-        part = table[table["protocol"] == protocol]
-        for arm, dashes in levels.items():
-            for loss in part[part["arm"] == arm]["loss"].dropna():
-                axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
-        for arm in arms:
-            rows = part[part["arm"] == arm]
-            known = {"one run": rows["shared"].all(), "norms not converged": rows["norms converged"].eq(False).any()}
-            notes = [note for note, holds in known.items() if holds]
-            _points(axis, rows, arm, f"{arm} ({', '.join(notes)})" if notes else arm)
-        axis.set_xticks(results.profile.depths)
-        axis.legend()
-    return figure
-
-
-@_shows_runs
-def advantage(results: Results):
-    """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
-    table = tables.difference_table(results, "advantage_by_depth", gap=None)
-    figure, axes = _axes_by_protocol(results, "static - Controller", "depth (recurrence steps)",
-                                     "difference (nats per token)")
-    for protocol, axis in axes.items():
-        rows = table[table["protocol"] == protocol].rename(columns=lambda name: name.replace("difference", "loss"))
-        rows = rows.assign(depth=rows["part"].str.removeprefix("depth ").astype(int))
-        axis.axhline(0, color="black", linewidth=0.8)
-        _points(axis, rows, "controller", "static - Controller")
-        axis.set_xticks(results.profile.depths)
-    return figure
-
-
-@_shows_runs
-def training_curves(results: Results, arms: tuple[str, ...], depth: int):
-    """Held-out next-token loss during training, mean over seeds, at one depth."""
-    curves = tables.curves(results, arms, depth)
-    figure, axes = _axes_by_protocol(results, f"training, depth {depth}", "update",
-                                     "held-out loss, t+1 (nats per token)")
-    for protocol, axis in axes.items():
-        for arm in arms:
-            part = curves[(curves["protocol"] == protocol) & (curves["arm"] == arm)]
-            if not part.empty:
-                axis.plot(part["update"], part["value"], label=_name(results, arm, protocol, depth),
-                          color=COLOURS[arm], marker=MARKERS[arm])
-        if axis.lines:
+        draw(axis, Comparisons(results, protocol))
+        if ticks:
+            axis.set_xticks(ticks)
+        if legend and axis.get_legend_handles_labels()[1]:
             axis.legend()
     return figure
 
 
-def base_curve(run: Run | None):
-    """The base's pretraining: held-out and dev loss against tokens; empty where the base was fetched."""
-    figure, axis = plt.subplots()
-    axis.set(title="pretraining of the base" if run else "the base was not pretrained here", xlabel="tokens",
-             ylabel="loss, t+1 (nats per token)")
-    recipe = run.manifest["config"]["base"]["pretraining"] if run else {"batch": 0, "block": 0}
-    tokens = recipe["batch"] * recipe["block"]  # an update
-    for split, colour, marker in (("heldout", "#0072B2", "o"), ("dev", "#D55E00", "s")) if run else ():
-        part = tables.curve(run, split, "loss_t+1")
-        axis.plot(part["update"] * tokens, part["value"], label=split, color=colour, marker=marker)
-        axis.legend()
-    figure.runs = {"base": run} if run else {}
-    return figure
+def _points(axis, points: Iterable[tuple[float, Interval]], arm: str, label: str, **style) -> None:
+    """Means with their intervals, each (x, interval); a mean of one seed has no bar."""
+    shown = sorted(((x, found) for x, found in points if np.isfinite(found.mean)), key=lambda point: point[0])
+    if shown:
+        x, found = zip(*shown, strict=True)
+        sides = [[each.mean - each.low for each in found], [each.high - each.mean for each in found]]
+        bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
+        axis.errorbar(x, [each.mean for each in found], yerr=bars, label=label, capsize=3, **_style(arm) | style)
 
 
 def _parts(axis, parts: dict, arm: str, label: str, shift: float = 0.0) -> None:
-    """The intervals of a statistic whose parts end in a number, against that number."""
-    rows = [{"depth": int(name.split()[-1]), "loss": i.mean, "loss_low": i.low, "loss_high": i.high}
-            for name, i in comparison.family(parts).items()]
-    _points(axis, pd.DataFrame(rows), arm, label, shift)
+    """The intervals of parts whose names end in a number, against that number, `shift` beside it."""
+    _points(axis, ((int(name.split()[-1]) + shift, found) for name, found in family(parts).items()), arm, label)
 
 
-@_shows_runs
-def other_depths(results: Results):
-    """Held-out loss of the runs of the base depth when they are scored at other depths."""
-    base = results.profile.depth
-    figure, axes = _axes_by_protocol(results, f"trained at depth {base}, scored at others", "depth when scored",
-                                     "held-out loss, t+1 (nats per token)")
-    for protocol, axis in axes.items():
-        statistics = metrics.Statistics(results, protocol)
-        axis.axvline(base, color="black", linewidth=0.8, linestyle="--")
-        for arm in ("controller", "static", "none"):
-            _parts(axis, statistics.at_other_depths(arm), arm, arm)
-        axis.set_xticks(results.profile.probes.depths)
-        if axis.containers:
-            axis.legend()
+def _categories(axis, shown: list[tuple[str, str, Interval]]) -> None:
+    """Intervals side by side, each (label, arm, interval); one without runs, or undefined, leaves its place empty."""
+    axis.axhline(0, color="black", linewidth=0.8)
+    for place, (label, arm, found) in enumerate(shown):
+        hollow = {"markerfacecolor": "none"} if found.n < FEWEST else {}  # too few seeds to judge
+        _points(axis, [(place, found)], arm, label.replace("\n", ", "), linestyle="none", **hollow)
+        if found.n and not np.isfinite(found.mean):
+            axis.annotate("undefined", (place, 0), rotation=90, ha="center", va="bottom", fontsize=7)
+    axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
+    axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
+    if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 40:  # characters that fit side by side
+        axis.set_xticks(range(len(shown)), [label.replace("\n", " ") for label, _, _ in shown], rotation=45, ha="right",
+                        rotation_mode="anchor", fontsize=7)
+
+
+class Panel(NamedTuple):
+    """A column of intervals in a table, side by side over its rows that were run.
+
+    `label` is a template of a row's fields. A mark's style is its arm's, or that of the setting of a `switch` that a
+    row's field of that name has; `setting` is that field where it has another name.
+    """
+
+    table: pd.DataFrame | None  # None: nothing is drawn
+    column: str
+    label: str
+    title: str
+    x: str
+    y: str = ""
+    switch: str = ""
+    setting: str = ""
+
+
+def _panels(*panels: Panel, sharey: bool = False, height: float = 3.8):
+    figure, axes = plt.subplots(1, len(panels), sharey=sharey, squeeze=False)
+    figure.set_size_inches(7.0, height)
+    for number, (axis, panel) in enumerate(zip(axes[0], panels, strict=True), 1):
+        if panel.table is not None:
+            rows = [(row, interval_of(row, panel.column)) for row in panel.table.to_dict("records")]
+            _categories(axis, [(panel.label.format(**row), _look(panel, row), found) for row, found in rows if found.n])
+            if panel.switch and panel.switch not in (later.switch for later in panels[number:]):
+                _settings(axis, panel.switch)
+        axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
     return figure
 
 
-@_shows_runs
-def interventions(results: Results):
-    """What the Controller's held-out loss rises by when it sees something else, against depth."""
-    figure, axes = _axes_by_protocol(results, "Controller shown something else", "depth (recurrence steps)",
-                                     "rise of the loss (nats per token)")
-    styles = dict(zip(metrics.INTERVENTIONS, ("controller", "static", "none"), strict=True))
-    for protocol, axis in axes.items():
-        statistics, depths = metrics.Statistics(results, protocol), results.profile.depths
-        axis.axhline(0, color="black", linewidth=0.8)
-        for number, (kind, style) in enumerate(styles.items()):
-            _parts(axis, {f"depth {d}": statistics.interventions(d)[kind] for d in depths}, style,
-                   kind.replace("_", " "), shift=0.3 * (number - 1))
-        axis.set_xticks(depths)
-        if axis.containers:
-            axis.legend()
-    return figure
-
-
-@_shows_runs
-def steps(results: Results, depth: int):
-    """How much each recurrence step changes the state, relative to the state before it."""
-    table = tables.steps_table(results, depth)
-    figure, axes = _axes_by_protocol(results, f"change by step, depth {depth}", "recurrence step",
-                                     "|new state - state| / |state|")
-    for protocol, axis in axes.items():
-        for arm in ("controller", "static", "none"):
-            rows = table[(table["protocol"] == protocol) & (table["arm"] == arm)] if len(table) else table
-            if len(rows):
-                _points(axis, rows.drop(columns="depth", errors="ignore").rename(
-                    columns=lambda name: name.replace("change", "loss").replace("step", "depth")), arm)
-        axis.set_yscale("log")
-        if axis.containers:
-            axis.legend()
-    return figure
-
-
-@_shows_runs
-def gate_opening(results: Results, depth: int):
-    """How far the Controller's gate opens at some recurrence steps, over training."""
-    table = tables.gate_table(results, depth)
-    figure, axes = _axes_by_protocol(results, f"gate of the Controller, depth {depth}", "update",
-                                     "opening (share of the new state)")
-    shown = sorted({1, 2, max(1, depth // 2), depth})
-    for protocol, axis in axes.items():
-        for step, arm in zip(shown, ("controller", "static", "none", "lora"), strict=False):
-            rows = table[(table["protocol"] == protocol) & (table["step"] == step)]
-            if len(rows):
-                axis.plot(rows["update"], rows["gate_open"], label=f"step {step}", markersize=4, **_style(arm))
-        if axis.lines:
-            axis.legend()
-    return figure
-
-
-@_shows_runs
-def audit(results: Results, quantity: str):
-    """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
-    table = audited.switch_table(results, quantity)
-    table = table[table["switch"] != "none"]
-    figure, axes = plt.subplots(len(audited.COLUMNS), 1)
-    figure.set_size_inches(7.0, 7.0)
-    for axis, column in zip(axes, audited.COLUMNS, strict=True):
-        rows = table[table["column"] == column]
-        shown = [(f"{row.switch}\n{audited.place(row)}", "controller" if row.switch != "all" else "full",
-                  intervals.Interval(row.effect, row.effect_low, row.effect_high, int(row.effect_n)))
-                 for row in rows.itertuples() if np.isfinite(row.effect)]
-        _categories(axis, shown)
-        unit = "" if "%" in quantity else " (nats per token)"
-        axis.set(title=f"released setting - corrected setting, all else as in ({column})", xlabel="switch, where",
-                 ylabel=f"effect on\n{quantity}{unit}")
-    return figure
-
-
-def _rows(axis, table: pd.DataFrame, column: str, label, arm) -> None:
-    """An interval in a table's column, side by side over its rows that were run; `label` and `arm` are functions of a
-    row."""
-    table = table[table[f"{column}_n"] > 0] if len(table) else table
-    _categories(axis, [(label(row), arm(row), intervals.Interval(row[column], row[f"{column}_low"],
-                                                                 row[f"{column}_high"], int(row[f"{column}_n"])))
-                       for row in table.to_dict("records")])
-
-
-def _setting(switch: str, value: str) -> str:
-    """The style of a switch's setting: the column's that has it."""
-    return COLUMNS[SWITCHES[switch].index(value)]
+def _look(panel: Panel, row: dict) -> str:
+    """The key of a mark's style; a setting has that of the column which has it."""
+    if not panel.switch:
+        return row["arm"]
+    return COLUMNS[SWITCHES[panel.switch].index(row[panel.setting or panel.switch])]
 
 
 def _settings(axis, switch: str) -> None:
@@ -316,104 +213,45 @@ def _settings(axis, switch: str) -> None:
     axis.legend(handles, SWITCHES[switch], title=switch, fontsize=7, title_fontsize=7)
 
 
-@_shows_runs
-def audit_target(results: Results):
-    """Each arm minus the cut model on held-out text, a panel the target that is scored."""
-    table = audited.target_table(results, audited.LOOPS)
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    figure.set_size_inches(7.0, 3.8)
-    for axis, target in zip(axes, ("t+1", "t+2"), strict=True):
-        _rows(axis, table, f"{target}, arm - cut", lambda row: f"{row['arm']}\n{row['protocol']}",
-              lambda row: row["arm"])
-        axis.set(title=f"scored on {target}", xlabel="arm, protocol")
-    axes[0].set_ylabel("arm - cut (nats per token)")
-    return figure
-
+# ----------------------------------------------------------------------------------- before and beside any training
 
 @_shows_runs
-def audit_pooling(results: Results):
-    """The leak, and Controller against static, by what the Controller pools."""
-    table = audited.leak_table(results, other=False)
-    figure, axes = plt.subplots(1, 2)
-    figure.set_size_inches(7.0, 3.8)
-    for axis, column, words in zip(axes, ("second half replaced", "static - Controller"),
-                                   ("rise of the loss on the first half", "who is ahead"), strict=True):
-        _rows(axis, table, column, lambda row: f"{row['protocol']}\nd{row['depth']}",
-              lambda row: _setting("pooling", row["pooling"]))
-        axis.set(title=words, xlabel="protocol, depth", ylabel=f"{column} (nats per token)")
-    _settings(axes[1], "pooling")
-    return figure
-
-
-@_shows_runs
-def audit_depth(results: Results):
-    """What more steps take off the loss, and off the Controller's lead, by the rule for the depth."""
-    table, column = audited.depth_table(results), audited.over_depths(results)
-    figure, axes = plt.subplots(1, 2)
-    figure.set_size_inches(7.0, 3.8)
-    if len(table):
-        arms = table["arm"].isin(audited.LOOPS)
-        _rows(axes[0], table[arms], column, lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
-        _rows(axes[1], table[~arms], column, lambda row: row["protocol"],
-              lambda row: _setting("depth", row["depth rule"]))
-        _settings(axes[1], "depth")
-    axes[0].set(title="loss: above 0 deeper is better", xlabel="arm, protocol", ylabel=f"{column} (nats per token)")
-    axes[1].set(title="static - Controller: above 0 it shrinks", xlabel="protocol",
-                ylabel=f"{column} (nats per token)")
-    return figure
-
-
-@_shows_runs
-def audit_reference(results: Results):
-    """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
-    table = audited.reference_table(results)
+def levels(results: Results):
+    """The losses of what isn't trained on held-out text, under both targets."""
+    table = levels_table(results).set_index(["split", "target"]).loc["heldout"]
+    names = [name for name in ("uniform", *LEVELS) if table[name].notna().all()]
     figure, axis = plt.subplots()
-    _rows(axis, table, "gap recovery (%)", lambda row: f"{row['protocol']}\n{row['reference']}",
-          lambda row: _setting("reference", row["reference"]))
-    _settings(axis, "reference")
-    axis.set(title="gap recovery of the Controller", xlabel="protocol, texts of the full model",
-             ylabel="gap recovery (%)")
+    for target, marker in (("t+1", "o"), ("t+2", "D")):
+        axis.plot(range(len(names)), table.loc[target, names], marker, label=target)
+    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="held-out loss (nats per token)",
+             title="What each target gives before anything is trained (corrected)")
+    axis.legend()
     return figure
 
 
-@_shows_runs
-def audit_precision(results: Results):
-    """The share of each trained tensor's elements that moved, a panel an arm, a line a protocol."""
-    table = audited.moved_table(results)
-    protocols = table["protocol"].unique()
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    figure.set_size_inches(7.0, 3.8)
-    for axis, arm in zip(axes, audited.LOOPS[:2], strict=True):
-        rows = table[table["arm"] == arm].pivot(index="tensor", columns="protocol", values="moved")
-        for number, protocol in enumerate(name for name in protocols if name in rows):
-            places = np.arange(len(rows)) + 0.2 * (number - (len(protocols) - 1) / 2)  # beside each other
-            style = _style(_setting("precision", table[table["protocol"] == protocol]["precision"].iloc[0]))
-            half = {"fillstyle": "left"} if "+" in protocol else {}  # a column's own are whole
-            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **half)
-        axis.set_xticks(range(len(rows)), rows.index, rotation=45, ha="right", fontsize=7)
-        axis.set(title=arm, xlabel="trained tensor")
-        if axis.lines:
-            axis.legend(fontsize=7)
-    axes[0].set_ylabel("share of elements that moved")
+def reach():
+    """How far an entry that moves by the whole rate at each update gets by the released settings, in both formats."""
+    figure, axis = plt.subplots()
+    axis.axhline(reported.ADDS_RESIDUAL, color="black", linestyle="--", label="adds the whole residual")
+    shown = np.linspace(0, reported.UPDATES, 26).round().astype(int)
+    for name, half, arm in (("float32", False, "controller"), ("bfloat16", True, "static")):
+        reached = reported.reach([reported.PEAK] * reported.UPDATES, half)
+        axis.plot(shown, reached[shown], label=name, **_style(arm))
+    axis.set(title="the most that m can reach", xlabel="update", ylabel="m (no unit)")
+    axis.legend()
     return figure
 
 
-@_shows_runs
-def audit_rate(results: Results):
-    """Controller against static at shared and own rates, and the largest entry of m beside what adds the residual."""
-    figure, axes = plt.subplots(1, 2)
-    figure.set_size_inches(7.0, 3.8)
-    _rows(axes[0], audited.rate_table(results), "static - Controller",
-          lambda row: f"{row['protocol']}\nd{row['depth']}",
-          lambda row: _setting("rate", row["rates"]))
-    _settings(axes[0], "rate")
-    axes[0].set(title="who is ahead", xlabel="protocol, depth", ylabel="static - Controller (nats per token)")
-    table = audited.reach_table(results, results.profile.audit_depths[-1:])
-    _rows(axes[1], table, "largest m", lambda row: f"{row['arm']}\n{row['protocol']}", lambda row: row["arm"])
-    if len(table):
-        axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")
-    axes[1].set(title="deepest loop; dashed: adds the residual", xlabel="arm, protocol",
-                ylabel="largest entry of m (no unit)")
+def base_curve(run: Run | None):
+    """The base's pretraining: held-out and dev loss against tokens; empty where the base was fetched."""
+    figure, axis = plt.subplots()
+    axis.set(title="pretraining of the base" if run else "the base was not pretrained here", xlabel="tokens",
+             ylabel="loss, t+1 (nats per token)")
+    for split, arm in (("heldout", "controller"), ("dev", "static")) if run else ():
+        recipe, part = run.manifest["config"]["base"]["pretraining"], tables.curve(run, split, "loss_t+1")
+        axis.plot(part["update"] * recipe["batch"] * recipe["block"], part["value"], label=split, **_style(arm))
+        axis.legend()
+    figure.runs = {"base": run} if run else {}
     return figure
 
 
@@ -424,106 +262,162 @@ def cost(profiles: list[Profile]):
         table = counted.table(profile)
         loop = table[table["arm"] == "controller"]
         axis.axhline(100, color=COLOURS["full"], linestyle=":", label="full")
-        for (name, column), colour, marker in zip(
-                (("FLOPs, forward", "% of full's forward"), ("key/value cache", "% of full's cache"),
-                 ("weights held", "% of full's weights")), ("#0072B2", "#D55E00", "#009E73"), "os^", strict=True):
-            axis.plot(loop["depth"].astype(int), loop[column], label=name, color=colour, marker=marker)
-        axis.set(title=f"cost of the loop (shape of {profile.name})", xlabel="depth (recurrence steps)",
-                 ylabel="percent of the full model")
+        for (name, column), arm in zip((("FLOPs, forward", "% of full's forward"), ("key/value cache",
+                                       "% of full's cache"), ("weights held", "% of full's weights")), LOOPS,
+                                       strict=True):
+            axis.plot(loop["depth"].astype(int), loop[column], label=name, **_style(arm))
+        axis.set(title=f"cost of the loop (shape of {profile.name})", xlabel=DEPTH, ylabel="percent of the full model")
         axis.set_xticks(profile.depths)
         axis.legend()
     return figure
 
 
-def _categories(axis, shown: list[tuple[str, str, intervals.Interval]]) -> None:
-    """Intervals side by side, each (label, arm, interval); one without runs, or undefined, leaves its place empty."""
-    axis.axhline(0, color="black", linewidth=0.8)
-    for place, (label, arm, interval) in enumerate(shown):
-        if np.isfinite(interval.mean):
-            sides = [[interval.mean - interval.low], [interval.high - interval.mean]]
-            bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
-            hollow = {"markerfacecolor": "none"} if interval.n < 3 else {}  # too few seeds to judge
-            axis.errorbar([place], [interval.mean], yerr=bars, label=label.replace("\n", ", "), capsize=3,
-                          linestyle="none", **_style(arm), **hollow)
-        elif interval.n:
-            axis.annotate("undefined", (place, 0), rotation=90, ha="center", va="bottom", fontsize=7)
-    axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
-    axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
-    if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 40:  # characters that fit side by side
-        axis.set_xticks(range(len(shown)), [label.replace("\n", " ") for label, _, _ in shown], rotation=45, ha="right",
-                        rotation_mode="anchor", fontsize=7)
+# ----------------------------------------------------------------------------------------------- against depth, update
+
+@_shows_runs
+def losses_by_depth(results: Results, arms: tuple[str, ...]):
+    """Loss against depth for some arms, between the full and the cut model, and what a unigram reaches."""
+    levels = {"full": ":", "cut": "--", "unigram": "-."}
+    table = tables.arm_table(results, (*levels, *arms), results.profile.protocols)
+
+    def draw(axis, found: Comparisons) -> None:
+        part = table[table["protocol"] == found.protocol]
+        for arm, dashes in levels.items():
+            for loss in part[part["arm"] == arm]["loss"].dropna():
+                axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
+        for arm in arms:
+            rows = part[part["arm"] == arm]
+            known = {"one run": rows["shared"].all(), "norms not converged": rows["norms converged"].eq(False).any()}
+            notes = ", ".join(note for note, holds in known.items() if holds)
+            _points(axis, ((row["depth"], interval_of(row, "loss")) for row in rows.to_dict("records")), arm,
+                    f"{arm} ({notes})" if notes else arm)
+
+    return _per_protocol(results, "loss by depth", DEPTH, "loss (nats per token)", draw, results.profile.depths)
 
 
-def _intervals(parts: dict) -> dict[str, intervals.Interval]:
-    return comparison.family(parts)
+@_shows_runs
+def advantage(results: Results):
+    """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
+    def draw(axis, found: Comparisons) -> None:
+        axis.axhline(0, color="black", linewidth=0.8)
+        _parts(axis, found.compare("static", "controller", by="depth"), "controller", "static - Controller")
+
+    return _per_protocol(results, "static - Controller", DEPTH, DIFFERENCE, draw, results.profile.depths, legend=False)
 
 
-def reach():
-    """How far an entry that moves by the whole rate at each update gets by the released settings, in both formats."""
-    figure, axis = plt.subplots()
-    axis.axhline(arithmetic.WHOLE, color="black", linestyle="--", label="adds the whole residual")
-    shown = np.linspace(0, arithmetic.UPDATES, 26).round().astype(int)
-    for name, half, arm in (("float32", False, "controller"), ("bfloat16", True, "static")):
-        reached = arithmetic.reach([arithmetic.PEAK] * arithmetic.UPDATES, half)
-        axis.plot(shown, reached[shown], label=name, **_style(arm))
-    axis.set(title="the most that m can reach", xlabel="update", ylabel="m (no unit)")
-    axis.legend()
+@_shows_runs
+def other_depths(results: Results):
+    """Held-out loss of the runs of the base depth when they are scored at other depths."""
+    base = results.profile.depth
+
+    def draw(axis, found: Comparisons) -> None:
+        axis.axvline(base, color="black", linewidth=0.8, linestyle="--")
+        for arm in LOOPS:
+            _parts(axis, found.at_other_depths(arm), arm, arm)
+
+    return _per_protocol(results, f"trained at depth {base}, scored at others", "depth when scored",
+                         "held-out loss, t+1 (nats per token)", draw, results.profile.probes.depths)
+
+
+@_shows_runs
+def interventions(results: Results):
+    """What the Controller's held-out loss rises by when it sees something else, against depth."""
+    depths = results.profile.depths
+
+    def draw(axis, found: Comparisons) -> None:
+        axis.axhline(0, color="black", linewidth=0.8)
+        for number, (kind, arm) in enumerate(zip(INTERVENTIONS, LOOPS, strict=True)):
+            _parts(axis, {f"depth {d}": found.interventions(d)[kind] for d in depths}, arm, kind.replace("_", " "),
+                   shift=0.3 * (number - 1))
+
+    return _per_protocol(results, "Controller shown something else", DEPTH, "rise of the loss (nats per token)", draw,
+                         depths)
+
+
+@_shows_runs
+def steps(results: Results, depth: int):
+    """How much each recurrence step changes the state, relative to the state before it."""
+    rows = tables.steps_table(results, depth).to_dict("records")
+
+    def draw(axis, found: Comparisons) -> None:
+        for arm in LOOPS:
+            _points(axis, ((row["step"], interval_of(row, "change")) for row in rows
+                           if (row["protocol"], row["arm"]) == (found.protocol, arm)), arm, arm)
+        axis.set_yscale("log")
+
+    return _per_protocol(results, f"change by step, depth {depth}", "recurrence step", "|new state - state| / |state|",
+                         draw)
+
+
+@_shows_runs
+def training_curves(results: Results, arms: tuple[str, ...], depth: int):
+    """Held-out next-token loss during training, mean over seeds, at one depth."""
+    curves = tables.curves(results, arms, depth)
+
+    def draw(axis, found: Comparisons) -> None:
+        for arm in arms:
+            part = curves[(curves["protocol"] == found.protocol) & (curves["arm"] == arm)]
+            if not part.empty:
+                axis.plot(part["update"], part["value"], label=_name(found, arm, depth), **_style(arm))
+
+    return _per_protocol(results, f"training, depth {depth}", "update", "held-out loss, t+1 (nats per token)", draw)
+
+
+@_shows_runs
+def gate_opening(results: Results, depth: int):
+    """How far the Controller's gate opens at some recurrence steps, over training."""
+    table, shown = tables.gate_table(results, depth), sorted({1, 2, max(1, depth // 2), depth})
+
+    def draw(axis, found: Comparisons) -> None:
+        for step, arm in zip(shown, (*LOOPS, "lora"), strict=False):
+            rows = table[(table["protocol"] == found.protocol) & (table["step"] == step)]
+            if len(rows):
+                axis.plot(rows["update"], rows["gate_open"], label=f"step {step}", markersize=4, **_style(arm))
+
+    return _per_protocol(results, f"gate of the Controller, depth {depth}", "update",
+                         "opening (share of the new state)", draw)
+
+
+# ------------------------------------------------------------------------------------------------------ side by side
+
+@_shows_runs
+def overview(results: Results):
+    """Every way to live without the removed layers, loops at one depth, minus the cut model: the README's figure."""
+    depth = shown_depth(results)
+    arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
+            "static_nonorm", "controller_nonorm")
+
+    def draw(axis, found: Comparisons) -> None:
+        against = [(arm, interval(found.difference(arm, "cut", depth=depth))) for arm in arms]
+        _categories(axis, [(_name(found, arm, depth), arm, each) for arm, each in against if each.n])
+
+    figure = _per_protocol(results, f"arm - cut, loops at depth {depth}", "", DIFFERENCE, draw, legend=False)
+    figure.set_size_inches(7.0, 3.8)
     return figure
 
 
 @_shows_runs
 def gate(results: Results):
     """Each gateless arm and the gated one, minus the cut model, at the depths where they were run."""
-    arms = ("controller", "controller_nogate", "controller_nogate_nonorm")
-    shown = [(arm, depth) for depth in results.profile.depths_of("controller_nogate") for arm in arms
-             if depth in results.profile.depths_of(arm)]
-    figure, axes = _axes_by_protocol(results, "arm - cut", "", "difference (nats per token)")
-    for protocol, axis in axes.items():
-        statistics = metrics.Statistics(results, protocol)
-        _categories(axis, [(f"{_name(results, arm, protocol, depth)}\nd{depth}", arm,
-                            comparison.interval(statistics.against_cut(arm, depth)[""])) for arm, depth in shown])
-    return figure
+    planned = results.profile.depths_of
+    shown = [(arm, depth) for depth in planned("controller_nogate")
+             for arm in ("controller", "controller_nogate", "controller_nogate_nonorm") if depth in planned(arm)]
 
+    def draw(axis, found: Comparisons) -> None:
+        _categories(axis, [(f"{_name(found, arm, depth)}\nd{depth}", arm,
+                            interval(found.difference(arm, "cut", depth=depth))) for arm, depth in shown])
 
-@_shows_runs
-def overview(results: Results):
-    """Every way to live without the removed layers, loops at one depth, minus the cut model: the README's figure."""
-    depth = metrics.told_depth(results)
-    arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
-            "static_nonorm", "controller_nonorm")
-    figure, axes = _axes_by_protocol(results, f"arm - cut, loops at depth {depth}", "",
-                                     "difference (nats per token)")
-    figure.set_size_inches(7.0, 3.8)
-    for protocol, axis in axes.items():
-        statistics = metrics.Statistics(results, protocol)
-        found = [(arm, comparison.interval(statistics.against_cut(arm, depth)[""])) for arm in arms]
-        _categories(axis, [(_name(results, arm, protocol, depth), arm, interval)
-                           for arm, interval in found if interval.n])
-    return figure
-
-
-@_shows_runs
-def levels_of(results: Results):
-    """The losses of what isn't trained on held-out text, under both targets."""
-    table = levels.levels_table(results).set_index(["split", "target"]).loc["heldout"]
-    names = [name for name in ("uniform", *levels.LEVELS) if table[name].notna().all()]
-    figure, axis = plt.subplots()
-    for target, marker in (("t+1", "o"), ("t+2", "D")):
-        axis.plot(range(len(names)), table.loc[target, names], marker, label=target)
-    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="held-out loss (nats per token)",
-             title="What each target gives before anything is trained (corrected)")
-    axis.legend()
-    return figure
+    return _per_protocol(results, "arm - cut", "", DIFFERENCE, draw, legend=False)
 
 
 @_shows_runs
 def configurations(results: Results):
     """Static minus Controller in each configuration; above 0 the Controller is ahead."""
-    figure, axes = _axes_by_protocol(results, "static - Controller", "", "difference (nats per token)")
-    for protocol, axis in axes.items():
-        found = _intervals(metrics.Statistics(results, protocol).advantage_by_configuration())
-        _categories(axis, [(name, "controller", interval) for name, interval in found.items()])
-    return figure
+    def draw(axis, found: Comparisons) -> None:
+        leads = family(found.compare("static", "controller", by="configuration"))
+        _categories(axis, [(name, "controller", each) for name, each in leads.items()])
+
+    return _per_protocol(results, "static - Controller", "", DIFFERENCE, draw, legend=False)
 
 
 @_shows_runs
@@ -531,10 +425,10 @@ def ladder(results: Results):
     """A loop with more and more parts minus the cut model, `corrected`, a panel a depth."""
     depths = results.profile.depths_of("controller_nogate") or (results.profile.depth,)
     figure, axes = plt.subplots(1, len(depths), squeeze=False, sharey=True)
+    comparisons = Comparisons(results, "corrected")
     for axis, depth in zip(axes[0], depths, strict=True):
-        found = _intervals(metrics.Statistics(results, "corrected").ladder(depth))
-        _categories(axis, [(_name(results, arm, "corrected", depth, name), arm, found[name])
-                           for name, arm in metrics.LADDER.items() if name in found])
+        _categories(axis, [(_name(comparisons, LADDER[name], depth, name), LADDER[name], found)
+                           for name, found in family(comparisons.ladder(depth)).items()])
         axis.set(title=f"depth {depth} (corrected)")
     axes[0][0].set_ylabel("arm - cut (nats per token)")
     return figure
@@ -544,8 +438,8 @@ def ladder(results: Results):
 def coda(results: Results):
     """The loops of the base depth with the coda frozen, trained by LoRA and trained whole, minus the cut model."""
     figure, axis = plt.subplots()
-    found = _intervals(metrics.Statistics(results, "corrected").coda(results.profile.depth))
-    _categories(axis, [(name.replace("_", "\n", 1), name.split("_")[0], interval) for name, interval in found.items()])
+    found = family(Comparisons(results, "corrected").coda(results.profile.depth))
+    _categories(axis, [(name.replace("_", "\n", 1), name.split("_")[0], each) for name, each in found.items()])
     axis.set(title=f"coda frozen and trained, depth {results.profile.depth} (corrected)",
              ylabel="arm - cut (nats per token)")
     return figure
@@ -561,15 +455,104 @@ def instead(results: Results):
                                   strict=True):
         axis.axhline(0, color=COLOURS["cut"], linestyle="--")
         for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
-            bars = np.nan_to_num(np.array([rows["arm - cut"] - rows["arm - cut_low"],
-                                           rows["arm - cut_high"] - rows["arm - cut"]]).astype(float))
             hollow = {"markerfacecolor": "none"} if arm not in COLOURS else {}
-            short = rows["norms converged"].eq(False).any()
-            axis.errorbar(rows[column], rows["arm - cut"], yerr=bars, capsize=3, linestyle="none",
-                          label=f"{arm} (norms not converged)" if short else arm,
-                          **_style(arm), **hollow)
+            short = " (norms not converged)" if rows["norms converged"].eq(False).any() else ""
+            _points(axis, ((row[column], interval_of(row, "arm - cut")) for row in rows.to_dict("records")), arm,
+                    f"{arm}{short}", linestyle="none", **hollow)
         axis.set(title=f"against {what} (corrected)", xlabel=column)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
     axes[0].set_ylabel("arm - cut (nats per token)")
     axes[1].legend(fontsize=7)
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------- the audit
+
+@_shows_runs
+def audit(results: Results, quantity: str):
+    """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
+    table = audited.switch_table(results, quantity)
+    table = table[table["switch"] != "none"]
+    figure, axes = plt.subplots(len(COLUMNS), 1)
+    figure.set_size_inches(7.0, 7.0)
+    unit = "" if "%" in quantity else " (nats per token)"
+    for axis, column in zip(axes, COLUMNS, strict=True):
+        rows = table[(table["column"] == column) & table["effect"].notna()]
+        _categories(axis, [(f"{row.switch}\n{audited.place(row)}", "full" if row.switch == "all" else "controller",
+                            interval_of(row._asdict(), "effect")) for row in rows.itertuples()])
+        axis.set(title=f"released setting - corrected setting, all else as in ({column})", xlabel="switch, where",
+                 ylabel=f"effect on\n{quantity}{unit}")
+    return figure
+
+
+@_shows_runs
+def audit_target(results: Results):
+    """Each arm minus the cut model on held-out text, a panel the target that is scored."""
+    table, y = audited.target_table(results, LOOPS), {"t+1": "arm - cut (nats per token)", "t+2": ""}
+    return _panels(*(Panel(table, f"{target}, arm - cut", "{arm}\n{protocol}", f"scored on {target}", "arm, protocol",
+                           label) for target, label in y.items()), sharey=True)
+
+
+@_shows_runs
+def audit_pooling(results: Results):
+    """The leak, and Controller against static, by what the Controller pools."""
+    table, label, x = audited.leak_table(results, other=False), "{protocol}\nd{depth}", "protocol, depth"
+    return _panels(*(Panel(table, column, label, title, x, f"{column} (nats per token)", "pooling") for column, title
+                     in (("second half replaced", "rise of the loss on the first half"),
+                         ("static - Controller", "who is ahead"))))
+
+
+@_shows_runs
+def audit_depth(results: Results):
+    """What more steps take off the loss, and off the Controller's lead, by the rule for the depth."""
+    table, column = audited.depth_table(results), audited.over_depths(results)
+    arms, lead = (table[table["arm"].isin(LOOPS)], table[~table["arm"].isin(LOOPS)]) if len(table) else (None, None)
+    y = f"{column} (nats per token)"
+    return _panels(
+        Panel(arms, column, "{arm}\n{protocol}", "loss: above 0 deeper is better", "arm, protocol", y),
+        Panel(lead, column, "{protocol}", "static - Controller: above 0 it shrinks", "protocol", y, "depth",
+              "depth rule"))
+
+
+@_shows_runs
+def audit_reference(results: Results):
+    """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
+    return _panels(Panel(audited.reference_table(results), "gap recovery (%)", "{protocol}\n{reference}",
+                         "gap recovery of the Controller", "protocol, texts of the full model", "gap recovery (%)",
+                         "reference"), height=3.2)
+
+
+@_shows_runs
+def audit_precision(results: Results):
+    """The share of each trained tensor's elements that moved, a panel an arm, a line a protocol."""
+    table = audited.moved_table(results)
+    kept = table.drop_duplicates("protocol").set_index("protocol")["precision"]
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    figure.set_size_inches(7.0, 3.8)
+    for axis, arm in zip(axes, LOOPS[:2], strict=True):
+        rows = table[table["arm"] == arm].pivot(index="tensor", columns="protocol", values="moved")
+        for number, protocol in enumerate(name for name in kept.index if name in rows):
+            places = np.arange(len(rows)) + 0.2 * (number - (len(kept) - 1) / 2)  # beside each other
+            style = _style(COLUMNS[SWITCHES["precision"].index(kept[protocol])])
+            half = {"fillstyle": "left"} if "+" in protocol else {}  # a column's own are whole
+            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **half)
+        axis.set_xticks(range(len(rows)), rows.index, rotation=45, ha="right", fontsize=7)
+        axis.set(title=arm, xlabel="trained tensor")
+        if axis.lines:
+            axis.legend(fontsize=7)
+    axes[0].set_ylabel("share of elements that moved")
+    return figure
+
+
+@_shows_runs
+def audit_rate(results: Results):
+    """Controller against static at shared and own rates, and the largest entry of m beside what adds the residual."""
+    table = audited.reach_table(results, results.profile.audit_depths[-1:])
+    figure = _panels(
+        Panel(audited.rate_table(results), "static - Controller", "{protocol}\nd{depth}", "who is ahead",
+              "protocol, depth", "static - Controller (nats per token)", "rate", "rates"),
+        Panel(table, "largest m", "{arm}\n{protocol}", "deepest loop; dashed: adds the residual", "arm, protocol",
+              "largest entry of m (no unit)"))
+    if len(table):
+        figure.axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")
     return figure

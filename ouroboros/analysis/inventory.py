@@ -9,7 +9,7 @@ import pandas as pd
 from ..experiment.profile import PROFILES
 from ..log import read_manifest
 from ..provenance import lock_sha256, locked_versions
-from .metrics import Results
+from .results import Results
 
 UNCOMMITTED = ("smoke",)
 HEAD = """# The raw logs

@@ -11,61 +11,47 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
-from . import metrics
 
 FILE = Path(__file__).parent / "claims.yaml"
 PAPER_RANK = 32  # the paper's base rank (system.md 3), of which a claim's rank is told
 # system.md 6, at d = 2048 and r = 32; the tests count the same on the model
 PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_072}
 
-# {statistic: (arms that it reads beside the claim's own, at which depths, ranks and rates)}; all
-# but `against`, which `claims.measured` computes, are methods of `metrics.Statistics`
-STATISTICS: dict[str, tuple[tuple[str, ...], str]] = {
-    "loss": ((), ""),
-    "reduction": (("cut",), ""),
-    "recovery": (("cut", "full"), ""),
-    "against": ((), ""),
-    "against_cut": (("cut",), ""),
-    "against_cut_by_depth": (("cut",), "every depth"),
-    "heldout_against_cut_by_depth": (("cut",), "every depth, held-out text"),
-    "advantage": (("static", "controller"), ""),
-    "advantage_by_depth": (("static", "controller"), "every depth"),
-    "advantage_by_rank": (("static", "controller"), "every rank"),
-    "lead_at_1_over_other_depths": (("static", "controller"), "every depth"),
-    "against_depth_1": ((), "every depth"),
-    "gain_from_depth_to_depth": ((), "every depth"),
-    "without_gate_minus_with": (("controller_nogate", "controller"), "every depth of the first"),
-    "spread": ((), "every depth; every other rank and rate"),
-}
-# an arm against itself at other depths
-OVER_DEPTHS = ("against_depth_1", "gain_from_depth_to_depth", "spread")
+READS = {"reduction": ("cut",), "recovery": ("cut", "full")}  # beside the claim's own arms
+CHANGES = ("rise from depth 1", "fall from depth 1", "fall from depth to depth")
+PLACES = {"": "", "depth": "every depth", "own depth": "every depth of the first", "rank": "every rank"}
+QUOTED = "must be a number in quotes, digits as in the source"
+
+
+def reduction(cut: float, arm: float) -> float:
+    """Loss reduction in percent, (L17 - Lc) / L17."""
+    return 100 * (cut - arm) / cut
+
+
+def recovery(cut: float, arm: float, full: float) -> float:
+    """Gap recovery in percent, (L17 - Lc) / (L17 - L36)."""
+    return 100 * (cut - arm) / (cut - full)
+
 
 RECOMPUTE = {
     "difference": lambda a, b: a - b,
-    "reduction": metrics.reduction,
-    "recovery": metrics.recovery,
+    "reduction": reduction,
+    "recovery": recovery,
     "spread": lambda ends: max(ends) - min(ends),
     "parameters": lambda: sum(PAPER_PARAMETERS.values()) / 1e6,
 }
 
 
-QUOTED = "must be a number in quotes, digits as in the source"
-
-
-def _is_typed(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d+)?", value) is not None
-
-
-def _number(value: object) -> object:
-    if not _is_typed(value):
-        raise ValueError(QUOTED)
+def _number_or_ends(value: object) -> object:
+    ends = value if isinstance(value, list) and len(value) == 2 else [value]
+    if value is not None and not all(isinstance(end, str) and re.fullmatch(r"[+-]?\d+(\.\d+)?", end) for end in ends):
+        raise ValueError(f"{QUOTED}, or a list of two")
     return value
 
 
-def _number_or_ends(value: object) -> object:
-    ends = value if isinstance(value, list) and len(value) == 2 else [value]
-    if value is not None and not all(map(_is_typed, ends)):
-        raise ValueError(f"{QUOTED}, or a list of two")
+def _number(value: object) -> object:
+    if not isinstance(_number_or_ends(value), str):
+        raise ValueError(QUOTED)
     return value
 
 
@@ -80,30 +66,40 @@ class _Strict(BaseModel):
 class Recompute(_Strict):
     """The claim's quantity from the reported numbers of other claims."""
 
-    function: Literal["difference", "reduction", "recovery", "spread", "parameters"]
+    function: Literal[tuple(RECOMPUTE)]
     of: list[str]
 
 
 class Measure(_Strict):
-    """What measures a claim: a statistic and its arguments. An arm need not exist yet."""
+    """What measures a claim, as the arguments of `comparisons.Comparisons`. An arm need not exist yet."""
 
-    statistic: Literal[tuple(STATISTICS)]
-    arm: str | None = None
-    baseline: str | None = None  # of `against`: the arm whose loss is subtracted
+    arm: str
+    minus: str | None = None  # the arm whose loss is subtracted
+    statistic: Literal["loss", "reduction", "recovery", "spread", *CHANGES] = "loss"
+    by: Literal[tuple(PLACES)] = ""
     depth: Annotated[int, Field(gt=0)] | None = None
     rank: Annotated[int, Field(gt=0)] | None = None  # the paper's, where the base rank is 32
+    column: Literal["loss", "heldout"] = "loss"  # as the protocol reports it, or on held-out text
 
     @property
     def arms(self) -> tuple[str, ...]:
         """Every arm that is read, the claim's own first."""
-        own = [arm for arm in (self.arm, self.baseline) if arm]
-        return tuple(dict.fromkeys([*own, *STATISTICS[self.statistic][0]]))
+        own = (self.arm, self.minus) if self.minus else (self.arm,)
+        return (*own, *READS.get(self.statistic, ()))
 
     @property
     def of_depths(self) -> bool:
         """Whether this is one arm's loss at a depth, or how that changes over depths."""
-        return self.statistic in OVER_DEPTHS or (self.statistic == "loss"
-                                                 and self.depth is not None)
+        changes = self.statistic in (*CHANGES, "spread") or self.statistic == "loss" and self.depth is not None
+        return changes and not self.minus
+
+    @property
+    def places(self) -> str:
+        """At which depths, ranks and rates it is read, where these are several."""
+        if self.statistic == "spread":
+            return "every depth; every other rank and rate"
+        where = PLACES["depth" if self.statistic in CHANGES else self.by]
+        return where + (", held-out text" if self.column == "heldout" else "")
 
 
 class Claim(_Strict):
@@ -145,8 +141,7 @@ class Claim(_Strict):
         """What is reported, digits as typed: a number with its unit, words, or `as stated`."""
         if not self.typed:
             return self.words or "as stated"
-        more = [*([self.words] if self.words else []), *(f"{name}: {number}" for name,
-                                                         number in self.also.items())]
+        more = [*([self.words] if self.words else []), *(f"{name}: {number}" for name, number in self.also.items())]
         return f"{' to '.join(self.typed)} {self.unit}" + (f" ({', '.join(more)})" if more else "")
 
     @property
@@ -154,7 +149,7 @@ class Claim(_Strict):
         return " ".join(self.source) + (" (secondary)" if self.secondary else "")
 
 
-def load(file: Path = FILE) -> list[Claim]:
+def read_claims(file: Path = FILE) -> list[Claim]:
     """Every claim of a ledger. Raises InputError, naming file, claim, field and value."""
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -203,9 +198,10 @@ def _contradictions(claim: Claim):
     if claim.rule != "count" and (measure is None) == (claim.unmeasured is None):
         mend = "a claim has either this or 'unmeasured', which says why not"
         yield "measure", measure and measure.statistic, mend
-    if measure and (measure.statistic == "against") != (measure.baseline is not None):
-        mend = "the statistic 'against' needs one, no other has one"
-        yield "measure.baseline", measure.baseline, mend
+    if measure and measure.minus and measure.statistic not in ("loss", *CHANGES):
+        yield "measure.minus", measure.minus, f"the statistic '{measure.statistic}' has none"
+    if measure and measure.by and (measure.depth or measure.statistic != "loss"):
+        yield "measure.by", measure.by, "only a loss without a depth is read at several places"
 
 
 def reported(claims: list[Claim]) -> dict[str, float | list[float] | None]:

@@ -10,17 +10,13 @@ import numpy as np
 import pandas as pd
 
 from ..experiment.arms import ARMS
-from ..experiment.profile import load_profile
 from ..log import Run
-from . import ledger
-from .metrics import Results, splits
+from .results import Results, splits
 
 LEVELS = {"unigram": "unigram", "bigram": "bigram", "bare": "bare", "cut": "cut", "full": "full",
           "double norm": "refine_base"}
 STARTS = {"norms at 1": "untrained", "norms at the stream's size": "untrained_matched",
           "without norms": "untrained_nonorm"}
-REPORTED = {"L17": "the cut model on training text", "h17": "the cut model on passages",
-            "gate.before": "the intact model before the refiner", "L36": "the full model"}
 
 
 def _run(results: Results, arm: str) -> Run | None:
@@ -86,71 +82,3 @@ def stream_table(results: Results) -> pd.DataFrame:
     run = _run(results, "refine_base")
     found = {name: [] if run is None else run.last("model", f"{name}_rms") for name in ("layer", "sink")}
     return pd.DataFrame({"layer": range(len(found["layer"])), "tokens": found["layer"], "first token": found["sink"]})
-
-
-# ------------------------------------------------------------------------------------------------------- in words
-
-def found(results: Results) -> list[str]:
-    """What the tables say, a sentence each; nothing of what wasn't run."""
-    table = levels_table(results).set_index(["split", "target"]).loc["heldout"]
-    told = [_targets(table), _reported(table)]
-    if not math.isnan(table.loc["t+1", "double norm"]):
-        told.append(_double(table))
-    if len(damage := damage_table(results)) > 1:
-        told.append(_damage(damage))
-    if untrained_table(results)["norms at 1"].notna().any():
-        told.append(_untrained(untrained_table(results)))
-    if len(stream := stream_table(results)):
-        told.append(_stream(stream, results))
-    return [f"`corrected`: {sentence}" for sentence in told]
-
-
-def _targets(table: pd.DataFrame) -> str:
-    one, two = table.loc["t+1"], table.loc["t+2"]
-    words = {name: f"{one[name]:.2f} and {two[name]:.2f}" for name in ("full", "cut")}
-    told = (f"on held-out text, on t+1 and t+2, the full model has {words['full']} nats per token, the cut one "
-            f"{words['cut']}, a uniform guess {one['uniform']:.2f} on either")
-    if math.isnan(two["unigram"]):
-        return f"{told}."
-    side = "worse" if two["full"] > two["unigram"] else "better"
-    return f"{told}, a unigram {two['unigram']:.2f}: on t+2 the full model is {side} than word frequencies."
-
-
-def _reported(table: pd.DataFrame) -> str:
-    """Losses of two vocabularies side by side: as shares of a uniform guess's."""
-    claims = ledger.load()
-    values = {claim.id: claim.numbers[0] for claim in claims if claim.id in REPORTED}
-    values |= {f"{claim.id}.{name}": float(text) for claim in claims for name, text in claim.also.items()
-               if f"{claim.id}.{name}" in REPORTED}
-    words = load_profile("paper").base.model["vocab_size"]
-    shares = "; ".join(f"{what} {values[name]:g}, {values[name] / math.log(words):.0%}"
-                       for name, what in REPORTED.items())
-    share = table.div(table["uniform"], axis="index")
-    here = "; ".join(f"{arm} {share.loc['t+1', arm]:.0%} on t+1, {share.loc['t+2', arm]:.0%} on t+2"
-                     for arm in ("full", "cut"))
-    return f"as shares of a uniform guess's loss, measured: {here}; reported (of ln {words:,}): {shares}."
-
-
-def _double(table: pd.DataFrame) -> str:
-    one, two = (table.loc[target, "double norm"] - table.loc[target, "full"] for target in ("t+1", "t+2"))
-    return (f"norming the intact model's last state twice, as the released evaluation does, changes its loss by "
-            f"{one:+.2f} on t+1 and {two:+.2f} on t+2.")
-
-
-def _damage(table: pd.DataFrame) -> str:
-    ends = [f"{row['kept']} {row['heldout - full']:.2f}" for _, row in table.iterrows()]
-    return "the cut costs, by the layers kept (held-out, cut - full): " + ", ".join(ends) + "."
-
-
-def _untrained(table: pd.DataFrame) -> str:
-    first, last = table.iloc[0], table.iloc[-1]
-    words = [f"{name} {first[name]:.2f} and {last[name]:.2f}" for name in STARTS if not math.isnan(first[name])]
-    return (f"before any update the loop has, at depths {first['depth']:g} and {last['depth']:g}: {'; '.join(words)}; "
-            f"the cut model has {first['cut']:.2f} on the same blocks.")
-
-
-def _stream(table: pd.DataFrame, results: Results) -> str:
-    enters = table.iloc[results.profile.split.prelude]
-    return (f"the stream that enters the loop, after layer {enters['layer']:g}, has a root mean square of "
-            f"{enters['tokens']:.2f} per channel, its first token {enters['first token']:.1f}; a step norm begins "
-            "at 1.")

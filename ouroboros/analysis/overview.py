@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import claims, metrics
-from .comparison import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict
-from .intervals import BySeed, minus
-from .metrics import Results, Statistics
+from . import claims
+from .comparisons import Comparisons
+from .results import Results, shown_depth
+from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict
 
 
 class Question(NamedTuple):
@@ -55,7 +55,7 @@ OTHERWISE = "Nothing is decided yet; the table says what is known."
 def page(*several: Results) -> str:
     """The first screen, for the first profile, with the others beside it."""
     first = several[0]
-    name, depth = first.profile.name, metrics.told_depth(first)
+    name, depth = first.profile.name, shown_depth(first)
     made = sum(run.id in first.runs for run in first.profile.runs())
     return "\n".join([
         f"**Does it work?** {opening(first)} (`{name}`, protocol `corrected`, depth {depth}, held-out text.)", "",
@@ -71,11 +71,11 @@ def page(*several: Results) -> str:
 
 def opening(results: Results) -> str:
     """In one or two sentences, whether the method works."""
-    statistics, depth = Statistics(results, "corrected"), metrics.told_depth(results)
-    found = tuple(_direction(interval(_difference(statistics, question, depth))) for question in QUESTIONS[:2])
-    shares = {arm: interval(statistics.recovery(name, depth)[""]).mean
-              for arm, name in (("loop", "controller"), ("lora", "lora"))}
-    return OPENING.get(found, OTHERWISE).format(**{arm: f"{share:.0f} %" for arm, share in shares.items()})
+    found, depth = Comparisons(results, "corrected"), shown_depth(results)
+    judged = tuple(_direction(interval(found.difference(question.arm, question.other, depth=depth)))
+                   for question in QUESTIONS[:2])
+    loop, lora = (f"{interval(found.recovery(arm, depth)).mean:.0f} %" for arm in ("controller", "lora"))
+    return OPENING.get(judged, OTHERWISE).format(loop=loop, lora=lora)
 
 
 def questions(*several: Results) -> pd.DataFrame:
@@ -84,7 +84,7 @@ def questions(*several: Results) -> pd.DataFrame:
     for question in QUESTIONS:
         cells = {}
         for results in several:
-            depth = metrics.told_depth(results)
+            depth = shown_depth(results)
             cells[f"`{results.profile.name}`, depth {depth}"] = answer(results, question, depth)
         if any(cells.values()):
             link = f"[{question.notebook[:2]}](results/{several[0].profile.name}/notebooks/{question.notebook}.ipynb)"
@@ -97,12 +97,13 @@ def answer(results: Results, question: Question, depth: int) -> str:
     where the plan has no such arm."""
     if not {question.arm, question.other} <= set(results.profile.arms):
         return ""
-    statistics = Statistics(results, "corrected")
-    gap = interval(statistics.gap()).mean
-    found = family({at: _difference(statistics, question, at) for at in (depth, *results.profile.depths)})
-    said = {at: _said(question, part, gap) for at, part in found.items()}
-    others = [f"at depth {at}: {said[at]}" for at, part in found.items()
-              if part.n and part.mean * found[depth].mean < 0 or part.judged and _word(said[at]) != _word(said[depth])]
+    found = Comparisons(results, "corrected")
+    gap = interval(found.difference("cut", "full")).mean
+    parts = family({at: found.difference(question.arm, question.other, depth=at)
+                    for at in (depth, *results.profile.depths)})
+    said = {at: _said(question, part, gap) for at, part in parts.items()}
+    others = [f"at depth {at}: {said[at]}" for at, part in parts.items()
+              if part.n and part.mean * parts[depth].mean < 0 or part.judged and _word(said[at]) != _word(said[depth])]
     return "; ".join([said[depth], *others])
 
 
@@ -123,11 +124,6 @@ def _word(said: str) -> str:
     return said.partition(":")[0]
 
 
-def _difference(statistics: Statistics, question: Question, depth: int) -> BySeed:
-    """The arm's loss minus the other's."""
-    return minus(*(statistics.loss(arm, depth)[""] for arm in (question.arm, question.other)))
-
-
 def _direction(found: Interval) -> str:
     """`BETTER`, `WORSE` or `UNDECIDED`, whatever the size."""
     judged = verdict(found)
@@ -136,7 +132,8 @@ def _direction(found: Interval) -> str:
 
 def why_released(results: Results) -> str:
     """Why the authors' protocol gives other numbers, with the losses that it would score."""
-    losses = Statistics(results, "corrected").after_next().values()
+    found = Comparisons(results, "corrected")
+    losses = [[run.last("heldout", "loss_t+2") for run in found.runs_of(arm)] for arm in ("full", "cut")]
     if not all(losses):
         return ""
     full, cut = (sum(values) / len(values) for values in losses)

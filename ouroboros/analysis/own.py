@@ -6,8 +6,9 @@ from ..experiment.arms import ARMS
 from ..experiment.own import BASELINES
 from ..experiment.profile import Profile
 from ..log import read_runs
-from .comparison import family, interval, verdicts
-from .metrics import Results, Statistics
+from .comparisons import Comparisons
+from .results import Results
+from .statistics import family, interval, verdicts
 
 NOT_SAID = "not in the log"
 
@@ -19,12 +20,12 @@ def page(profile: Profile, arm: str, root) -> str:
     baselines are corrected for being three.
     """
     results = Results(profile, read_runs(profile.folder(root)))
-    statistics, depth = Statistics(results, "corrected"), profile.plan[-1].depths[0]
-    rows = pd.DataFrame([_row(statistics, name, depth) for name in ("full", "cut", *BASELINES, arm)]).fillna("")
-    against = family({ARMS[name].label: statistics.behind(name, arm, depth) for name in BASELINES})
+    found, depth = Comparisons(results, "corrected"), profile.plan[-1].depths[0]
+    rows = pd.DataFrame([_row(found, name, depth) for name in ("full", "cut", *BASELINES, arm)]).fillna("")
+    against = family(found.pairs({ARMS[name].label: (arm, name) for name in BASELINES}, depth))
     verdict = verdicts(against)
-    differences = pd.DataFrame([{"baseline": name, f"{ARMS[arm].label} minus it": str(found), "verdict": verdict[name]}
-                                for name, found in against.items()])
+    differences = pd.DataFrame([{"baseline": name, f"{ARMS[arm].label} minus it": str(minus_it),
+                                 "verdict": verdict[name]} for name, minus_it in against.items()])
     made, planned = len(results.runs), len(profile.runs())
     return (f"# {ARMS[arm].label}, beside the paper's arms\n\n"
             f"Profile `{profile.base_of}`, depth {depth}, {profile.training.updates} updates, protocol `corrected`; "
@@ -33,16 +34,16 @@ def page(profile: Profile, arm: str, root) -> str:
             f"{differences.to_markdown(index=False)}\n\n{rows.to_markdown(index=False)}\n")
 
 
-def _row(statistics: Statistics, arm: str, depth: int) -> dict[str, str]:
+def _row(found: Comparisons, arm: str, depth: int) -> dict[str, str]:
     """An arm's row: what it trains, what it costs, its loss, loss minus the cut model's, gap recovery."""
-    runs = statistics.runs_of(arm, depth)
-    row = {"arm": ARMS[arm].label, "trained parameters": f"{runs[0].manifest['trainable']:,}" if runs else ""}
-    flops = (runs[0].manifest.get("flops") if runs else None) or {}
+    manifest = next((run.manifest for run in found.runs_of(arm, depth)), None)
+    row = {"arm": ARMS[arm].label, "trained parameters": f"{manifest['trainable']:,}" if manifest else ""}
+    flops = (manifest or {}).get("flops") or {}
     for kind in ("forward", "training"):
         counted = flops.get(kind)
         row[f"MFLOPs a token, {kind}"] = f"{counted / 1e6:.2f}" if counted else NOT_SAID if ARMS[arm].trained else ""
-    row["loss"] = str(interval(statistics.loss(arm, depth)[""]))
+    row["loss"] = str(interval(found.loss(arm, depth)))
     if arm not in ("full", "cut"):
-        row["minus the cut model's"] = str(interval(statistics.against_cut(arm, depth)[""]))
-        row["gap recovery (%)"] = str(interval(statistics.recovery(arm, depth)[""]))
+        row["minus the cut model's"] = str(interval(found.difference(arm, "cut", depth=depth)))
+        row["gap recovery (%)"] = str(interval(found.recovery(arm, depth)))
     return row

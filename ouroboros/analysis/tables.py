@@ -1,7 +1,8 @@
-"""The tables: statistics with their intervals as frames, one function a table. Never imports torch."""
+"""The tables: what was measured with its intervals as frames, one function a table. Never imports torch."""
 
 import itertools
 import math
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,44 @@ from ..experiment.profile import Profile, load_profile
 from ..experiment.protocol import travel
 from ..experiment.rates import dev_loss, planned
 from ..log import Run, Series
-from .arithmetic import PEAK, UPDATES, released_rate
-from .comparison import budget_words, family, interval, verdict, verdicts
-from .intervals import Interval, block_bootstrap, holm, minus, t_interval
-from .ledger import load, reported
-from .metrics import Results, Statistics, per_results
+from .comparisons import LOOPS, Comparisons
+from .ledger import read_claims, reported
+from .reported import PEAK, UPDATES, released_rate
+from .results import Results, per_results
+from .statistics import (
+    NOTHING,
+    BySeed,
+    Interval,
+    block_bootstrap,
+    budget_words,
+    family,
+    holm,
+    interval,
+    t_interval,
+    verdict,
+    verdicts,
+)
 
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
 CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
+BUDGETED = (("controller", "cut"), ("static", "cut"), ("none_nonorm", "cut"), ("lora", "cut"), ("static", "controller"),
+            ("none_nonorm", "controller"), ("lora", "controller"))
+
+
+def columns(name: str, found: Interval) -> dict:
+    """An interval as fields of a table's row."""
+    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}
+
+
+def interval_of(row: Mapping | None, name: str) -> Interval:
+    """The interval in a table's row, as `columns` put it there; without p and margin."""
+    if row is None:
+        return NOTHING
+    return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_n"]))
+
+
+def _by_protocol(results: Results) -> list[tuple[str, Comparisons]]:
+    return [(protocol, Comparisons(results, protocol)) for protocol in results.profile.protocols]
 
 
 def _base_cells(results: Results) -> pd.DataFrame:
@@ -31,6 +62,8 @@ def _base_cells(results: Results) -> pd.DataFrame:
     return cells[(cells["rank"].fillna(results.profile.rank) == results.profile.rank) & (cells["level"] == "")
                  & (cells["updates"] == results.profile.training.updates)]
 
+
+# ----------------------------------------------------------------------------------------------------- every arm
 
 @per_results
 def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -42,116 +75,109 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
     groups = cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
     for (protocol, arm, depth), group in groups:
         depth = None if pd.isna(depth) else int(depth)
-        statistics = Statistics(results, protocol)
+        found = Comparisons(results, protocol)
         row = {"protocol": protocol, "arm": arm, "depth": depth, "n": int((group["status"] == "finished").sum()),
                "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
-        row |= columns("loss", interval(statistics.loss(arm, depth)[""]))
-        row |= columns("heldout", interval(statistics.loss(arm, depth, column="heldout")[""]))
+        row |= columns("loss", interval(found.loss(arm, depth)))
+        row |= columns("heldout", interval(found.loss(arm, depth, column="heldout")))
         if ARMS[arm].fit != "none":
-            row |= columns("from best", interval(statistics.recovery_from_best(arm, depth)[""]))
-            row |= columns("reduction", interval(statistics.reduction(arm, depth)[""]))
-            row |= columns("recovery", interval(statistics.recovery(arm, depth)[""]))
+            row |= columns("from best", interval(found.recovery_from_best(arm, depth)))
+            row |= columns("reduction", interval(found.reduction(arm, depth)))
+            row |= columns("recovery", interval(found.recovery(arm, depth)))
         if ARMS[arm].trained:
             slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
             row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
         if ARMS[arm].step_norm:
-            row |= {"norms": statistics.norms_reached(arm, depth),
-                    "norms converged": statistics.norms_converged(arm, depth)}
+            row |= {"norms": found.norms_reached(arm, depth), "norms converged": found.norms_converged(arm, depth)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 
-def scale_table(results: Results) -> pd.DataFrame:
-    """What a smaller scale doesn't keep, paper beside profile: the cut's damage, text, budget, rates, travel."""
-    own, paper = results.profile, load_profile("paper")
-    told = reported(load())
-    statistics = Statistics(results, "corrected")
-    gap, runs = interval(statistics.gap("heldout")), statistics.runs_of("controller")[:1]
-    rate = runs[0].manifest["rate"] if runs else math.nan
-    elementwise = runs[0].manifest.get("elementwise_rate", rate) if runs else math.nan
-    stream = runs[0].last("model", "stream_rms", ["not logged"])[0] if runs else math.nan
-    theirs = sum(released_rate(update) for update in range(UPDATES))
-
-    def text(profile: Profile) -> str:
-        return f"{profile.corpus.kind} of {', '.join(profile.corpus.packages)}"
-
-    rows = [("cut - full (nats)", f"{told['L17'] - told['L36']:.3f} (reported, on the training text)", gap),
-            ("vocabulary", paper.base.model["vocab_size"], own.base.model["vocab_size"]),
-            ("layers held", f"{Cost.of(paper, 'cut').layers} of {Shape.of(paper).layers}",
-             f"{Cost.of(own, 'cut').layers} of {Shape.of(own).layers}"),
-            ("text", text(paper), text(own)),
-            ("updates", UPDATES, own.training.updates),
-            ("tokens an update", paper.training.tokens_per_update, own.training.tokens_per_update),
-            ("tokens", UPDATES * paper.training.tokens_per_update,
-             own.training.updates * own.training.tokens_per_update),
-            ("rate of matrices", PEAK, rate),
-            ("rate of norms and tables", PEAK, elementwise),
-            ("travel of a matrix entry", theirs, travel(rate, own.training.updates, "cosine")),
-            ("travel of a norm weight", theirs, travel(elementwise, own.training.updates, "cosine")),
-            ("stream that the first norm reads (RMS)", "not reported", stream)]
-    return pd.DataFrame([{"quantity": name, "paper": _short(one), own.name: _short(other)}
-                         for name, one, other in rows])
+def instead_table(results: Results) -> pd.DataFrame:
+    """What one would do instead, beside the loop at each depth, `corrected`: trained parameters, FLOPs of a token
+    forward and of a whole run, loss minus the cut model's in nats per token and in percent of the gap."""
+    found, profile, rows = Comparisons(results, "corrected"), results.profile, []
+    loops = [(arm, depth) for arm in LOOPS[::-1] for depth in profile.depths]
+    for arm, depth in [("full", None), *((arm, None) for arm in profile.instead), *loops]:
+        counted = cost.Cost.of(profile, arm)
+        recovered = interval(found.recovery(arm, depth))
+        rows.append({
+            "arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
+            "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
+            "training (TFLOP a run)": update_flops(RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12,
+            **columns("arm - cut", interval(found.difference(arm, "cut", depth=depth))),
+            "gap recovery (%)": recovered.mean, "low (%)": recovered.low, "high (%)": recovered.high,
+            "norms converged": found.norms_converged(arm, depth)})
+    return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 
-def _short(value) -> str:
-    if isinstance(value, float):
-        return "not run" if math.isnan(value) else f"{value:.3g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+# --------------------------------------------------------------------------------------------------- differences
 
-
-BUDGETED = (("controller", "cut"), ("static", "cut"), ("none_nonorm", "cut"), ("lora", "cut"), ("static", "controller"),
-            ("none_nonorm", "controller"), ("lora", "controller"))
+def difference_table(results: Results, measure: Callable[..., Mapping[str, BySeed]], *args, gap: str | None = "loss",
+                     **kwargs) -> pd.DataFrame:
+    """What a method of `Comparisons` gives for some arguments under each protocol: mean, low, high and n in nats per
+    token and in percent of the gap between cut and full in column `gap` of the cells (None: not); p-values after Holm
+    over the parts; what that says of the first arm of the difference (`statistics.verdict`); and how many of the runs
+    behind all parts of a protocol diverged, so have no loss."""
+    rows = []
+    for protocol, found in _by_protocol(results):
+        parts = measure(found, *args, **kwargs)
+        intervals = family(parts)
+        adjusted, words = holm({part: each.p for part, each in intervals.items()}), verdicts(intervals)
+        for part, values in parts.items():
+            row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
+            row |= {"p (Holm)": adjusted[part], "the first is": words[part], "diverged": len(found.diverged)}
+            if gap:
+                share = interval(found.share(values, gap))
+                row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
+            rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def budget_table(results: Results) -> pd.DataFrame:
     """Differences over the budgets of a ladder, `corrected`, at the depth where they are planned: whether each is
-    settled (`comparison.settled`) or told up to a number of tokens only."""
+    settled (`statistics.settled`) or known up to a number of tokens only."""
     profile, rows = results.profile, []
     depths = {depth for entry in profile.plan if entry.updates and entry.purpose == "matrix" for depth in entry.depths}
     for depth, (first, second) in itertools.product(sorted(depths), BUDGETED):
-        parts = {}
-        for updates in profile.budgets:
-            statistics = Statistics(results, "corrected", updates=updates)
-            part = minus(*(statistics.loss(arm, depth)[""] for arm in (first, second)))
-            if part:
-                parts[updates * profile.training.tokens_per_update] = part
-        ladder = family(parts)
+        parts = {updates * profile.training.tokens_per_update:
+                 Comparisons(results, "corrected", updates=updates).difference(first, second, depth=depth)
+                 for updates in profile.budgets}
+        ladder = family({tokens: part for tokens, part in parts.items() if part})
         for tokens, found in ladder.items():
             rows.append({"difference": f"{first} - {second}", "depth": depth, "tokens": tokens}
                         | columns("nats", found) | {"the first is": verdict(found), "told": budget_words(ladder)})
     return pd.DataFrame(rows, columns=None if rows else ["difference", "depth", "tokens", "told"])
 
 
-def difference_table(results: Results, statistic: str, gap: str | None = "loss", **arguments) -> pd.DataFrame:
-    """A statistic's parts under each protocol: mean, low, high and n in nats per token and in percent of the gap
-    between cut and full in column `gap` of the cells (None: not); p-values after Holm over the parts; what that says of
-    the first arm of the difference (`comparison.verdict`); and how many of the runs behind all parts of a protocol
-    diverged, so have no loss."""
-    rows = []
-    for protocol in results.profile.protocols:
-        statistics = Statistics(results, protocol)
-        parts = getattr(statistics, statistic)(**arguments)
-        intervals = family(parts)
-        adjusted, words = holm({part: found.p for part, found in intervals.items()}), verdicts(intervals)
-        for part, values in parts.items():
-            row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
-            row |= {"p (Holm)": adjusted[part], "the first is": words[part], "diverged": len(statistics.diverged)}
-            if gap:
-                share = interval(statistics.share(values, gap))
-                row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
-            rows.append(row)
+def one_run_table(results: Results) -> pd.DataFrame:
+    """How sure one run is of itself, `corrected`, base depth, first seed: arm minus cut on the held-out blocks, its
+    interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
+    found, seed, rows = Comparisons(results, "corrected"), results.profile.seeds[0], []
+    for arm in LOOPS:
+        runs = [run for name in (arm, "cut") for run in found.runs_of(name) if run.manifest["seed"] == seed]
+        if len(runs) < 2:
+            continue
+        one, cut = (np.array(run.last("heldout", "block_losses_t+1")) for run in runs)
+        within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
+        over = interval(found.difference(arm, "cut", column="heldout"))
+        rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
+                     "over blocks, low": within.low, "over blocks, high": within.high,
+                     "mean over seeds": over.mean, "over seeds, low": over.low, "over seeds, high": over.high,
+                     "seeds": over.n})
     return pd.DataFrame(rows)
 
+
+# ---------------------------------------------------------------------------------------------- inside the loop
 
 def steps_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and recurrence step of the runs at one depth, at the end: gate opening, norm of the state,
     its relative change; means over seeds, with intervals."""
     rows = []
-    for protocol in results.profile.protocols:
-        statistics = Statistics(results, protocol)
-        for arm in ("controller", "static", "none"):
-            seen = {name: list(statistics.logged(arm, depth, f"steps/{name}").values())
+    for protocol, found in _by_protocol(results):
+        for arm in LOOPS:
+            seen = {name: list(found.logged(arm, depth, f"steps/{name}").values())
                     for name in ("gate_open", "state_norm", "change")}
             for step in range(max(map(len, seen["change"]), default=0)):
                 row = {"protocol": protocol, "arm": arm, "step": step + 1}
@@ -165,67 +191,68 @@ def gate_table(results: Results, depth: int) -> pd.DataFrame:
     """How far the Controller's gate opens at each recurrence step, over training, at one depth: means over tokens and
     seeds, by protocol, update and step."""
     rows = []
-    for protocol in results.profile.protocols:
-        for run in Statistics(results, protocol).runs_of("controller", depth):
+    for protocol, found in _by_protocol(results):
+        for run in found.runs_of("controller", depth):
             opened = run.series.get(("heldout", "curve/steps/gate_open"), Series([], []))
             for update, values in zip(*opened, strict=True):
                 rows += [{"protocol": protocol, "update": update, "step": step, "gate_open": value}
                          for step, value in enumerate(values, 1)]
-    columns = ["protocol", "update", "step"]
-    frame = pd.DataFrame(rows, columns=[*columns, "gate_open"])
-    return frame.groupby(columns, sort=False)["gate_open"].agg(gate_open="mean", n="count").reset_index()
+    return _means(pd.DataFrame(rows, columns=["protocol", "update", "step", "gate_open"]))
 
 
 def modulation_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and projection at one depth: root mean square of m, of its standard deviation over tokens
     and of the mean vector's over steps, and the norm of the update relative to W; means over steps and seeds."""
     rows = []
-    for protocol in results.profile.protocols:
-        statistics = Statistics(results, protocol)
-        for arm in ("controller", "static"):
-            for projection in PROJECTIONS:
-                row = {"protocol": protocol, "arm": arm, "projection": projection}
-                for name in ("size", "over_inputs", "over_steps", "update"):
-                    values = statistics.logged(arm, depth, f"modulation/{name}/{projection}").values()
-                    row |= columns(name, t_interval(map(np.mean, values)))
-                rows.append(row)
+    for protocol, found in _by_protocol(results):
+        for arm, projection in itertools.product(LOOPS[:2], PROJECTIONS):
+            row = {"protocol": protocol, "arm": arm, "projection": projection}
+            for name in ("size", "over_inputs", "over_steps", "update"):
+                values = found.logged(arm, depth, f"modulation/{name}/{projection}").values()
+                row |= columns(name, t_interval(map(np.mean, values)))
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
-def instead_table(results: Results) -> pd.DataFrame:
-    """What one would do instead, beside the loop at each depth, `corrected`: trained parameters, FLOPs of a token
-    forward and of a whole run, loss minus the cut model's in nats per token and in percent of the gap."""
-    statistics, profile, rows = Statistics(results, "corrected"), results.profile, []
-    loops = [(arm, depth) for arm in ("none", "static", "controller") for depth in profile.depths]
-    for arm, depth in [("full", None), *((arm, None) for arm in profile.instead), *loops]:
-        counted, by_seed = cost.Cost.of(profile, arm), statistics.against_cut(arm, depth)[""]
-        row = {"arm": arm, "depth": depth, "trained parameters": sum(counted.trainable().values()),
-               "forward (MFLOP a token)": counted.forward(depth or 1, profile.training.block) / 1e6,
-               "training (TFLOP a run)": update_flops(
-                   RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12}
-        share = interval(statistics.share(by_seed.negative()))
-        rows.append(row | columns("arm - cut", interval(by_seed)) | {
-            "gap recovery (%)": share.mean, "low (%)": share.low, "high (%)": share.high,
-            "norms converged": statistics.norms_converged(arm, depth)})
-    return pd.DataFrame(rows).astype({"depth": "Int64"})
+# ------------------------------------------------------------------------------------------------------ training
+
+def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
+    """update and value of one metric over a run, always on the same few blocks."""
+    updates, values = run.series.get((split, f"curve/{metric}"), Series([], []))
+    return pd.DataFrame({"update": updates, "value": np.array(values, dtype=float)})
 
 
-def one_run_table(results: Results) -> pd.DataFrame:
-    """How sure one run is of itself, `corrected`, base depth, first seed: arm minus cut on the held-out blocks, its
-    interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
-    statistics, seed, rows = Statistics(results, "corrected"), results.profile.seeds[0], []
-    for arm in ("controller", "static", "none"):
-        runs = [run for name in (arm, "cut") for run in statistics.runs_of(name) if run.manifest["seed"] == seed]
-        if len(runs) < 2:
-            continue
-        one, cut = (np.array(run.last("heldout", "block_losses_t+1")) for run in runs)
-        within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
-        over = interval(statistics.split_against_cut(arm, results.profile.depth)["heldout"])
-        rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
-                     "over blocks, low": within.low, "over blocks, high": within.high,
-                     "mean over seeds": over.mean, "over seeds, low": over.low, "over seeds, high": over.high,
-                     "seeds": over.n})
-    return pd.DataFrame(rows)
+def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
+    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole
+    column), arm, update, value, n."""
+    parts, cells = [pd.DataFrame(columns=["protocol", "arm", "update", "value"])], _base_cells(results)
+    cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)
+                  & cells["protocol"].isin(results.profile.protocols)]
+    for row in cells[cells["status"] == "finished"].itertuples():
+        if ARMS[row.arm].trained:
+            results.note([row.run])
+            part = curve(results.runs[row.run], "heldout", "loss_t+1")
+            parts.append(part.assign(protocol=row.protocol, arm=row.arm))
+    return _means(pd.concat(parts[1:] or parts)[list(parts[0])])
+
+
+def _means(rows: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds of a frame's last column, and how many, by the others."""
+    *keys, value = rows
+    return rows.groupby(keys, sort=False)[value].agg(**{value: "mean", "n": "count"}).reset_index()
+
+
+def last_slope(run: Run) -> float:
+    """Change of the held-out next-token loss over the last fifth of the updates, nats per token.
+
+    Taken on held-out blocks, always the same ones: the training loss, on new blocks at each update, is too noisy.
+    """
+    losses = curve(run, "heldout", "loss_t+1")
+    losses = losses[losses["update"] >= losses["update"].max() * (1 - LAST_SHARE)]
+    if len(losses) < 2:
+        return math.nan
+    slope = np.polyfit(losses["update"], losses["value"], 1)[0]
+    return float(slope * (losses["update"].max() - losses["update"].min()))
 
 
 def search_table(results: Results) -> pd.DataFrame:
@@ -253,59 +280,55 @@ def search_table(results: Results) -> pd.DataFrame:
     return frame[[*first, *measured, *last]].replace(math.inf, math.nan).astype({"depth": "Int64"})
 
 
-def columns(name: str, found: Interval) -> dict:
-    """An interval as fields of a table's row."""
-    return {name: found.mean, f"{name}_low": found.low, f"{name}_high": found.high, f"{name}_n": found.n}
-
-
-def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
-    """update and value of one metric over a run, always on the same few blocks."""
-    updates, values = run.series.get((split, f"curve/{metric}"), Series([], []))
-    return pd.DataFrame({"update": updates, "value": np.array(values, dtype=float)})
-
-
-def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
-    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole
-    column), arm, update, value, n."""
-    parts, cells = [], _base_cells(results)
-    cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)
-                  & cells["protocol"].isin(results.profile.protocols)]
-    for row in cells[cells["status"] == "finished"].itertuples():
-        if ARMS[row.arm].trained:
-            results.note([row.run])
-            part = curve(results.runs[row.run], "heldout", "loss_t+1")
-            parts.append(part.assign(protocol=row.protocol, arm=row.arm))
-    keys = ["protocol", "arm", "update"]
-    if not parts:
-        return pd.DataFrame(columns=[*keys, "value", "n"])
-    return pd.concat(parts).groupby(keys, sort=False)["value"].agg(value="mean", n="count").reset_index()
-
-
-def last_slope(run: Run) -> float:
-    """Change of the held-out next-token loss over the last fifth of the updates, nats per token.
-
-    Taken on held-out blocks, always the same ones: the training loss, on new blocks at each update, is too noisy.
-    """
-    losses = curve(run, "heldout", "loss_t+1")
-    losses = losses[losses["update"] >= losses["update"].max() * (1 - LAST_SHARE)]
-    if len(losses) < 2:
-        return math.nan
-    slope = np.polyfit(losses["update"], losses["value"], 1)[0]
-    return float(slope * (losses["update"].max() - losses["update"].min()))
-
+# -------------------------------------------------------------------------------------------- the base, the scale
 
 def base_table(run: Run | None) -> pd.DataFrame:
     """The base on held-out documents: itself, cut, a trigram model, and the differences; block bootstrap intervals."""
     if run is None:
         return pd.DataFrame(columns=["quantity", "documents", "loss", "loss_low", "loss_high"])
     sizes = run.last("heldout", "document_tokens")
-    losses = {name: np.array(run.last("heldout", f"document_losses_{name}"))
-              for name in ("full", "cut", "3gram")}
-    quantities = {"full base": losses["full"], "cut base": losses["cut"], "trigram": losses["3gram"],
-                  "cut - full": losses["cut"] - losses["full"], "trigram - full": losses["3gram"] - losses["full"]}
+    full, cut, trigram = (np.array(run.last("heldout", f"document_losses_{name}")) for name in ("full", "cut", "3gram"))
     rows = []
-    for name, sums in quantities.items():
-        interval = block_bootstrap(sums, sizes, np.random.default_rng(0))
-        rows.append({"quantity": name, "documents": interval.n} | {
-            "loss": interval.mean, "loss_low": interval.low, "loss_high": interval.high})
+    for name, sums in {"full base": full, "cut base": cut, "trigram": trigram, "cut - full": cut - full,
+                       "trigram - full": trigram - full}.items():
+        found = block_bootstrap(sums, sizes, np.random.default_rng(0))
+        rows.append({"quantity": name, "documents": found.n, "loss": found.mean, "loss_low": found.low,
+                     "loss_high": found.high})
     return pd.DataFrame(rows)
+
+
+def scale_table(results: Results) -> pd.DataFrame:
+    """What a smaller scale doesn't keep, paper beside profile: the cut's damage, text, budget, rates, travel."""
+    own, paper = results.profile, load_profile("paper")
+    theirs, found = reported(read_claims()), Comparisons(results, "corrected")
+    gap, runs = interval(found.difference("cut", "full", column="heldout")), found.runs_of("controller")[:1]
+    rate = runs[0].manifest["rate"] if runs else math.nan
+    elementwise = runs[0].manifest.get("elementwise_rate", rate) if runs else math.nan
+    stream = runs[0].last("model", "stream_rms", ["not logged"])[0] if runs else math.nan
+    their_travel = sum(released_rate(update) for update in range(UPDATES))
+
+    def text(profile: Profile) -> str:
+        return f"{profile.corpus.kind} of {', '.join(profile.corpus.packages)}"
+
+    rows = [("cut - full (nats)", f"{theirs['L17'] - theirs['L36']:.3f} (reported, on the training text)", gap),
+            ("vocabulary", paper.base.model["vocab_size"], own.base.model["vocab_size"]),
+            ("layers held", *(f"{Cost.of(profile, 'cut').layers} of {Shape.of(profile).layers}"
+                              for profile in (paper, own))),
+            ("text", text(paper), text(own)),
+            ("updates", UPDATES, own.training.updates),
+            ("tokens an update", paper.training.tokens_per_update, own.training.tokens_per_update),
+            ("tokens", UPDATES * paper.training.tokens_per_update,
+             own.training.updates * own.training.tokens_per_update),
+            ("rate of matrices", PEAK, rate),
+            ("rate of norms and tables", PEAK, elementwise),
+            ("travel of a matrix entry", their_travel, travel(rate, own.training.updates, "cosine")),
+            ("travel of a norm weight", their_travel, travel(elementwise, own.training.updates, "cosine")),
+            ("stream that the first norm reads (RMS)", "not reported", stream)]
+    return pd.DataFrame([{"quantity": name, "paper": _short(one), own.name: _short(other)}
+                         for name, one, other in rows])
+
+
+def _short(value) -> str:
+    if isinstance(value, float):
+        return "not run" if math.isnan(value) else f"{value:.3g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

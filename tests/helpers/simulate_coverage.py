@@ -1,4 +1,4 @@
-"""How often the intervals of `ouroboros.comparison` cover the truth, by simulation.
+"""How often the intervals of `ouroboros.analysis.statistics` cover the truth, by simulation.
 
     python tests/helpers/simulate_coverage.py [simulations]
 
@@ -10,8 +10,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ouroboros.analysis.comparison import compare, document_clusters, pool_seed_variance, ratio, verdict
-from ouroboros.analysis.intervals import t_interval
+from ouroboros.analysis.statistics import (
+    block_interval,
+    block_ratio,
+    document_clusters,
+    pool_seed_variance,
+    t_interval,
+    verdict,
+)
 
 # what seeds, documents and their interaction each add to the standard error of the mean
 SHARES = {
@@ -91,7 +97,7 @@ def coverage(name: str, shares, seeds: int, simulations: int, generator) -> np.n
     """In percent: the 95 % interval, the 90 % interval, Student t over seeds alone."""
     hits = np.zeros(3)
     for d, clusters in drawn(name, shares, seeds, simulations, generator):
-        found, alone = compare(d, clusters), t_interval(d.mean(axis=1))
+        found, alone = block_interval(d, clusters), t_interval(d.mean(axis=1))
         hits += [found.low <= 0 <= found.high, found.low90 <= 0 <= found.high90,
                  alone.low <= 0 <= alone.high]
     return 100 * hits / simulations
@@ -104,7 +110,7 @@ def pooled_coverage(name: str, shares, seeds: int, simulations: int, generator) 
     for d, clusters in drawn(name, shares, seeds + 6, simulations, generator):
         # `draw` scales to the standard error of all seeds; only the ratio of the parts matters
         pool = pool_seed_variance([d[seeds:seeds + 3], d[seeds + 3:]])
-        found = compare(d[:seeds], clusters, pool)
+        found = block_interval(d[:seeds], clusters, pool)
         hits += found.low <= 0 <= found.high
     return 100 * hits / simulations
 
@@ -118,7 +124,7 @@ def ratio_coverage(name: str, shares, seeds: int, gap: float, simulations: int, 
     for d, clusters in drawn(name, shares, seeds, simulations, generator):
         blocks = draw(separate(d.shape[1]), (0, 1, 0), 1, generator)  # the same for every seed
         bottom = gap + np.repeat(blocks, seeds, axis=0)
-        found = ratio(0.5 * bottom + d, bottom, clusters)
+        found = block_ratio(0.5 * bottom + d, bottom, clusters)
         if not found.reason:
             defined += 1
             hits += found.low <= 50 <= found.high
@@ -129,7 +135,7 @@ def equivalence_error(name: str, shares, seeds: int, simulations: int, generator
     """How often a difference as large as the margin is called smaller than it, in percent."""
     margin, wrong = 4 * np.sqrt(np.sum(np.square(shares))), 0
     for d, clusters in drawn(name, shares, seeds, simulations, generator):
-        word = verdict(compare(d + margin, clusters), margin)
+        word = verdict(block_interval(d + margin, clusters), margin)
         wrong += word == "equivalent" or word.endswith("within the margin")
     return 100 * wrong / simulations
 
@@ -166,14 +172,14 @@ def print_tables(simulations: int) -> None:
     for name, make in (("64 documents", separate(64)), ("18 uneven", uneven())):
         hits = 0
         for _ in range(simulations):
-            found = compare(draw(make, (0, 1, 0), 3, generator, "skewed"), make.clusters)
+            found = block_interval(draw(make, (0, 1, 0), 3, generator, "skewed"), make.clusters)
             hits += found.low <= 0 <= found.high
         print(f"skewed, blocks alone, {name}: {100 * hits / simulations:.1f}")
     for label, clusters in (("every block by itself", lambda labels: np.arange(len(labels))),
                             ("document_clusters", lambda labels: labels)):
         hits = 0
         for d, labels in drawn("64 packed", (0, 1, 0), 3, simulations, generator):
-            found = compare(d, clusters(labels))
+            found = block_interval(d, clusters(labels))
             hits += found.low <= 0 <= found.high
         print(f"clusters, documents alone, {label}: {100 * hits / simulations:.1f}", flush=True)
 
