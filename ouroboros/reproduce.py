@@ -91,8 +91,8 @@ def _kept_results(profile: str, root: Path, out: str) -> Results:
 
 # -------------------------------------------------------------------------------------------------------- deriving
 
-def execute(notebook: Path, target: Path, parameters: dict, environment: dict[str, str],
-            kernel: bool = False) -> None:
+def execute_notebook(notebook: Path, target: Path, parameters: dict, environment: dict[str, str],
+                     kernel: bool = False) -> None:
     """Run a notebook with papermill into `target`, without timestamps, durations or paths: in this process, or in a
     `kernel` of its own.
 
@@ -147,7 +147,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
     notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
     with ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
-        running = [pool.submit(execute, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
+        running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
         write_atomic(folder / "claims.md", claims.markdown(results))
@@ -350,7 +350,8 @@ def _take_over(profile: str, root: Path, out: Path) -> int:
 def tour(profile: str, root: Path) -> None:
     """Execute the notebook that converts, trains, generates and saves."""
     target = root / "results" / profile / "notebooks" / TOUR
-    execute(root / "notebooks" / TOUR, target, {"profile": profile}, {"OUROBOROS_ROOT": str(root)}, kernel=True)
+    execute_notebook(root / "notebooks" / TOUR, target, {"profile": profile}, {"OUROBOROS_ROOT": str(root)},
+                     kernel=True)
 
 
 def verify(profiles: list[str], root: Path) -> list[str]:

@@ -178,7 +178,7 @@ def notebook(folder: Path, *sources: str) -> Path:
 def test_an_unknown_parameter_stops_the_run(tmp_path):
     target = tmp_path / "out.ipynb"
     with pytest.raises(InputError, match="one.ipynb: parameter 'profil' is unknown; it has profile"):
-        reproduce.execute(notebook(tmp_path, 'profile = "tiny"'), target, {"profil": "smoke"}, {})
+        reproduce.execute_notebook(notebook(tmp_path, 'profile = "tiny"'), target, {"profil": "smoke"}, {})
     assert not target.exists()
 
 
@@ -186,8 +186,18 @@ def test_a_failing_cell_is_told_in_a_line(tmp_path):
     book = notebook(tmp_path, 'profile = "tiny"', "raise ValueError(profile)")
     before = dict(os.environ)
     with pytest.raises(InputError, match="one.ipynb: a cell failed with ValueError: smoke"):
-        reproduce.execute(book, tmp_path / "out.ipynb", {"profile": "smoke"}, {"OUROBOROS_ROOT": str(tmp_path)})
+        reproduce.execute_notebook(book, tmp_path / "out.ipynb", {"profile": "smoke"},
+                                   {"OUROBOROS_ROOT": str(tmp_path)})
     assert os.environ == before and "OUROBOROS_ROOT" not in before
+
+
+def test_the_notebooks_of_one_derivation_share_what_was_read(reproduced, tmp_path, monkeypatch):
+    monkeypatch.setenv("OUROBOROS_ROOT", str(reproduced[0]))
+    monkeypatch.setenv("OUROBOROS_OUT", str(tmp_path))
+    first, again = (reproduce.open_profile("tiny-first")[0] for _ in range(2))
+    assert first is again
+    monkeypatch.delenv("OUROBOROS_OUT")
+    assert reproduce.open_profile("tiny-first")[0] is not first  # a user's kernel sees new runs
 
 
 def test_home_is_found_from_any_folder(tmp_path, monkeypatch):

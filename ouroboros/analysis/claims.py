@@ -15,7 +15,7 @@ from ..experiment.arms import ARMS
 from ..experiment.plan import Cell
 from ..experiment.rates import search_of
 from .comparisons import Comparisons
-from .ledger import CHANGES, PAPER_RANK, Claim, Measure, read_claims, recomputed, reported
+from .ledger import CHANGES, PAPER_RANK, Claim, Measure, numbers, read_claims, recomputed
 from .results import Results
 from .statistics import ALPHA, FEWEST, MARGIN, MARGIN_SHARE, BySeed, Interval, Ratio, family, holm, interval, margin
 
@@ -329,8 +329,8 @@ def _margin(claim: Claim) -> str:
 
 def sheet_markdown() -> str:
     """The whole of docs/claims.md."""
-    claims = reported(read_claims())
-    gap = claims["L17"] - claims["L36"]
+    told = numbers(read_claims())
+    gap = float(told["L17"] - told["L36"])
     return f"""# What the paper claims, and how each claim is judged
 
 Made from `ouroboros/analysis/claims.yaml` by `claims.sheet_markdown()`, before and without any run; verdicts

@@ -44,7 +44,7 @@ class Comparisons:
 
     # ---------------------------------------------------------------------------------------------- losses
 
-    def rows(self, arm: str, depth: int | None = None, rank: int | None = None, level: str = "") -> list:
+    def _rows(self, arm: str, depth: int | None = None, rank: int | None = None, level: str = "") -> list:
         """The declared rows of an arm under this protocol, a seed each, at a depth (the base depth), rank (the base
         rank) and level of the rate; these mean nothing to an arm without a loop."""
         profile = self.results.profile
@@ -60,7 +60,7 @@ class Comparisons:
     def loss(self, arm: str, depth: int | None = None, rank: int | None = None, level: str = "",
              column: str = "loss") -> BySeed:
         """An arm's loss: as the protocol reports it, or in next-token loss on one of the `splits`."""
-        rows = self.rows(arm, depth, rank, level)
+        rows = self._rows(arm, depth, rank, level)
         self.diverged |= {row.run for row in rows if row.status == "diverged"}
         endless = {row.seed: math.inf for row in rows if self.endless and row.status == "diverged"}
         losses = {row.seed: getattr(row, column) for row in rows} | endless
@@ -91,13 +91,13 @@ class Comparisons:
 
     def runs_of(self, arm: str, depth: int | None = None) -> list[Run]:
         """The finished runs of an arm at a depth (the base depth), a seed each, in the order of the matrix."""
-        return [self.results.runs[row.run] for row in self.rows(arm, depth) if row.status == "finished"]
+        return [self.results.runs[row.run] for row in self._rows(arm, depth) if row.status == "finished"]
 
     def logged(self, arm: str, depth: int | None, metric: str) -> BySeed:
         """The last value, a number or a list, that each seed's run logged of a metric on held-out text; a run whose
         log's format is of before that metric isn't in it."""
         found = self.loss(arm, depth)  # only finished runs have a loss
-        runs = {row.seed: row.run for row in self.rows(arm, depth)}
+        runs = {row.seed: row.run for row in self._rows(arm, depth)}
         values = {seed: self.results.runs[runs[seed]].last("heldout", metric, math.nan) for seed in found}
         return BySeed({seed: value for seed, value in values.items() if np.isfinite(value).all()})
 

@@ -35,14 +35,12 @@ from .statistics import FEWEST, Interval, family, interval
 from .tables import interval_of
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
-COLOURS = {"full": "#000000", "cut": "#7f7f7f", "controller": "#0072B2", "static": "#D55E00", "none": "#009E73",
-           "controller_nogate": "#CC79A7", "controller_nogate_nonorm": "#E69F00", "lora": "#CC79A7",
-           "linear": "#E69F00", "affine": "#56B4E9", "refine": "#F0E442",
-           "bare": "#7f7f7f", "unigram": "#7f7f7f", "bigram": "#7f7f7f",  # what nothing was trained for
-           "released": "#000000", "corrected": "#56B4E9"}  # a switch's settings, where no arm is told apart
-MARKERS = {"full": "*", "cut": "x", "controller": "o", "static": "s", "none": "^", "controller_nogate": "v",
-           "controller_nogate_nonorm": "D", "lora": "P", "linear": "X", "affine": "p", "refine": "d",
-           "bare": "+", "unigram": "1", "bigram": "2", "released": "D", "corrected": "h"}
+LOOKS = {  # colour and marker
+    "full": ("#000000", "*"), "cut": ("#7f7f7f", "x"), "controller": ("#0072B2", "o"), "static": ("#D55E00", "s"),
+    "none": ("#009E73", "^"), "controller_nogate": ("#CC79A7", "v"), "controller_nogate_nonorm": ("#E69F00", "D"),
+    "lora": ("#CC79A7", "P"), "linear": ("#E69F00", "X"), "affine": ("#56B4E9", "p"), "refine": ("#F0E442", "d"),
+    "bare": ("#7f7f7f", "+"), "unigram": ("#7f7f7f", "1"), "bigram": ("#7f7f7f", "2"),  # nothing was trained for these
+    "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # a switch's settings, where no arm is told apart
 STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
@@ -115,8 +113,7 @@ def _plotted(figure) -> list[dict]:
 
 def _style(arm: str) -> dict:
     """Colour and marker of an arm: its own, or those of the arm that it is a variant of."""
-    known = arm if arm in COLOURS else arm.split("_")[0]
-    return {"color": COLOURS[known], "marker": MARKERS[known]}
+    return dict(zip(("color", "marker"), LOOKS.get(arm) or LOOKS[arm.split("_")[0]], strict=True))
 
 
 def _name(found: Comparisons, arm: str, depth: int | None = None, name: str | None = None) -> str:
@@ -261,7 +258,7 @@ def cost(profiles: list[Profile]):
     for axis, profile in zip(axes[0], profiles, strict=True):
         table = counted.table(profile)
         loop = table[table["arm"] == "controller"]
-        axis.axhline(100, color=COLOURS["full"], linestyle=":", label="full")
+        axis.axhline(100, color=LOOKS["full"][0], linestyle=":", label="full")
         for (name, column), arm in zip((("FLOPs, forward", "% of full's forward"), ("key/value cache",
                                        "% of full's cache"), ("weights held", "% of full's weights")), LOOPS,
                                        strict=True):
@@ -277,14 +274,14 @@ def cost(profiles: list[Profile]):
 @_shows_runs
 def losses_by_depth(results: Results, arms: tuple[str, ...]):
     """Loss against depth for some arms, between the full and the cut model, and what a unigram reaches."""
-    levels = {"full": ":", "cut": "--", "unigram": "-."}
-    table = tables.arm_table(results, (*levels, *arms), results.profile.protocols)
+    beside = {"full": ":", "cut": "--", "unigram": "-."}
+    table = tables.arm_table(results, (*beside, *arms), results.profile.protocols)
 
     def draw(axis, found: Comparisons) -> None:
         part = table[table["protocol"] == found.protocol]
-        for arm, dashes in levels.items():
+        for arm, dashes in beside.items():
             for loss in part[part["arm"] == arm]["loss"].dropna():
-                axis.axhline(loss, color=COLOURS[arm], linestyle=dashes, label=arm)
+                axis.axhline(loss, color=LOOKS[arm][0], linestyle=dashes, label=arm)
         for arm in arms:
             rows = part[part["arm"] == arm]
             known = {"one run": rows["shared"].all(), "norms not converged": rows["norms converged"].eq(False).any()}
@@ -453,9 +450,9 @@ def instead(results: Results):
     figure.set_size_inches(7.0, 3.6)
     for axis, column, what in zip(axes, ("trained parameters", "forward (MFLOP a token)"), ("parameters", "FLOPs"),
                                   strict=True):
-        axis.axhline(0, color=COLOURS["cut"], linestyle="--")
+        axis.axhline(0, color=LOOKS["cut"][0], linestyle="--")
         for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
-            hollow = {"markerfacecolor": "none"} if arm not in COLOURS else {}
+            hollow = {"markerfacecolor": "none"} if arm not in LOOKS else {}
             short = " (norms not converged)" if rows["norms converged"].eq(False).any() else ""
             _points(axis, ((row[column], interval_of(row, "arm - cut")) for row in rows.to_dict("records")), arm,
                     f"{arm}{short}", linestyle="none", **hollow)

@@ -4,6 +4,7 @@ Never imports torch. Nothing measured stands here; `claims.py` judges each claim
 """
 
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -204,10 +205,15 @@ def _contradictions(claim: Claim):
         yield "measure.by", measure.by, "only a loss without a depth is read at several places"
 
 
-def reported(claims: list[Claim]) -> dict[str, float | list[float] | None]:
-    """{id: what is reported}: a number, a range as a list of two, None for words."""
-    values = {claim.id: claim.numbers for claim in claims}
-    return {name: found[0] if len(found) == 1 else found or None for name, found in values.items()}
+def numbers(claims: list[Claim]) -> dict[str, Decimal]:
+    """{name: a reported number}, which keeps its digits: a claim's id, `Lc.low` and `Lc.high` of a range,
+    `gate.before` of another number of its row."""
+    found: dict[str, Decimal] = {}
+    for claim in claims:
+        names = [claim.id] if len(claim.typed) == 1 else [f"{claim.id}.low", f"{claim.id}.high"]
+        found |= {name: Decimal(text) for name, text in zip(names, claim.typed, strict=False)}
+        found |= {f"{claim.id}.{name}": Decimal(text) for name, text in claim.also.items()}
+    return found
 
 
 def recomputed(claim: Claim, claims: list[Claim]) -> float | None:

@@ -14,7 +14,7 @@ import pandas as pd
 from ..experiment.cost import Cost, Shape
 from ..experiment.profile import load_profile
 from ..experiment.protocol import DRAWN_DEPTHS
-from .ledger import Claim, read_claims
+from .ledger import Claim, numbers, read_claims
 
 PEAK, MICRO_STEPS, ACCUMULATION, BATCH, BLOCK = 3e-4, 300_000, 16, 2, 2048  # system.md 7
 WARM_UP = 124  # updates, of the released code (protocol.md `schedule`)
@@ -52,17 +52,6 @@ def released_rate(update: int, updates: int = UPDATES) -> float:
         return PEAK * (update + 1) / WARM_UP
     share = (update - WARM_UP) / (HORIZON * updates - WARM_UP)
     return PEAK * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def numbers(claims: list[Claim]) -> Numbers:
-    """{name: a reported number}, which keeps its digits: a claim's id, `Lc.low` and `Lc.high` of a range,
-    `gate.before` of another number of its row."""
-    found: Numbers = {}
-    for claim in claims:
-        names = [claim.id] if len(claim.typed) == 1 else [f"{claim.id}.low", f"{claim.id}.high"]
-        found |= {name: Decimal(text) for name, text in zip(names, claim.typed, strict=False)}
-        found |= {f"{claim.id}.{name}": Decimal(text) for name, text in claim.also.items()}
-    return found
 
 
 # --------------------------------------------------------------------------------- reported numbers

@@ -17,7 +17,7 @@ from ..experiment.protocol import travel
 from ..experiment.rates import dev_loss, planned
 from ..log import Run, Series
 from .comparisons import LOOPS, Comparisons
-from .ledger import read_claims, reported
+from .ledger import numbers, read_claims
 from .reported import PEAK, UPDATES, released_rate
 from .results import Results, per_results
 from .statistics import (
@@ -300,7 +300,7 @@ def base_table(run: Run | None) -> pd.DataFrame:
 def scale_table(results: Results) -> pd.DataFrame:
     """What a smaller scale doesn't keep, paper beside profile: the cut's damage, text, budget, rates, travel."""
     own, paper = results.profile, load_profile("paper")
-    theirs, found = reported(read_claims()), Comparisons(results, "corrected")
+    theirs, found = numbers(read_claims()), Comparisons(results, "corrected")
     gap, runs = interval(found.difference("cut", "full", column="heldout")), found.runs_of("controller")[:1]
     rate = runs[0].manifest["rate"] if runs else math.nan
     elementwise = runs[0].manifest.get("elementwise_rate", rate) if runs else math.nan

@@ -13,8 +13,7 @@ from ..experiment.protocol import COLUMNS, SWITCHES, switches
 from . import audit, levels, reported
 from .claims import in_no_mean
 from .comparisons import BLIND, Comparisons
-from .ledger import Claim, read_claims
-from .ledger import reported as reported_values
+from .ledger import Claim, numbers, read_claims
 from .reported import BLOCK, MICRO_STEPS, PEAK, UPDATES
 from .results import Results
 from .statistics import ALPHA, NOT_JUDGED, Interval, family, holm, interval, verdicts
@@ -109,7 +108,7 @@ def targets(results: Results) -> list[str]:
 
 def _shares(table: pd.DataFrame) -> str:
     """Losses of two vocabularies side by side: as shares of a uniform guess's."""
-    told = reported.numbers(read_claims())
+    told = numbers(read_claims())
     words = load_profile("paper").base.model["vocab_size"]
     shares = "; ".join(f"{what} {float(told[name]):g}, {float(told[name]) / math.log(words):.0%}"
                        for name, what in REPORTED_LOSSES.items())
@@ -287,7 +286,7 @@ def _row(table: pd.DataFrame, **fields) -> dict | None:
 
 def audit_target(results: Results) -> list[str]:
     """What the target explains: the size of the losses, and that held-out text did not improve."""
-    table, theirs, lines = audit.target_table(results), reported_values(read_claims()), []
+    table, theirs, lines = audit.target_table(results), numbers(read_claims()), []
     full, cut = (_row(table, arm=arm) for arm in ("full", "cut"))
     if full and cut:
         lines.append(f"The same weights, not trained here: on the next token the full model has "
