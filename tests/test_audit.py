@@ -91,9 +91,9 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     assert table["what we don't know"].str.len().gt(0).all() and set(text.UNKNOWN) >= set(table.index)
 
 
-@pytest.mark.parametrize("name", text.AUDIT)
+@pytest.mark.parametrize("name", text.SWITCH_SENTENCES)
 def test_a_finding_is_three_sentences_at_most_and_judges_no_one_seed(name, results):
-    lines = text.AUDIT[name](results)
+    lines = text.SWITCH_SENTENCES[name](results)
     assert 1 <= len(lines) <= 3 and all(line.endswith(".") and "nan" not in line for line in lines)
     if name == "pooling":
         assert lines[0].count("can't be judged from one seed") == 2  # flipped, in each column

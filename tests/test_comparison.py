@@ -258,7 +258,7 @@ def test_pooling_seed_variances():
     cells = [[[0, 2], [2, 2], [3, 3]], [[0, 0], [0, 0], [4, 4], [4, 4]], [[0, 9], [9, 0]]]
     assert pool_seed_variance(cells) == SeedVariance(18 / 5, 5)
     assert pool_seed_variance(cells[2:]) is None
-    with pytest.raises(InputError, match="isn't finite"):
+    with pytest.raises(InputError, match="block 0 is nan"):
         pool_seed_variance([[[math.nan, 1], [1, 1], [1, 1]]])
 
 

@@ -30,7 +30,7 @@ FIGURES = {
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
     "audit": lambda r: figures.audit(r, "static - Controller"),
-    **{f"audit {name}": getattr(figures, f"audit_{name}") for name in text.AUDIT},
+    **{f"audit {name}": getattr(figures, f"audit_{name}") for name in text.SWITCH_SENTENCES},
     "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
 }
 

@@ -250,3 +250,8 @@ class Comparisons:
         """Whether an arm's step norms ended near the size of the stream; None without them, or where no log says."""
         reached = self.norms_reached(arm, depth)
         return None if math.isnan(reached) else NORMS_CONVERGED[0] <= reached <= NORMS_CONVERGED[1]
+
+
+def by_protocol(results: Results) -> list[Comparisons]:
+    """Under each whole column that the plan has."""
+    return [Comparisons(results, protocol) for protocol in results.profile.protocols]

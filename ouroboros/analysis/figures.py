@@ -28,7 +28,7 @@ from ..experiment.protocol import COLUMNS, SWITCHES
 from ..log import Run, write_atomic
 from . import audit as audited
 from . import reported, tables
-from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons
+from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
 from .levels import LEVELS, levels_table
 from .results import Results, shown_depth
 from .statistics import FEWEST, Interval, family, interval
@@ -122,14 +122,13 @@ def _name(found: Comparisons, arm: str, depth: int | None = None, name: str | No
     return f"{name or arm} (norms not converged)" if short else name or arm
 
 
-def _per_protocol(results: Results, title: str, x: str, y: str, draw: Callable, ticks: Sequence = (),
-                  legend: bool = True):
+def _lines(results: Results, title: str, x: str, y: str, draw: Callable, ticks: Sequence = (), legend: bool = True):
     """A panel a protocol, each drawn by `draw(axis, comparisons)`."""
-    protocols = results.profile.protocols
-    figure, axes = plt.subplots(1, len(protocols), squeeze=False)
-    for axis, protocol in zip(axes[0], protocols, strict=True):
-        axis.set(title=f"{title} ({protocol})", xlabel=x, ylabel=y)
-        draw(axis, Comparisons(results, protocol))
+    several = by_protocol(results)
+    figure, axes = plt.subplots(1, len(several), squeeze=False)
+    for axis, found in zip(axes[0], several, strict=True):
+        axis.set(title=f"{title} ({found.protocol})", xlabel=x, ylabel=y)
+        draw(axis, found)
         if ticks:
             axis.set_xticks(ticks)
         if legend and axis.get_legend_handles_labels()[1]:
@@ -168,40 +167,40 @@ def _categories(axis, shown: list[tuple[str, str, Interval]]) -> None:
 
 
 class Panel(NamedTuple):
-    """A column of intervals in a table, side by side over its rows that were run.
+    """Intervals side by side, as `_categories` takes them (None: nothing is drawn); `switch`: a legend of its settings
+    is shown."""
 
-    `label` is a template of a row's fields. A mark's style is its arm's, or that of the setting of a `switch` that a
-    row's field of that name has; `setting` is that field where it has another name.
-    """
-
-    table: pd.DataFrame | None  # None: nothing is drawn
-    column: str
-    label: str
     title: str
-    x: str
+    shown: list[tuple[str, str, Interval]] | None
+    x: str = ""
     y: str = ""
     switch: str = ""
-    setting: str = ""
 
 
-def _panels(*panels: Panel, sharey: bool = False, height: float = 3.8):
-    figure, axes = plt.subplots(1, len(panels), sharey=sharey, squeeze=False)
+def _panels(panels: Sequence[Panel], sharey: bool = False, height: float = 3.2, below: bool = False):
+    """Panels beside, or below, each other."""
+    figure, axes = plt.subplots(*((len(panels), 1) if below else (1, len(panels))), sharey=sharey, squeeze=False)
     figure.set_size_inches(7.0, height)
-    for number, (axis, panel) in enumerate(zip(axes[0], panels, strict=True), 1):
-        if panel.table is not None:
-            rows = [(row, interval_of(row, panel.column)) for row in panel.table.to_dict("records")]
-            _categories(axis, [(panel.label.format(**row), _look(panel, row), found) for row, found in rows if found.n])
-            if panel.switch and panel.switch not in (later.switch for later in panels[number:]):
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        if panel.shown is not None:
+            _categories(axis, panel.shown)
+            if panel.switch:
                 _settings(axis, panel.switch)
         axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
     return figure
 
 
-def _look(panel: Panel, row: dict) -> str:
-    """The key of a mark's style; a setting has that of the column which has it."""
-    if not panel.switch:
-        return row["arm"]
-    return COLUMNS[SWITCHES[panel.switch].index(row[panel.setting or panel.switch])]
+def _rows(table: pd.DataFrame, column: str, label: str, switch: str = "", setting: str = "") -> list:
+    """The intervals in a column of a table's rows that were run. `label` is a template of a row's fields; a mark's
+    style is its arm's, or of a `switch` that of the setting in a row's field `setting`."""
+    rows = [(row, interval_of(row, column)) for row in table.to_dict("records")]
+    return [(label.format(**row), _setting(switch, row[setting]) if switch else row["arm"], found)
+            for row, found in rows if found.n]
+
+
+def _setting(switch: str, value: str) -> str:
+    """The style of a switch's setting: the column's that has it."""
+    return COLUMNS[SWITCHES[switch].index(value)]
 
 
 def _settings(axis, switch: str) -> None:
@@ -289,7 +288,7 @@ def losses_by_depth(results: Results, arms: tuple[str, ...]):
             _points(axis, ((row["depth"], interval_of(row, "loss")) for row in rows.to_dict("records")), arm,
                     f"{arm} ({notes})" if notes else arm)
 
-    return _per_protocol(results, "loss by depth", DEPTH, "loss (nats per token)", draw, results.profile.depths)
+    return _lines(results, "loss by depth", DEPTH, "loss (nats per token)", draw, results.profile.depths)
 
 
 @_shows_runs
@@ -299,7 +298,7 @@ def advantage(results: Results):
         axis.axhline(0, color="black", linewidth=0.8)
         _parts(axis, found.compare("static", "controller", by="depth"), "controller", "static - Controller")
 
-    return _per_protocol(results, "static - Controller", DEPTH, DIFFERENCE, draw, results.profile.depths, legend=False)
+    return _lines(results, "static - Controller", DEPTH, DIFFERENCE, draw, results.profile.depths, legend=False)
 
 
 @_shows_runs
@@ -312,7 +311,7 @@ def other_depths(results: Results):
         for arm in LOOPS:
             _parts(axis, found.at_other_depths(arm), arm, arm)
 
-    return _per_protocol(results, f"trained at depth {base}, scored at others", "depth when scored",
+    return _lines(results, f"trained at depth {base}, scored at others", "depth when scored",
                          "held-out loss, t+1 (nats per token)", draw, results.profile.probes.depths)
 
 
@@ -327,7 +326,7 @@ def interventions(results: Results):
             _parts(axis, {f"depth {d}": found.interventions(d)[kind] for d in depths}, arm, kind.replace("_", " "),
                    shift=0.3 * (number - 1))
 
-    return _per_protocol(results, "Controller shown something else", DEPTH, "rise of the loss (nats per token)", draw,
+    return _lines(results, "Controller shown something else", DEPTH, "rise of the loss (nats per token)", draw,
                          depths)
 
 
@@ -342,7 +341,7 @@ def steps(results: Results, depth: int):
                            if (row["protocol"], row["arm"]) == (found.protocol, arm)), arm, arm)
         axis.set_yscale("log")
 
-    return _per_protocol(results, f"change by step, depth {depth}", "recurrence step", "|new state - state| / |state|",
+    return _lines(results, f"change by step, depth {depth}", "recurrence step", "|new state - state| / |state|",
                          draw)
 
 
@@ -357,7 +356,7 @@ def training_curves(results: Results, arms: tuple[str, ...], depth: int):
             if not part.empty:
                 axis.plot(part["update"], part["value"], label=_name(found, arm, depth), **_style(arm))
 
-    return _per_protocol(results, f"training, depth {depth}", "update", "held-out loss, t+1 (nats per token)", draw)
+    return _lines(results, f"training, depth {depth}", "update", "held-out loss, t+1 (nats per token)", draw)
 
 
 @_shows_runs
@@ -371,7 +370,7 @@ def gate_opening(results: Results, depth: int):
             if len(rows):
                 axis.plot(rows["update"], rows["gate_open"], label=f"step {step}", markersize=4, **_style(arm))
 
-    return _per_protocol(results, f"gate of the Controller, depth {depth}", "update",
+    return _lines(results, f"gate of the Controller, depth {depth}", "update",
                          "opening (share of the new state)", draw)
 
 
@@ -384,13 +383,12 @@ def overview(results: Results):
     arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
             "static_nonorm", "controller_nonorm")
 
-    def draw(axis, found: Comparisons) -> None:
+    def shown(found: Comparisons) -> list:
         against = [(arm, interval(found.difference(arm, "cut", depth=depth))) for arm in arms]
-        _categories(axis, [(_name(found, arm, depth), arm, each) for arm, each in against if each.n])
+        return [(_name(found, arm, depth), arm, each) for arm, each in against if each.n]
 
-    figure = _per_protocol(results, f"arm - cut, loops at depth {depth}", "", DIFFERENCE, draw, legend=False)
-    figure.set_size_inches(7.0, 3.8)
-    return figure
+    return _panels([Panel(f"arm - cut, loops at depth {depth} ({found.protocol})", shown(found), y=DIFFERENCE)
+                    for found in by_protocol(results)], height=3.8)
 
 
 @_shows_runs
@@ -399,47 +397,40 @@ def gate(results: Results):
     planned = results.profile.depths_of
     shown = [(arm, depth) for depth in planned("controller_nogate")
              for arm in ("controller", "controller_nogate", "controller_nogate_nonorm") if depth in planned(arm)]
-
-    def draw(axis, found: Comparisons) -> None:
-        _categories(axis, [(f"{_name(found, arm, depth)}\nd{depth}", arm,
-                            interval(found.difference(arm, "cut", depth=depth))) for arm, depth in shown])
-
-    return _per_protocol(results, "arm - cut", "", DIFFERENCE, draw, legend=False)
+    return _panels([Panel(f"arm - cut ({found.protocol})", [
+        (f"{_name(found, arm, depth)}\nd{depth}", arm, interval(found.difference(arm, "cut", depth=depth)))
+        for arm, depth in shown], y=DIFFERENCE) for found in by_protocol(results)])
 
 
 @_shows_runs
 def configurations(results: Results):
     """Static minus Controller in each configuration; above 0 the Controller is ahead."""
-    def draw(axis, found: Comparisons) -> None:
-        leads = family(found.compare("static", "controller", by="configuration"))
-        _categories(axis, [(name, "controller", each) for name, each in leads.items()])
-
-    return _per_protocol(results, "static - Controller", "", DIFFERENCE, draw, legend=False)
+    leads = {found.protocol: family(found.compare("static", "controller", by="configuration"))
+             for found in by_protocol(results)}
+    return _panels([Panel(f"static - Controller ({protocol})", [(name, "controller", each) for name, each in
+                                                                found.items()], y=DIFFERENCE)
+                    for protocol, found in leads.items()])
 
 
 @_shows_runs
 def ladder(results: Results):
     """A loop with more and more parts minus the cut model, `corrected`, a panel a depth."""
     depths = results.profile.depths_of("controller_nogate") or (results.profile.depth,)
-    figure, axes = plt.subplots(1, len(depths), squeeze=False, sharey=True)
-    comparisons = Comparisons(results, "corrected")
-    for axis, depth in zip(axes[0], depths, strict=True):
-        _categories(axis, [(_name(comparisons, LADDER[name], depth, name), LADDER[name], found)
-                           for name, found in family(comparisons.ladder(depth)).items()])
-        axis.set(title=f"depth {depth} (corrected)")
-    axes[0][0].set_ylabel("arm - cut (nats per token)")
-    return figure
+    found = Comparisons(results, "corrected")
+    return _panels([Panel(f"depth {depth} (corrected)", [
+        (_name(found, LADDER[name], depth, name), LADDER[name], each)
+        for name, each in family(found.ladder(depth)).items()],
+        y="arm - cut (nats per token)" if depth == depths[0] else "") for depth in depths], sharey=True)
 
 
 @_shows_runs
 def coda(results: Results):
     """The loops of the base depth with the coda frozen, trained by LoRA and trained whole, minus the cut model."""
-    figure, axis = plt.subplots()
-    found = family(Comparisons(results, "corrected").coda(results.profile.depth))
-    _categories(axis, [(name.replace("_", "\n", 1), name.split("_")[0], each) for name, each in found.items()])
-    axis.set(title=f"coda frozen and trained, depth {results.profile.depth} (corrected)",
-             ylabel="arm - cut (nats per token)")
-    return figure
+    depth = results.profile.depth
+    found = family(Comparisons(results, "corrected").coda(depth))
+    return _panels([Panel(f"coda frozen and trained, depth {depth} (corrected)", [
+        (name.replace("_", "\n", 1), name.split("_")[0], each) for name, each in found.items()],
+        y="arm - cut (nats per token)")])
 
 
 @_shows_runs
@@ -469,54 +460,53 @@ def instead(results: Results):
 def audit(results: Results, quantity: str):
     """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
     table = audited.switch_table(results, quantity)
-    table = table[table["switch"] != "none"]
-    figure, axes = plt.subplots(len(COLUMNS), 1)
-    figure.set_size_inches(7.0, 7.0)
+    table = table[(table["switch"] != "none") & table["effect"].notna()]
     unit = "" if "%" in quantity else " (nats per token)"
-    for axis, column in zip(axes, COLUMNS, strict=True):
-        rows = table[(table["column"] == column) & table["effect"].notna()]
-        _categories(axis, [(f"{row.switch}\n{audited.place(row)}", "full" if row.switch == "all" else "controller",
-                            interval_of(row._asdict(), "effect")) for row in rows.itertuples()])
-        axis.set(title=f"released setting - corrected setting, all else as in ({column})", xlabel="switch, where",
-                 ylabel=f"effect on\n{quantity}{unit}")
-    return figure
+    return _panels([Panel(f"released setting - corrected setting, all else as in ({column})", [
+        (f"{row.switch}\n{audited.place(row)}", "full" if row.switch == "all" else "controller",
+         interval_of(row._asdict(), "effect")) for row in table[table["column"] == column].itertuples()],
+        "switch, where", f"effect on\n{quantity}{unit}") for column in COLUMNS], height=7.0, below=True)
 
 
 @_shows_runs
 def audit_target(results: Results):
     """Each arm minus the cut model on held-out text, a panel the target that is scored."""
-    table, y = audited.target_table(results, LOOPS), {"t+1": "arm - cut (nats per token)", "t+2": ""}
-    return _panels(*(Panel(table, f"{target}, arm - cut", "{arm}\n{protocol}", f"scored on {target}", "arm, protocol",
-                           label) for target, label in y.items()), sharey=True)
+    table = audited.target_table(results, LOOPS)
+    return _panels([Panel(f"scored on {target}", _rows(table, f"{target}, arm - cut", "{arm}\n{protocol}"),
+                          "arm, protocol", "arm - cut (nats per token)" if target == "t+1" else "")
+                    for target in ("t+1", "t+2")], sharey=True, height=3.8)
 
 
 @_shows_runs
 def audit_pooling(results: Results):
     """The leak, and Controller against static, by what the Controller pools."""
-    table, label, x = audited.leak_table(results, other=False), "{protocol}\nd{depth}", "protocol, depth"
-    return _panels(*(Panel(table, column, label, title, x, f"{column} (nats per token)", "pooling") for column, title
-                     in (("second half replaced", "rise of the loss on the first half"),
-                         ("static - Controller", "who is ahead"))))
+    table = audited.leak_table(results, other=False)
+    return _panels([Panel(title, _rows(table, column, "{protocol}\nd{depth}", "pooling", "pooling"), "protocol, depth",
+                          f"{column} (nats per token)", legend) for title, column, legend in (
+        ("rise of the loss on the first half", "second half replaced", ""),
+        ("who is ahead", "static - Controller", "pooling"))], height=3.8)
 
 
 @_shows_runs
 def audit_depth(results: Results):
     """What more steps take off the loss, and off the Controller's lead, by the rule for the depth."""
-    table, column = audited.depth_table(results), audited.over_depths(results)
-    arms, lead = (table[table["arm"].isin(LOOPS)], table[~table["arm"].isin(LOOPS)]) if len(table) else (None, None)
+    table, column, arms, lead = audited.depth_table(results), audited.over_depths(results), None, None
+    if len(table):
+        loops = table["arm"].isin(LOOPS)
+        arms = _rows(table[loops], column, "{arm}\n{protocol}")
+        lead = _rows(table[~loops], column, "{protocol}", "depth", "depth rule")
     y = f"{column} (nats per token)"
-    return _panels(
-        Panel(arms, column, "{arm}\n{protocol}", "loss: above 0 deeper is better", "arm, protocol", y),
-        Panel(lead, column, "{protocol}", "static - Controller: above 0 it shrinks", "protocol", y, "depth",
-              "depth rule"))
+    return _panels([Panel("loss: above 0 deeper is better", arms, "arm, protocol", y),
+                    Panel("static - Controller: above 0 it shrinks", lead, "protocol", y, "depth")], height=3.8)
 
 
 @_shows_runs
 def audit_reference(results: Results):
     """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
-    return _panels(Panel(audited.reference_table(results), "gap recovery (%)", "{protocol}\n{reference}",
-                         "gap recovery of the Controller", "protocol, texts of the full model", "gap recovery (%)",
-                         "reference"), height=3.2)
+    column = "gap recovery (%)"
+    rows = _rows(audited.reference_table(results), column, "{protocol}\n{reference}", "reference", "reference")
+    return _panels([Panel("gap recovery of the Controller", rows, "protocol, texts of the full model", column,
+                          "reference")])
 
 
 @_shows_runs
@@ -530,7 +520,7 @@ def audit_precision(results: Results):
         rows = table[table["arm"] == arm].pivot(index="tensor", columns="protocol", values="moved")
         for number, protocol in enumerate(name for name in kept.index if name in rows):
             places = np.arange(len(rows)) + 0.2 * (number - (len(kept) - 1) / 2)  # beside each other
-            style = _style(COLUMNS[SWITCHES["precision"].index(kept[protocol])])
+            style = _style(_setting("precision", kept[protocol]))
             half = {"fillstyle": "left"} if "+" in protocol else {}  # a column's own are whole
             axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **half)
         axis.set_xticks(range(len(rows)), rows.index, rotation=45, ha="right", fontsize=7)
@@ -545,11 +535,11 @@ def audit_precision(results: Results):
 def audit_rate(results: Results):
     """Controller against static at shared and own rates, and the largest entry of m beside what adds the residual."""
     table = audited.reach_table(results, results.profile.audit_depths[-1:])
-    figure = _panels(
-        Panel(audited.rate_table(results), "static - Controller", "{protocol}\nd{depth}", "who is ahead",
-              "protocol, depth", "static - Controller (nats per token)", "rate", "rates"),
-        Panel(table, "largest m", "{arm}\n{protocol}", "deepest loop; dashed: adds the residual", "arm, protocol",
-              "largest entry of m (no unit)"))
+    lead = _rows(audited.rate_table(results), "static - Controller", "{protocol}\nd{depth}", "rate", "rates")
+    figure = _panels([
+        Panel("who is ahead", lead, "protocol, depth", "static - Controller (nats per token)", "rate"),
+        Panel("deepest loop; dashed: adds the residual", _rows(table, "largest m", "{arm}\n{protocol}"),
+              "arm, protocol", "largest entry of m (no unit)")], height=3.8)
     if len(table):
         figure.axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")
     return figure

@@ -20,6 +20,8 @@ PAPER_PARAMETERS = {"Controller": 692_864, "gate": 8_390_656, "step norms": 131_
 
 READS = {"reduction": ("cut",), "recovery": ("cut", "full")}  # beside the claim's own arms
 CHANGES = ("rise from depth 1", "fall from depth 1", "fall from depth to depth")
+TAKES = {"loss": ("minus", "by", "depth", "rank", "column"), "reduction": ("depth", "rank"),
+         "recovery": ("depth", "rank"), "spread": (), **dict.fromkeys(CHANGES, ("minus",))}
 PLACES = {"": "", "depth": "every depth", "own depth": "every depth of the first", "rank": "every rank"}
 QUOTED = "must be a number in quotes, digits as in the source"
 
@@ -76,7 +78,7 @@ class Measure(_Strict):
 
     arm: str
     minus: str | None = None  # the arm whose loss is subtracted
-    statistic: Literal["loss", "reduction", "recovery", "spread", *CHANGES] = "loss"
+    statistic: Literal[tuple(TAKES)] = "loss"
     by: Literal[tuple(PLACES)] = ""
     depth: Annotated[int, Field(gt=0)] | None = None
     rank: Annotated[int, Field(gt=0)] | None = None  # the paper's, where the base rank is 32
@@ -199,10 +201,11 @@ def _contradictions(claim: Claim):
     if claim.rule != "count" and (measure is None) == (claim.unmeasured is None):
         mend = "a claim has either this or 'unmeasured', which says why not"
         yield "measure", measure and measure.statistic, mend
-    if measure and measure.minus and measure.statistic not in ("loss", *CHANGES):
-        yield "measure.minus", measure.minus, f"the statistic '{measure.statistic}' has none"
-    if measure and measure.by and (measure.depth or measure.statistic != "loss"):
-        yield "measure.by", measure.by, "only a loss without a depth is read at several places"
+    for field in sorted(measure.model_fields_set - {"arm", "statistic"}) if measure else ():
+        if field not in TAKES[measure.statistic]:
+            yield f"measure.{field}", getattr(measure, field), f"the statistic '{measure.statistic}' has none"
+    if measure and measure.by and measure.depth:
+        yield "measure.by", measure.by, "a measure has either this or a depth"
 
 
 def numbers(claims: list[Claim]) -> dict[str, Decimal]:

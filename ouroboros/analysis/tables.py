@@ -16,7 +16,7 @@ from ..experiment.profile import Profile, load_profile
 from ..experiment.protocol import travel
 from ..experiment.rates import dev_loss, planned
 from ..log import Run, Series
-from .comparisons import LOOPS, Comparisons
+from .comparisons import LOOPS, Comparisons, by_protocol
 from .ledger import numbers, read_claims
 from .reported import PEAK, UPDATES, released_rate
 from .results import Results, per_results
@@ -50,10 +50,6 @@ def interval_of(row: Mapping | None, name: str) -> Interval:
     if row is None:
         return NOTHING
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_n"]))
-
-
-def _by_protocol(results: Results) -> list[tuple[str, Comparisons]]:
-    return [(protocol, Comparisons(results, protocol)) for protocol in results.profile.protocols]
 
 
 def _base_cells(results: Results) -> pd.DataFrame:
@@ -121,12 +117,12 @@ def difference_table(results: Results, measure: Callable[..., Mapping[str, BySee
     over the parts; what that says of the first arm of the difference (`statistics.verdict`); and how many of the runs
     behind all parts of a protocol diverged, so have no loss."""
     rows = []
-    for protocol, found in _by_protocol(results):
+    for found in by_protocol(results):
         parts = measure(found, *args, **kwargs)
         intervals = family(parts)
         adjusted, words = holm({part: each.p for part, each in intervals.items()}), verdicts(intervals)
         for part, values in parts.items():
-            row = {"protocol": protocol, "part": part} | columns("difference", intervals[part])
+            row = {"protocol": found.protocol, "part": part} | columns("difference", intervals[part])
             row |= {"p (Holm)": adjusted[part], "the first is": words[part], "diverged": len(found.diverged)}
             if gap:
                 share = interval(found.share(values, gap))
@@ -175,12 +171,12 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and recurrence step of the runs at one depth, at the end: gate opening, norm of the state,
     its relative change; means over seeds, with intervals."""
     rows = []
-    for protocol, found in _by_protocol(results):
+    for found in by_protocol(results):
         for arm in LOOPS:
             seen = {name: list(found.logged(arm, depth, f"steps/{name}").values())
                     for name in ("gate_open", "state_norm", "change")}
             for step in range(max(map(len, seen["change"]), default=0)):
-                row = {"protocol": protocol, "arm": arm, "step": step + 1}
+                row = {"protocol": found.protocol, "arm": arm, "step": step + 1}
                 for name, by_seed in seen.items():  # a seed whose drawn depths never reached the step has no value
                     row |= columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
                 rows.append(row)
@@ -191,11 +187,11 @@ def gate_table(results: Results, depth: int) -> pd.DataFrame:
     """How far the Controller's gate opens at each recurrence step, over training, at one depth: means over tokens and
     seeds, by protocol, update and step."""
     rows = []
-    for protocol, found in _by_protocol(results):
+    for found in by_protocol(results):
         for run in found.runs_of("controller", depth):
             opened = run.series.get(("heldout", "curve/steps/gate_open"), Series([], []))
             for update, values in zip(*opened, strict=True):
-                rows += [{"protocol": protocol, "update": update, "step": step, "gate_open": value}
+                rows += [{"protocol": found.protocol, "update": update, "step": step, "gate_open": value}
                          for step, value in enumerate(values, 1)]
     return _means(pd.DataFrame(rows, columns=["protocol", "update", "step", "gate_open"]))
 
@@ -204,9 +200,9 @@ def modulation_table(results: Results, depth: int) -> pd.DataFrame:
     """Of each protocol, arm and projection at one depth: root mean square of m, of its standard deviation over tokens
     and of the mean vector's over steps, and the norm of the update relative to W; means over steps and seeds."""
     rows = []
-    for protocol, found in _by_protocol(results):
+    for found in by_protocol(results):
         for arm, projection in itertools.product(LOOPS[:2], PROJECTIONS):
-            row = {"protocol": protocol, "arm": arm, "projection": projection}
+            row = {"protocol": found.protocol, "arm": arm, "projection": projection}
             for name in ("size", "over_inputs", "over_steps", "update"):
                 values = found.logged(arm, depth, f"modulation/{name}/{projection}").values()
                 row |= columns(name, t_interval(map(np.mean, values)))

@@ -419,8 +419,8 @@ def audit_diverged(results: Results) -> str:
     return f"Runs with a switch flipped that diverged, so that no table has their loss: {', '.join(names) or 'none'}."
 
 
-AUDIT = {"target": audit_target, "depth": audit_depth, "pooling": audit_pooling, "precision": audit_precision,
-         "rate": audit_rate, "reference": audit_reference}
+SWITCH_SENTENCES = {"target": audit_target, "depth": audit_depth, "pooling": audit_pooling,
+                    "precision": audit_precision, "rate": audit_rate, "reference": audit_reference}
 UNKNOWN = {  # what no run here can settle
     "target": "whether the reported losses were on t+2: another model, other text",
     "depth": "the Controller of the paper's table at fixed depths",
@@ -449,7 +449,7 @@ def last_table(results: Results) -> pd.DataFrame:
         if not seeds:
             continue
         evidence = f"seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}; table `switches`" + (
-            f", figure `audit_{switch}`" if switch in AUDIT else "")
+            f", figure `audit_{switch}`" if switch in SWITCH_SENTENCES else "")
         part = part[(part["effect_n"] > 0) | (part["quantity"] == "gap recovery (%)")]  # which may be undefined
         rows.append({"switch": switch, "finding": _finding(part), "evidence": evidence}
                     | {f"effect on {name}": _effects(part[part["quantity"] == name]) for name in audit.HEADLINES}
