@@ -164,7 +164,7 @@ def test_a_sweep_waits_for_the_runs_of_another_one_and_says_what_is_left(small, 
     *others, last = matrix(profile)
     for spec in others:
         execute(profile, spec.id, root, progress=False)
-    with status.claim("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
+    with status.hold("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
         asked = []
 
         def elsewhere(*args):

@@ -1,6 +1,6 @@
 """Many runs, through submitit: as jobs on this machine or on a SLURM cluster, by one code path.
 
-Each job is a `Worker`: it makes missing runs until none is left that no other job has (`status.claim`). So any number
+Each job is a `Worker`: it makes missing runs until none is left that no other job has (`status.hold`). So any number
 of jobs may be under way, be killed, be requeued or be submitted again.
 """
 
