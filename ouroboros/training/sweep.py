@@ -160,6 +160,9 @@ def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: i
         with executor.batch():
             return [executor.submit(worker) for _ in range(count)]
     jobs, visible = [], _visible_gpus() if gpus else []
+    if visible and gpus > len(visible):
+        raise InputError(f"profile '{worker.profile.name}': field 'resources.gpus': {gpus}, but {len(visible)} can be "
+                         "seen here; lower it, or set CUDA_VISIBLE_DEVICES")
     for number in range(count):
         if visible:
             mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)]
