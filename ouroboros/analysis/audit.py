@@ -5,7 +5,7 @@ ten together are the other column. Losses are nats per token, intervals 95 % Stu
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pandas as pd
@@ -84,11 +84,9 @@ def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> Interv
     return interval(minus(values(released), values(corrected)))
 
 
-def effect_on(results: Results, column: str, switch: str, quantity: str) -> Interval:
-    """The `effect` of one switch on one quantity at the audit's deepest depth and the base rank."""
-    place = deepest(results), results.profile.rank
-    return effect(column, *(quantities(Comparisons(results, protocol), *place, quantity)[quantity]
-                            for protocol in (column, f"{column}+{switch}")))
+def effect_on(results: Results, column: str, switch: str, measure: Callable[[Comparisons], BySeed]) -> Interval:
+    """The `effect` of one switch on what `measure` gives."""
+    return effect(column, *(measure(Comparisons(results, protocol)) for protocol in (column, f"{column}+{switch}")))
 
 
 @per_results
@@ -138,13 +136,6 @@ def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOP
                     row |= columns(f"{target}, arm - cut", interval(minus(own, cut)))
                 rows.append(row)
     return pd.DataFrame(rows)
-
-
-def target_effect(results: Results, column: str) -> Interval:
-    """What training on t+2 rather than on the next token does to Controller - cut on the next token."""
-    depth, protocols = deepest(results), (column, f"{column}+target")
-    return effect(column, *(minus(*(Comparisons(results, protocol).logged(arm, depth, "loss_t+1")
-                                    for arm in ("controller", "cut"))) for protocol in protocols))
 
 
 def leak_table(results: Results, other: bool = True) -> pd.DataFrame:

@@ -32,17 +32,13 @@ def _last(run: Run | None, split: str, metric: str) -> float:
     return math.nan if run is None else run.last(split, metric)
 
 
-def uniform(results: Results) -> float:
-    """The loss of a uniform guess, ln V."""
-    return math.log(results.profile.base.model["vocab_size"])
-
-
 def levels_table(results: Results) -> pd.DataFrame:
     """On each split and target: a uniform guess (ln V), counts of the training text (`bigram` on t+2: of pairs with a
     token between), the kept layers without any in the middle, cut, full, and full with its last state normed twice
     (system.md `double norm`)."""
     runs = {name: _run(results, arm) for name, arm in LEVELS.items()}
-    return pd.DataFrame([{"split": split, "target": target, "uniform": uniform(results)}
+    uniform = math.log(results.profile.base.model["vocab_size"])
+    return pd.DataFrame([{"split": split, "target": target, "uniform": uniform}
                          | {name: _last(run, split, f"loss_{target}") for name, run in runs.items()}
                          for split in splits(results.profile) for target in ("t+1", "t+2")])
 

@@ -5,6 +5,7 @@ above 0, below 0, and one that leaves it open.
 """
 
 import math
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -16,7 +17,7 @@ from .comparisons import BLIND, Comparisons
 from .ledger import Claim, numbers, read_claims
 from .reported import BLOCK, MICRO_STEPS, PEAK, UPDATES
 from .results import Results
-from .statistics import ALPHA, NOT_JUDGED, Interval, family, holm, interval, verdicts
+from .statistics import ALPHA, NOT_JUDGED, Interval, family, holm, interval, minus, verdicts
 from .tables import CONVERGED_SLOPE, arm_table, interval_of
 
 Words = tuple[str, str, str]  # above 0, below 0, open
@@ -67,8 +68,8 @@ def _corrected(parts: dict, words: Words, name: str = "`{}`") -> str:
     """Each of some parts with the phrase that its interval allows after Holm over the parts."""
     found = family(parts)
     adjusted = holm({part: each.p for part, each in found.items()})
-    phrases = {part: words[2] if adjusted[part] >= ALPHA else phrase(each, words) for part, each in found.items()}
-    return "; ".join(f"{name.format(part)} {phrases[part]} ({each})" for part, each in found.items())
+    said = {part: words[2] if adjusted[part] >= ALPHA else phrase(each, words) for part, each in found.items()}
+    return "; ".join(f"{name.format(part)} {said[part]} ({each})" for part, each in found.items())
 
 
 # ------------------------------------------------------------------------------------------- 01, what a target is worth
@@ -284,6 +285,11 @@ def _row(table: pd.DataFrame, **fields) -> dict | None:
     return table.iloc[-1].to_dict() if len(table) else None
 
 
+def _in_both_columns(effects: Iterable[Interval], words: Words) -> list[str]:
+    return [f"{_with_size(effect, words)} with all else `{column}`"
+            for column, effect in zip(COLUMNS, effects, strict=True)]
+
+
 def audit_target(results: Results) -> list[str]:
     """What the target explains: the size of the losses, and that held-out text did not improve."""
     table, theirs, lines = audit.target_table(results), numbers(read_claims()), []
@@ -298,8 +304,10 @@ def audit_target(results: Results) -> list[str]:
         row = _row(table, arm="controller", protocol=protocol)
         return _with_size(interval_of(row, f"{target}, arm - cut"), CUT_WORDS)
 
-    released, corrected = (f"{_with_size(audit.target_effect(results, column), RAISES)} with all else `{column}`"
-                           for column in COLUMNS)
+    depth = audit.deepest(results)
+    effects = (audit.effect_on(results, column, "target", lambda found: minus(
+        *(found.logged(arm, depth, "loss_t+1") for arm in ("controller", "cut")))) for column in COLUMNS)
+    released, corrected = _in_both_columns(effects, RAISES)
     return [*lines,
             f"Trained on t+2 (`released`), the Controller on held-out text {said('released', 't+2')} on t+2 and "
             f"{said('released', 't+1')} on the next token; trained on the next token, all else as released, it "
@@ -311,9 +319,9 @@ def audit_target(results: Results) -> list[str]:
 def audit_pooling(results: Results) -> list[str]:
     """How much of the lead over static is a look ahead."""
     table, lead, half = audit.leak_table(results), "static - Controller", "second half replaced"
-    released, corrected = (
-        f"{_with_size(audit.effect_on(results, column, 'pooling', lead), ADDS)} with all else `{column}`"
-        for column in COLUMNS)
+    effects = (audit.effect_on(results, column, "pooling", lambda found: found.difference(
+        "static", "controller", depth=audit.deepest(results))) for column in COLUMNS)
+    released, corrected = _in_both_columns(effects, ADDS)
     other = interval_of(_row(table, protocol="corrected+pooling"), "Controller reading another sequence - Controller")
     rises = {protocol: interval_of(_row(table, protocol=protocol), half)
              for protocol in ("released", "released+depth", "corrected+pooling", "corrected")}
