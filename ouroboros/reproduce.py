@@ -4,7 +4,6 @@ Everything is derived into a folder of its own and then compared with what is co
 digits, figures by the arrays plotted (their pixels may differ between machines). Never imports torch.
 """
 
-import functools
 import json
 import math
 import multiprocessing
@@ -13,7 +12,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +23,9 @@ from .analysis import claims, figures, inventory, overview
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
-from .experiment.profile import PROFILES
+from .experiment.profile import PROFILES, Profile
 from .experiment.rates import planned, rates_of
-from .log import write_atomic
+from .log import Run, write_atomic
 from .provenance import no_old_commits, note, unknown_commits
 from .training.corpus import content_sha256
 
@@ -78,15 +77,17 @@ def home() -> Path:
 
 def open_profile(profile: str) -> tuple[Results, Output]:
     """A notebook's first call: the profile's raw logs, and where its tables and figures go."""
-    root, out = home(), os.environ.get("OUROBOROS_OUT")
-    results = _kept_results(profile, root, out) if out else load_results(profile, root)
-    return results, Output(results, Path(out or root))
+    root = home()
+    results = _handed_over.get(profile) or load_results(profile, root)
+    return results, Output(results, Path(os.environ.get("OUROBOROS_OUT", root)))
 
 
-@functools.lru_cache(maxsize=1)
-def _kept_results(profile: str, root: Path, out: str) -> Results:
-    """Read once for the notebooks that a process of `derive` executes into one folder."""
-    return load_results(profile, root)
+_handed_over: dict[str, Results] = {}  # what `derive` read, in the processes that execute its notebooks
+
+
+def _hand_over(profile: Profile, runs: Mapping[str, Run]) -> None:
+    """All notebooks see the same runs, whatever lands meanwhile."""
+    _handed_over[profile.name] = Results(profile, runs)
 
 
 # -------------------------------------------------------------------------------------------------------- deriving
@@ -145,7 +146,8 @@ def derive(results: Results, root: Path, out: Path) -> None:
     profile = results.profile.name
     folder = out / "results" / profile
     notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
-    with ProcessPoolExecutor(JOBS, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn"), _hand_over, (results.profile, results.runs)) \
+            as pool:
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
         running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first

@@ -191,13 +191,14 @@ def test_a_failing_cell_is_told_in_a_line(tmp_path):
     assert os.environ == before and "OUROBOROS_ROOT" not in before
 
 
-def test_the_notebooks_of_one_derivation_share_what_was_read(reproduced, tmp_path, monkeypatch):
+def test_a_notebook_reads_what_was_handed_over_and_a_command_reads_the_logs(results, reproduced, monkeypatch):
     monkeypatch.setenv("OUROBOROS_ROOT", str(reproduced[0]))
-    monkeypatch.setenv("OUROBOROS_OUT", str(tmp_path))
-    first, again = (reproduce.open_profile("tiny-first")[0] for _ in range(2))
-    assert first is again
-    monkeypatch.delenv("OUROBOROS_OUT")
-    assert reproduce.open_profile("tiny-first")[0] is not first  # a user's kernel sees new runs
+    with monkeypatch.context() as patch:
+        patch.setattr(reproduce, "_handed_over", {})
+        reproduce._hand_over(results.profile, {"cut-any-s0": results.runs["cut-any-s0"]})
+        assert list(reproduce.open_profile("tiny-first")[0].runs) == ["cut-any-s0"]
+        assert len(load_results("tiny-first", reproduced[0]).runs) == len(results.runs)  # what verify reads
+    assert len(reproduce.open_profile("tiny-first")[0].runs) == len(results.runs)
 
 
 def test_home_is_found_from_any_folder(tmp_path, monkeypatch):
