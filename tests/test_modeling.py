@@ -13,7 +13,8 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.profile import SplitConfig, load_profile
 from ouroboros.model import modeling
 from ouroboros.model.configuration import PROJECTIONS
-from ouroboros.model.surgery import cut_layers, mean_residual, open_base
+from ouroboros.model.surgery import mean_residual, open_base
+from ouroboros.training.build import cut_layers
 
 SPLIT = SplitConfig(prelude=1, recurrent=3, coda=1)
 

@@ -163,7 +163,8 @@ def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 def check_tied(weights: Mapping[str, torch.Tensor], prefix: str = "") -> None:
     """Raises InputError for a head that the configuration calls tied and that holds other values."""
     head, embedding = f"{prefix}lm_head.weight", f"{prefix}model.embed_tokens.weight"
-    if head in weights and embedding in weights and not torch.equal(weights[head], weights[embedding]):
+    if head in weights and embedding in weights and not (weights[head].is_meta  # which is refused elsewhere
+                                                         or torch.equal(weights[head], weights[embedding])):
         raise InputError(f"tie_word_embeddings is true, but {head} isn't {embedding}; set it to false in the "
                          "configuration")
 

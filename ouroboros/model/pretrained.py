@@ -46,9 +46,8 @@ class ConvertedModel:
 
         `base` is a folder, a hub name (with a `revision`), a GGUF file or a model in memory; `gguf_file` names the file
         where folder or repository hold one. Safetensors are read a tensor at a time, so that no more than the kept
-        layers is held; GGUF is read whole and dequantised to float32. `dtype` is the base's own unless given, and
-        `device_map` as in transformers; `options` are those of OuroborosConfig, and `cache_dir`, `token`,
-        `local_files_only`, `force_download` of the hub. Raises InputError when the base can't be read, is quantised or
+        layers is held; GGUF is read whole and dequantised to float32. `dtype` is the base's own unless given;
+        `options` are those of OuroborosConfig and HUB. Raises InputError when the base can't be read, is quantised or
         isn't supported, and when split or rank don't fit it.
         """
         hub = {name: options.pop(name) for name in HUB & options.keys()}
@@ -111,8 +110,8 @@ class ConvertedModel:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
-            try:
-                super().save_pretrained(temporary, state_dict=state, **kwargs)
+            try:  # the names as they were hashed, not as an adapter's file might map them
+                super().save_pretrained(temporary, state_dict=state, **kwargs | {"save_original_format": False})
             finally:
                 self._hf_peft_config_loaded = adapted
             if adapted:
@@ -120,49 +119,48 @@ class ConvertedModel:
             if (Path(temporary) / "config.json").exists():  # else another process writes
                 _place(Path(temporary), folder, self._tokenizer() if whole else [])
         if push_to_hub:
-            known = inspect.signature(super().push_to_hub).parameters
-            self.push_to_hub(kwargs.get("repo_id", folder.name), **{k: v for k, v in kwargs.items() if k in known})
+            known = inspect.signature(super().push_to_hub).parameters.keys() & kwargs.keys() - {"repo_id"}
+            self.push_to_hub(kwargs.get("repo_id", folder.name), **{name: kwargs[name] for name in known})
 
-    def push_to_hub(self, repo_id: str, *args, self_contained: bool | None = None, **kwargs):
+    def push_to_hub(self, *args, self_contained: bool | None = None, **kwargs):
         """As transformers'; a base that is a folder here isn't referred to, others don't have it."""
-        local = Path((self.config.base_reference or {}).get("name") or "").is_dir()
-        # transformers' method calls save_pretrained without it
-        self.save_pretrained = functools.partial(self.save_pretrained, self_contained=self_contained or local or None)
+        whole = self_contained or Path(self._reference.get("name") or "").is_dir() or None
+        self.save_pretrained = functools.partial(self.save_pretrained, self_contained=whole)  # as it is called there
         try:
-            return super().push_to_hub(repo_id, *args, **kwargs)
+            return super().push_to_hub(*args, **kwargs)
         finally:
             del self.save_pretrained
 
+    @property
+    def _reference(self) -> dict:
+        return self.config.base_reference or {}
+
     def _check_place(self, folder: Path) -> None:
-        for name in {(self.config.base_reference or {}).get("name"), self.config.base.name_or_path} - {None, ""}:
-            if Path(name).is_dir() and folder.is_dir() and os.path.samefile(name, folder):
-                raise InputError(f"save_pretrained: {folder} is the base's own folder, it would be overwritten; name "
-                                 "another")
+        names = filter(None, (self._reference.get("name"), self.config.base.name_or_path))
+        if folder.is_dir() and any(Path(name).is_dir() and folder.samefile(name) for name in names):
+            raise InputError(f"save_pretrained: {folder} is the base's own folder, which would be lost; name another")
         if (folder / "adapter_config.json").exists() and not self._hf_peft_config_loaded:
             raise InputError(f"save_pretrained: {folder} holds an adapter (adapter_config.json), which would be put on "
                              "this model when loaded; name another folder")
 
     def _own(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A state as a model without adapters has it. Raises InputError unless config.json makes just these tensors."""
-        if self._hf_peft_config_loaded:
-            state = {name.replace(".base_layer.", ".").replace(".original_module.", "."): tensor
-                     for name, tensor in state.items()}
+        """A state without adapters, a tied head once. Raises InputError unless config.json makes just these tensors."""
         with torch.device("meta"):
             made = type(self)(copy.deepcopy(self.config)).state_dict()
         if self._hf_peft_config_loaded:
+            state = {re.sub(r"\.(base_layer|original_module)\.", ".", name): state[name] for name in state}
             state = {name: state[name] for name in made.keys() & state.keys()}
-        for name in sorted(made.keys() ^ state.keys()) or [n for n in made if made[n].shape != state[n].shape]:
+        for name in sorted(made.keys() ^ state.keys()) or (n for n in made if made[n].shape != state[n].shape):
             raise InputError(f"save_pretrained: tensor {name} isn't what the configuration makes, so it couldn't be "
-                             "loaded; merge adapters (merge_and_unload) or save them with peft, and change layers "
-                             "together with the configuration")
-        if self.config.base.tie_word_embeddings:
+                             "loaded; merge adapters (merge_and_unload), change layers together with the configuration")
+        tied = self.config.base.tie_word_embeddings
+        if tied:
             check_tied(state, "base.")
-            state = {name: tensor for name, tensor in state.items() if name != "base.lm_head.weight"}
-        return dict(state)
+        return {name: tensor for name, tensor in state.items() if not tied or name != "base.lm_head.weight"}
 
     def _why_no_reference(self, state: Mapping[str, torch.Tensor]) -> str | None:
         """Why a reference to the base would not do; None if it does."""
-        if (self.config.base_reference or {}).get("name") is None:
+        if self._reference.get("name") is None:
             return "the base has no name to refer to that gives its tensors"
         if any(p.requires_grad for name, p in self.named_parameters() if name in _kept(state)):
             return "weights of the base are trained, a reference to it would lose them"
@@ -172,15 +170,13 @@ class ConvertedModel:
 
     def _tokenizer(self) -> list[Path]:
         """The files of the base's tokenizer, where the base is at hand and the vocabulary is still its own."""
-        reference = self.config.base_reference or {}
+        name, revision = self._reference.get("name") or self.config.base.name_or_path, self._reference.get("revision")
         try:
-            folder, _ = resolve(reference.get("name") or self.config.base.name_or_path, reference.get("revision"), None,
-                                reference.get("subfolder", ""), local_files_only=True)
+            folder, _ = resolve(name, revision, None, self._reference.get("subfolder", ""), local_files_only=True)
             same = read_config(AutoConfig, folder).vocab_size == self.config.vocab_size
         except InputError:
             return []
-        files = [folder / file for file in TOKENIZER if (folder / file).exists()]
-        return files if same and folder / TOKENIZER[0] in files else []
+        return [folder / file for file in TOKENIZER if same and (folder / file).exists()]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config: OuroborosConfig | None = None, base=None,
@@ -216,8 +212,8 @@ class ConvertedModel:
         if "base.model.norm.weight" not in tensors:  # cloned: a base in memory keeps its own, a file may be replaced
             kept = {f"base.{name}": tensor.clone()
                     for name, tensor in _kept_of_reference(stored, folder, base, gguf_file, hub)}
-        adapter = kwargs.pop("adapter_kwargs", None) or {}
-        adapter = {"_adapter_model_path": folder if (folder / "adapter_config.json").exists() else None} | adapter
+        adapter = dict(kwargs.pop("adapter_kwargs", None) or {})  # from an Auto class, with the path
+        path = adapter.pop("_adapter_model_path", folder if (folder / "adapter_config.json").exists() else None)
         name, wanted = kwargs.pop("adapter_name", "default"), kwargs.pop("output_loading_info", False)
         model, report = super().from_pretrained(None, *args, config=config, state_dict=tensors | kept,
                                                 output_loading_info=True, **kwargs)
@@ -228,8 +224,8 @@ class ConvertedModel:
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if kwargs.get("generation_config") is None:
             model._load_generation_config(folder)
-        if path := adapter.pop("_adapter_model_path"):
-            model.load_adapter(str(path), name, adapter_kwargs=adapter)
+        if path:
+            model._put_on(str(path), name, adapter)
         return (model, report) if wanted else model
 
     @classmethod
@@ -253,6 +249,18 @@ class ConvertedModel:
                 raise InputError(f"{checkpoint}: has no state '{name}'; the release's layout has {', '.join(parts)}")
             _fill(part, states[name], f"{checkpoint}: state '{name}'")
         return model
+
+    def _put_on(self, adapter: str, name: str, hub: dict) -> None:
+        """Add a saved adapter, by peft itself: transformers' `load_adapter` would lose the magnitudes of DoRA."""
+        from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+
+        config = PeftConfig.from_pretrained(adapter, **hub)
+        config.inference_mode = True
+        self.add_adapter(config, name)
+        weights = load_peft_weights(adapter, "cpu", **hub)
+        weights = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+        if odd := set_peft_model_state_dict(self, weights, name).unexpected_keys:
+            raise InputError(f"{adapter}: {odd[0]} has no place in this model; give its own adapter")
 
     def _load_generation_config(self, folder: Path) -> None:
         if (folder / "generation_config.json").exists():
@@ -290,19 +298,15 @@ def _place(made: Path, folder: Path, tokenizer: list[Path]) -> None:
 
 def _copy(base: nn.Module, tensors) -> None:
     """Fill the cut model's parameters and buffers, all of them, in place."""
-    state = base.state_dict()
-    left = {name for name in state if not name.endswith((".A", ".B"))}
+    left = {name: tensor for name, tensor in base.state_dict().items() if not name.endswith((".A", ".B"))}
     if base.config.tie_word_embeddings:
-        left.discard("lm_head.weight")
+        left.pop("lm_head.weight", None)
     for name, tensor in tensors:
-        if name not in left:
-            raise InputError(f"base: tensor {name} has no place in {type(base).__name__} as config.json describes it; "
-                             "give the base's own config.json and weights")
-        if state[name].shape != tensor.shape:
-            raise InputError(f"base: tensor {name} is {tuple(tensor.shape)}, config.json makes it "
-                             f"{tuple(state[name].shape)}; give the base's own config.json")
-        state[name].copy_(tensor)
-        left.discard(name)
+        if name not in left or left[name].shape != tensor.shape:
+            made = f"it {tuple(left[name].shape)}" if name in left else "none of that name"
+            raise InputError(f"base: tensor {name} is {tuple(tensor.shape)}, config.json makes {made}; give the base's "
+                             "own config.json and weights")
+        left.pop(name).copy_(tensor)
     if left:
         raise InputError(f"base: the checkpoint has no {min(left)}; give a causal LM's whole checkpoint")
 
