@@ -368,6 +368,12 @@ def test_the_trainers_best_checkpoint_is_the_model_that_it_ends_with(coda, model
     assert not same(load(tmp_path / "run" / "checkpoint-4"), model)
 
 
+def test_a_split_that_was_edited_is_not_referred_to(model, tmp_path):
+    model.config.recurrent_layer = 2  # the tensors are those of layer 3 still
+    model.save_pretrained(tmp_path / "model")
+    assert same(load(tmp_path / "model"), model)
+
+
 def test_weights_in_training_are_saved_though_they_have_not_moved_yet(model, tmp_path):
     """Else the Trainer's best checkpoint, read into the model that trained on, would leave them where they went."""
     model.base.model.layers[2].requires_grad_(True)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import convert, ids, refused, small_base
 from safetensors.torch import load_file, save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import SplitConfig
@@ -199,3 +199,11 @@ def test_rotary_frequencies_of_old_checkpoints_are_left_out(folder, tmp_path):
     assert torch.equal(model(ids()).logits, expected)
     model.save_pretrained(tmp_path / "model", self_contained=False)
     assert torch.equal(type(model).from_pretrained(tmp_path / "model")(ids()).logits, expected)
+
+
+def test_a_file_counts_before_shards_beside_it_as_in_transformers(folder, tmp_path):
+    small_base("llama").save_pretrained(tmp_path / "shards", max_shard_size="2KB")
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1)).joinpath("model.safetensors").rename(
+        tmp_path / "shards" / "model.safetensors")
+    memory = AutoModelForCausalLM.from_pretrained(tmp_path / "shards")
+    assert torch.equal(convert(tmp_path / "shards")(ids()).logits, convert(memory)(ids()).logits)

@@ -66,14 +66,14 @@ class Checkpoint(Mapping[str, torch.Tensor]):
     def __init__(self, folder: Path, tied: bool = False):
         self.folder = folder
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.exists():
+        if single.exists():  # rather than shards, as in transformers
+            self._files = dict.fromkeys(self._open(single, lambda file: list(file.keys())), single)
+        elif index.exists():
             try:
                 places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             except (ValueError, KeyError):
                 raise InputError(f"{index}: no JSON with a weight_map; save or fetch the checkpoint again") from None
             self._files = {name: folder / file for name, file in places.items()}
-        elif single.exists():
-            self._files = dict.fromkeys(self._open(single, lambda file: list(file.keys())), single)
         else:
             raise InputError(f"{folder}: holds no model.safetensors and no index of shards; convert other formats "
                              "with transformers' save_pretrained")

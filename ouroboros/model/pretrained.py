@@ -35,7 +35,7 @@ AUTO = {"AutoConfig": "OuroborosConfig", "AutoModelForCausalLM": "OuroborosForCa
 class ConvertedModel:
     """The methods by which a model is made from a base, written to a folder and read again."""
 
-    kept_sha256: str | None = None  # of the kept layers as the base gives them; None where that isn't known
+    _gives: tuple | None = None  # what the base gives: the split and its kept tensors' sha256; None if not known
 
     @classmethod
     def from_base(cls, base, n_prelude: int = 8, recurrent_layer: int = 18, n_coda: int = 8, rank: int = 32, *,
@@ -70,7 +70,7 @@ class ConvertedModel:
                 projection.A.copy_(a)
                 projection.B.copy_(b)
         model.recurrence.to(torch.promote_types(found, torch.float32))
-        model.kept_sha256 = sha256(_kept(model._own(model.state_dict())))
+        model._gives = split, sha256(_kept(model._own(model.state_dict())))
         if isinstance(base, nn.Module):
             model.generation_config = copy.deepcopy(base.generation_config)
             model.to(base.device)
@@ -164,7 +164,7 @@ class ConvertedModel:
             return "the base has no name to refer to that gives its tensors"
         if any(p.requires_grad for name, p in self.named_parameters() if name in _kept(state)):
             return "weights of the base are trained, a reference to it would lose them"
-        if self.kept_sha256 != sha256(_kept(state)):
+        if self._gives != (self.config.split, sha256(_kept(state))):
             return "the kept layers aren't known to be the base's, a reference to it would lose what differs"
         return None
 
@@ -220,7 +220,8 @@ class ConvertedModel:
         if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
             raise InputError(f"{folder}: tensor {odd[0]} is in only one of weights and config.json; save it again")
         model.base.requires_grad_(False)  # loading makes new parameters
-        model.kept_sha256 = sha256({name: tensor.to(model.dtype) for name, tensor in kept.items()}) if kept else None
+        if kept:
+            model._gives = stored.split, sha256({name: tensor.to(model.dtype) for name, tensor in kept.items()})
         model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
         if kwargs.get("generation_config") is None:
             model._load_generation_config(folder)
@@ -281,8 +282,7 @@ def _kept(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _place(made: Path, folder: Path, tokenizer: list[Path]) -> None:
-    """Move a whole checkpoint to its folder: config.json, which has the weights' hash, last, once an earlier save's
-    weights are gone. A tokenizer that is there stays."""
+    """Move a whole checkpoint to its folder; config.json, with the weights' hash, once an earlier one's are gone."""
     (made / f"{CODE}.py").write_text('"""The classes of this checkpoint are those of the package `ouroboros`."""\n\n'
                                      f"from ouroboros import {', '.join(AUTO.values())}  # noqa: F401\n")
     for file in tokenizer if not (folder / TOKENIZER[0]).exists() else ():
@@ -312,8 +312,7 @@ def _copy(base: nn.Module, tensors) -> None:
 
 
 def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: str | None, hub: dict):
-    """The kept tensors of the base that the checkpoint in `folder` refers to, or of `base` in its place. Checks the
-    hash."""
+    """The kept tensors of the base that a checkpoint refers to, or of `base` in its place. Checks the hash."""
     reference = config.base_reference
     if reference is None:
         raise InputError("config.json: field 'base_reference' is null, but the weights need it; save the model again")
