@@ -114,6 +114,8 @@ def test_a_base_that_is_elsewhere_now(loader, model, folder, base, tmp_path):
         loaded = loader.from_pretrained(folder, base=now)
         gives(loaded, model)
         assert isinstance(loaded.config.base, Qwen2Config)
+    other = AutoModelForCausalLM.from_pretrained(moved, dtype=torch.bfloat16)
+    refused("^base: its weights have sha256", loader.from_pretrained, folder, base=other)
 
 
 @pytest.mark.parametrize("loader", LOADERS)

@@ -325,7 +325,7 @@ def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: s
         gguf_file = reference.get("gguf_file")  # else the same tensors, saved as transformers does
     source = open_base(base, gguf_file=gguf_file, **where, **hub)
     if (found := sha256(source.weights)) != reference["sha256"]:
-        raise InputError(f"base '{source.name}': its weights have sha256 {found}, the checkpoint was made from "
+        raise InputError(f"{source}: its weights have sha256 {found}, the checkpoint was made from "
                          f"{reference['sha256']}; pass base= with the folder or model that was converted")
     return kept_tensors(source, config.split)
 

@@ -62,6 +62,9 @@ class Base:
     def n_layers(self) -> int:
         return self.config.num_hidden_layers
 
+    def __str__(self) -> str:
+        return f"base '{self.name}'" if self.name else "base"
+
     def reference(self) -> dict:
         """Name, revision and hash of the weights; reads them all. A GGUF file's hash is that of its float32 tensors."""
         found = {"name": self.name, "revision": self.revision, "sha256": sha256(self.weights)}
@@ -103,18 +106,17 @@ def _named(base: Base, name: str | None) -> Base:
 
 
 def _checked(base: Base) -> Base:
-    who = f"base '{base.name}'" if base.name else "base"
     if base.config.model_type == "ouroboros":
-        raise InputError(f"{who}: an Ouroboros model, converted already; load it with from_pretrained")
+        raise InputError(f"{base}: an Ouroboros model, converted already; load it with from_pretrained")
     if getattr(base.config, "quantization_config", None) and not gguf_file_of(base.config):
-        raise InputError(f"{who}: quantised (config.json has a quantization_config), its weights are codes; give the "
+        raise InputError(f"{base}: quantised (config.json has a quantization_config), its weights are codes; give the "
                          "model in half precision or more")
     for name, tensor in base.weights.items():
         if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.dtype not in FLOATS:
-            raise InputError(f"{who}: {name} is {getattr(tensor, 'dtype', type(tensor))}, packed by a quantiser; load "
+            raise InputError(f"{base}: {name} is {getattr(tensor, 'dtype', type(tensor))}, packed by a quantiser; load "
                              "the model dequantised, of GGUF with quantization_config=GgufConfig(dequantize=True)")
         if tensor.is_meta:
-            raise InputError(f"{who}: {name} is offloaded; load the model without a device_map")
+            raise InputError(f"{base}: {name} is offloaded; load the model without a device_map")
     layers = {}
     for match in filter(None, map(LAYER.fullmatch, base.weights)):
         if not match[2].endswith(HARMLESS):
@@ -124,15 +126,15 @@ def _checked(base: Base) -> Base:
             if f"{parent}.{name}.weight" not in layers.get(index, ()):
                 present = {name.removesuffix(".weight") for name in layers.get(index, ())
                            if name.endswith(("weight", "proj"))}
-                raise InputError(f"{who}: layer {index} has no {parent}.{name} (it has "
+                raise InputError(f"{base}: layer {index} has no {parent}.{name} (it has "
                                  f"{', '.join(sorted(present)) or 'no weights'}); fused projections and mixtures of "
                                  f"experts aren't supported, choose a dense {', '.join(FAMILIES)} model")
     if base.config.model_type not in FAMILIES:
-        raise InputError(f"{who}: model_type '{base.config.model_type}' isn't supported, its layers may be "
+        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, its layers may be "
                          f"called otherwise; one of {', '.join(FAMILIES)}")
     for index, names in layers.items():
         if odd := names if index >= base.n_layers else names ^ layers[0]:
-            raise InputError(f"{who}: tensor model.layers.{index}.{min(odd)} isn't in every layer of the "
+            raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer of the "
                              f"{base.n_layers} that config.json says; give the base's own config.json and weights")
     return base
 
