@@ -117,8 +117,8 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     root = Path(root).resolve()
     refuse_frozen(profile)
     missing(profile, root)  # says which log isn't its run's, before anything is made
+    base = load_base(profile, root)  # says that there is none, before minutes of text are read
     prepare(profile, root)  # once, before the jobs need it
-    base = load_base(profile, root)
     for arm in profile.own_arms:  # says what is wrong with a class, before anything is made
         load_own(arm, profile, base.config, root)
     if wanted := missing(profile, root, purpose):
