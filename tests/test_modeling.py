@@ -126,7 +126,7 @@ def test_a_rank_larger_than_a_projection_is_refused():
 @pytest.mark.parametrize("options, complaint", [
     ({"depth": 0}, "depth 0"), ({"modulation": "magic"}, "modulation 'magic'"), ({"pooling": "max"}, "pooling 'max'"),
     ({"rank": 0}, "rank 0"), ({"depth": "3"}, "depth '3'"), ({"alpha": "x"}, "alpha 'x'"),
-    ({"dtype": "float16"}, "dtype 'float16'"), ({"rnak": 4}, "option 'rnak' is unknown; one of .*rank"),
+    ({"dtype": "float7"}, "dtype 'float7'"), ({"rnak": 4}, "option 'rnak' is unknown; one of .*rank"),
 ])
 def test_a_configuration_out_of_range_is_refused_in_one_line(options, complaint):
     with pytest.raises(InputError, match=complaint) as error:
