@@ -3,17 +3,17 @@
 import copy
 import json
 import shutil
+import threading
 
 import pytest
 import torch
-from models import convert, ids, refused, shake, small_base
+from models import convert, ids, refused, shake, small_base, tokenizer
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast, Trainer, TrainingArguments
+from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from ouroboros import OuroborosForCausalLM
+from ouroboros.errors import InputError
 from ouroboros.model.checkpoint import Checkpoint
 
 LORA = dict(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
@@ -57,6 +57,7 @@ CHANGES = {
     "embeddings": lambda model: change(model.base.model.embed_tokens.weight),
     "vocabulary": lambda model: model.resize_token_embeddings(61),
     "smaller vocabulary": lambda model: model.resize_token_embeddings(49),
+    "inference mode": lambda model: torch.inference_mode()(change)(model.base.model.norm.weight),
     "half": lambda model: model.to(torch.bfloat16),
 }
 
@@ -129,11 +130,54 @@ def test_a_base_whose_head_is_not_tied_as_it_says_is_refused(base, tmp_path):
     refused("tie_word_embeddings is true", convert, base)
 
 
-def test_layers_that_the_configuration_does_not_make_are_not_saved(model, tmp_path):
+def prune(model):
     del model.base.model.layers[2]
-    refused("tensor base.model.layers.2.* isn't what the configuration makes", model.save_pretrained,
-            tmp_path / "model", self_contained=True)
+
+
+def other_head(model):
+    model.base.lm_head = torch.nn.Linear(16, 50)
+
+
+def other_rank(model):
+    model.config.rank = 2
+
+
+def wrapped(model):
+    model.add_adapter(LoraConfig(**LORA, target_modules=["q_proj"]))
+    model.delete_adapter("default")
+
+
+@pytest.mark.parametrize("touch, tensor", [(prune, "base.model.layers.2"), (other_head, "base.lm_head.bias"),
+                                           (other_rank, "base.model.layers.1.*A"), (wrapped, "base.*base_layer")])
+def test_what_the_configuration_does_not_make_is_not_saved(touch, tensor, model, tmp_path):
+    touch(model)
+    refused(f"tensor {tensor}.* isn't what the configuration makes", model.save_pretrained, tmp_path / "model",
+            self_contained=True)
     assert not (tmp_path / "model").exists()
+
+
+def test_a_model_made_of_a_configuration_alone_is_saved_whole(model, tmp_path):
+    made = shake(AutoModelForCausalLM.from_config(model.config))
+    refused("aren't known to be the base's", made.save_pretrained, tmp_path / "model", self_contained=False)
+    made.save_pretrained(tmp_path / "model")
+    assert same(load(tmp_path / "model"), made)
+
+
+def test_two_saves_at_once_leave_one_of_the_two(model, tmp_path):
+    models = [model, shake(copy.deepcopy(model))]
+    change(models[1].recurrence.gate.linear.weight)
+    for _ in range(3):
+        threads = [threading.Thread(target=one.save_pretrained, args=[tmp_path / "model"]) for one in models]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        try:
+            loaded = load(tmp_path / "model")
+        except InputError as mixed:  # of two: said, not loaded
+            assert "altered" in str(mixed)
+        else:
+            assert same(loaded, models[0]) or same(loaded, models[1])
 
 
 def test_a_loaded_model_shares_no_weights_with_the_base_it_was_given(base, model, tmp_path):
@@ -284,12 +328,6 @@ def test_the_generation_configuration_is_a_copy(base):
     assert memory.generation_config.max_new_tokens is None
     model.config.base.rms_norm_eps = 1.0
     assert memory.config.rms_norm_eps != 1.0
-
-
-def tokenizer(words=50):
-    found = Tokenizer(WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
-    found.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=found, pad_token="w0")
 
 
 def test_the_bases_tokenizer_goes_with_the_kept_layers_and_another_one_stays(base, tmp_path):

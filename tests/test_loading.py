@@ -11,7 +11,7 @@ import accelerate
 import pytest
 import torch
 from gguf_files import small_llama, write_gguf
-from models import OPTIONS, SHAPE, convert, ids, refused, shake, small_base
+from models import OPTIONS, SHAPE, convert, ids, refused, shake, small_base, tokenizer
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -301,14 +301,10 @@ def fresh(code, *arguments, **environment):
                           text=True, stdin=subprocess.DEVNULL, timeout=120)
 
 
-@pytest.mark.parametrize("self_contained", [True, False])
-def test_auto_classes_find_ours_in_a_process_that_never_imported_it(self_contained, base, tmp_path):
-    from test_kept import tokenizer
-
+def test_auto_classes_find_ours_in_a_process_that_never_imported_it(base, tmp_path):
     tokenizer().save_pretrained(base)
     model = shake(convert(base))
-    model.save_pretrained(tmp_path / "model", self_contained=self_contained)
-    tokenizer().save_pretrained(tmp_path / "model")
+    model.save_pretrained(tmp_path / "model", self_contained=True)
     done = fresh(FRESH, tmp_path / "model", tmp_path / "again", HF_MODULES_CACHE=str(tmp_path / "modules"))
     expected = model.generate(torch.tensor([[5, 6]]), max_new_tokens=4, do_sample=False)[0]
     assert done.returncode == 0, done.stderr

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -68,3 +71,10 @@ def refused(complaint, call, *args, **kwargs):
     with pytest.raises(InputError, match=complaint) as error:
         call(*args, **kwargs)
     assert "\n" not in str(error.value)
+
+
+def tokenizer(words=50):
+    """w0 to w49, split at blanks; w0 pads and stands for what is unknown."""
+    found = Tokenizer(WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=found, pad_token="w0")
