@@ -1,0 +1,158 @@
+"""The site: README, docs/, claims and executed notebooks as pages, the files that they link to beside them. `make site`
+
+The repository's root is the source folder, so links between pages are those that work on GitHub. What only the site
+needs (navigation, links from a claim to what shows it, folded code, texts of pictures) is added while pages are read.
+"""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx import addnodes
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE))  # `flowchart`, which lies beside this file
+
+import flowchart  # noqa: E402
+
+project = "Ouroboros, reproduced"
+html_title = project
+root_doc = "README"
+extensions = ["myst_nb"]
+include_patterns = ["README.md", "docs/*.md", "results/README.md", "results/*/claims.md",
+                    "results/*/continuations.md", "results/*/notebooks/*.ipynb"]
+exclude_patterns = [".*", "build", "ouroboros", "tests", "results/smoke", "results/*/runs", "results/*/checkpoints"]
+myst_heading_anchors = 3
+myst_links_external_new_tab = False
+nb_execution_mode = "off"  # `make reproduce` has executed them
+nb_render_markdown_format = "myst"
+nb_code_prompt_show = "Show code"
+nb_code_prompt_hide = "Hide code"
+
+html_theme = "furo"
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+html_copy_source = html_show_sourcelink = html_show_copyright = False
+
+LOGS_AND_TABLES = ("results/*/runs/*.jsonl", "results/*/tables/*.csv", "figures/*/*.p[dn][fg]")
+
+
+# ------------------------------------------------------------------------------------------- while a page is read
+
+def read(app, page: str, content: list[str]) -> None:
+    """What the site adds to a page's source."""
+    if page == root_doc:
+        content[0] += navigation()
+    elif page.endswith("/claims") and page.startswith("results/"):
+        content[0] = with_evidence(content[0], page.split("/")[1])
+    elif "/notebooks/" in page:
+        content[0] = as_page(content[0], page.split("/")[1])
+
+
+def navigation() -> str:
+    """Hidden lists of all pages: the documents, then each profile's claims, notebooks and texts."""
+    documents = ["results/README", *(f"docs/{path.stem}" for path in sorted((ROOT / "docs").glob("*.md")))]
+    groups = {"Documents": documents}
+    for claims in sorted(ROOT.glob("results/*/claims.md")):
+        if (profile := claims.parent.name) != "smoke":
+            pages = [claims, *sorted(claims.parent.glob("notebooks/*.ipynb")), *claims.parent.glob("continuations.md")]
+            groups[profile] = [path.relative_to(ROOT).with_suffix("").as_posix() for path in pages]
+    return "".join(f"\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
+                   for name, pages in groups.items())
+
+
+def evidence() -> dict[str, list[list[str]]]:
+    """Notebooks, tables and figures that show a claim, by the claim's id: the rows of docs/files.md."""
+    found: dict[str, list[list[str]]] = {}
+    for line in (ROOT / "docs/files.md").read_text(encoding="utf-8").splitlines():
+        if len(cells := line.split("|")) == 7:
+            _, _, ids, *shown, _ = cells
+            for name in re.findall(r"`(\w+)`", ids):
+                kinds = found.setdefault(name, [[], [], []])
+                for names, cell in zip(kinds, shown):
+                    names += [each for each in re.findall(r"`(\w+)`", cell) if each not in names]
+    return found
+
+
+def with_evidence(text: str, profile: str) -> str:
+    """A profile's claims, each section with links to what shows it."""
+    shown = evidence()
+    places = {"notebook": "notebooks/{}.ipynb", "table": "tables/{}.csv", "figure": f"../../figures/{profile}/{{}}.png"}
+    first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
+    for number, section in enumerate(sections):
+        links = []
+        for (kind, place), names in zip(places.items(), shown.get(section.splitlines()[0], [[], [], []])):
+            paths = {name: place.format(name) for name in names}
+            named = [f"[{name}]({path})" for name, path in paths.items()
+                     if (ROOT / "results" / profile / path).exists()]
+            links += [f"{kind}{'s' * (len(named) > 1)} {', '.join(named)}"] * bool(named)
+        sections[number] = section.rstrip() + (f"\n\nLook: {'; '.join(links)}.\n" if links else "") + "\n"
+    return "## ".join([first, *sections])
+
+
+def as_page(text: str, profile: str) -> str:
+    """A notebook whose code is folded, whose pictures have texts, and that says its profile."""
+    notebook = json.loads(text)
+    heading = ""
+    cells = [cell for cell in notebook["cells"] if "parameters" not in cell["metadata"].get("tags", [])]
+    for cell in cells:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            heading = (re.findall(r"^#+ (.*)", source, re.MULTILINE) or [heading])[-1]
+        if cell["cell_type"] == "code":
+            cell["metadata"].setdefault("tags", []).append("hide-input")
+            for output in cell["outputs"]:
+                if "image/png" in output.get("data", {}):
+                    output["metadata"].setdefault("image/png", {}).setdefault("alt", described(source, heading, profile))
+    title, _, rest = "".join(cells[0]["source"]).partition("\n")
+    cells[0]["source"] = f"{title}\n\nProfile `{profile}`; [its claims](../claims.md).\n{rest}"
+    return json.dumps(notebook | {"cells": cells})
+
+
+def described(source: str, heading: str, profile: str) -> str:
+    """The text of a figure whose notebook gives none: what is asked above it, and the labels of what is plotted."""
+    [name] = re.findall(r'output\.figure\(.*"(\w+)"\)', source, re.DOTALL)
+    sidecar = json.loads((ROOT / "figures" / profile / f"{name}.json").read_text(encoding="utf-8"))
+    labels = dict.fromkeys(line["label"] for line in sidecar["plotted"])
+    return f"Figure {name.replace('_', ' ')}: {heading}" + (f" Plotted: {', '.join(labels)}." if labels else "")
+
+
+def resolve(app, tree: nodes.document) -> None:
+    """Draw flowcharts; a link to a file that is no page keeps its path, and the file comes along."""
+    for block in list(tree.findall(nodes.literal_block)):
+        if block.get("language") == "mermaid":
+            drawing = flowchart.svg(flowchart.parse(block.astext()))
+            block.replace_self(nodes.raw("", drawing, format="html"))
+    for link in list(tree.findall(addnodes.download_reference)):
+        name, _ = app.env.relfn2path(link["reftarget"])
+        reference = nodes.reference("", "", *link.children, refuri=link["reftarget"], internal=True)
+        link.replace_self(reference)
+        copy(app, Path(name))
+
+
+# ------------------------------------------------------------------------------------------------ beside the pages
+
+def copy(app, name: Path) -> None:
+    """Copy a file of the repository to the same place in the site."""
+    target = Path(app.outdir) / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(ROOT / name, target)
+
+
+def finish(app, failure: Exception | None) -> None:
+    """Add the raw logs, tables and figures, and the page that a folder opens with."""
+    for pattern in () if failure else LOGS_AND_TABLES:
+        for path in ROOT.glob(pattern):
+            copy(app, path.relative_to(ROOT))
+    if not failure:
+        shutil.copyfile(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+
+
+def setup(app) -> None:
+    app.connect("source-read", read)
+    app.connect("doctree-read", resolve, priority=100)  # before Sphinx collects downloads
+    app.connect("build-finished", finish)
