@@ -23,6 +23,7 @@ project = "Ouroboros, reproduced"
 html_title = project
 root_doc = "README"
 extensions = ["myst_nb"]
+smartquotes = False  # prompts and code in words keep their characters
 include_patterns = ["README.md", "docs/*.md", "results/README.md", "results/*/claims.md",
                     "results/*/continuations.md", "results/*/notebooks/*.ipynb"]
 exclude_patterns = [".*", "build", "ouroboros", "tests", "results/smoke", "results/*/runs", "results/*/checkpoints"]
@@ -30,14 +31,18 @@ myst_heading_anchors = 3
 myst_links_external_new_tab = False
 nb_execution_mode = "off"  # `make reproduce` has executed them
 nb_render_markdown_format = "myst"
-nb_code_prompt_show = "Show code"
-nb_code_prompt_hide = "Hide code"
+nb_code_prompt_show = "Code"
+nb_code_prompt_hide = "Code"
 
 html_theme = "furo"
 html_static_path = ["site.css"]
 html_css_files = ["site.css"]
+html_use_index = False
+html_show_search_summary = False  # it would fetch pages, which a browser refuses for files
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 
+# Markdown inside of an HTML block is text; between blank lines it is Markdown again.
+FOLDED = re.compile(r"^( *)(<details><summary>.*</summary>)(\S.*)</details>$", re.MULTILINE)
 LOGS_AND_TABLES = ("results/*/runs/*.jsonl", "results/*/tables/*.csv", "figures/*/*.p[dn][fg]")
 
 
@@ -54,15 +59,24 @@ def read(app, page: str, content: list[str]) -> None:
 
 
 def navigation() -> str:
-    """Hidden lists of all pages: the documents, then each profile's claims, notebooks and texts."""
-    documents = ["results/README", *(f"docs/{path.stem}" for path in sorted((ROOT / "docs").glob("*.md")))]
-    groups = {"Documents": documents}
+    """Hidden lists of all pages: the documents in README's order, then each profile's claims, notebooks and texts."""
+    readme = (ROOT / f"{root_doc}.md").read_text(encoding="utf-8")
+    linked = re.findall(r"\]\((docs/[\w-]+|results/README)\.md", readme)
+    others = (f"docs/{path.stem}" for path in sorted((ROOT / "docs").glob("*.md")))
+    groups = {"Documents": list(dict.fromkeys([*linked, *others]))}
     for claims in sorted(ROOT.glob("results/*/claims.md")):
         if (profile := claims.parent.name) != "smoke":
-            pages = [claims, *sorted(claims.parent.glob("notebooks/*.ipynb")), *claims.parent.glob("continuations.md")]
-            groups[profile] = [path.relative_to(ROOT).with_suffix("").as_posix() for path in pages]
+            files = [claims, *sorted(claims.parent.glob("notebooks/*.ipynb")), *claims.parent.glob("continuations.md")]
+            pages = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files]
+            groups[profile] = [f"{titled(page)} <{page}>" if "/notebooks/" in page else page for page in pages]
     return "".join(f"\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
                    for name, pages in groups.items())
+
+
+def titled(page: str) -> str:
+    """A notebook's number and title."""
+    [first, *_] = json.loads((ROOT / f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+    return Path(page).name[:2] + " " + "".join(first["source"]).partition("\n")[0].removeprefix("# ")
 
 
 def evidence() -> dict[str, list[list[str]]]:
@@ -80,6 +94,7 @@ def evidence() -> dict[str, list[list[str]]]:
 
 def with_evidence(text: str, profile: str) -> str:
     """A profile's claims, each section with links to what shows it."""
+    text = FOLDED.sub(r"\1\2\n\n\1\3\n\n\1</details>", text)
     shown = evidence()
     places = {"notebook": "notebooks/{}.ipynb", "table": "tables/{}.csv", "figure": f"../../figures/{profile}/{{}}.png"}
     first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
@@ -105,11 +120,12 @@ def as_page(text: str, profile: str) -> str:
             heading = (re.findall(r"^#+ (.*)", source, re.MULTILINE) or [heading])[-1]
         if cell["cell_type"] == "code":
             cell["metadata"].setdefault("tags", []).append("hide-input")
-            for output in cell["outputs"]:
-                if "image/png" in output.get("data", {}):
-                    output["metadata"].setdefault("image/png", {}).setdefault("alt", described(source, heading, profile))
+            if pictures := [output for output in cell["outputs"] if "image/png" in output.get("data", {})]:
+                given = pictures[0]["metadata"].get("image/png", {}).get("alt")  # as `IPython.display.Image` keeps it
+                alt = given or described(source, heading, profile)
+                cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
     title, _, rest = "".join(cells[0]["source"]).partition("\n")
-    cells[0]["source"] = f"{title}\n\nProfile `{profile}`; [its claims](../claims.md).\n{rest}"
+    cells[0]["source"] = f"{title} ({profile})\n\n[The claims at this profile](../claims.md)\n{rest}"
     return json.dumps(notebook | {"cells": cells})
 
 
@@ -118,7 +134,7 @@ def described(source: str, heading: str, profile: str) -> str:
     [name] = re.findall(r'output\.figure\(.*"(\w+)"\)', source, re.DOTALL)
     sidecar = json.loads((ROOT / "figures" / profile / f"{name}.json").read_text(encoding="utf-8"))
     labels = dict.fromkeys(line["label"] for line in sidecar["plotted"])
-    return f"Figure {name.replace('_', ' ')}: {heading}" + (f" Plotted: {', '.join(labels)}." if labels else "")
+    return f"{name.replace('_', ' ')}: {heading}" + (f"; plotted: {', '.join(labels)}" if labels else "")
 
 
 def resolve(app, tree: nodes.document) -> None:
@@ -127,6 +143,8 @@ def resolve(app, tree: nodes.document) -> None:
         if block.get("language") == "mermaid":
             drawing = flowchart.svg(flowchart.parse(block.astext()))
             block.replace_self(nodes.raw("", drawing, format="html"))
+        elif app.env.docname.endswith("/continuations"):
+            block["classes"].append("prose")
     for link in list(tree.findall(addnodes.download_reference)):
         name, _ = app.env.relfn2path(link["reftarget"])
         reference = nodes.reference("", "", *link.children, refuri=link["reftarget"], internal=True)

@@ -57,7 +57,8 @@ def svg(chart: Flowchart) -> str:
     rows = {name: 24 + ROW * number for number, name in enumerate(names)}  # each node's centre
     half = {name: CHARACTER * len(text) / 2 + 14 for name, (text, _) in chart.nodes.items()}
     arcs = [edge for edge in chart.edges if names.index(edge[1]) != names.index(edge[0]) + 1]
-    side = MIDDLE + max(half.values()) + 6
+    down = max((len(text) for *edge, text in chart.edges if (*edge, text) not in arcs), default=0)
+    side = MIDDLE + max(*half.values(), CHARACTER * down + 10) + 10
     parts = [_box(rows[name], half[name], *chart.nodes[name]) for name in names]
     for start, end, text in chart.edges:
         if (start, end, text) not in arcs:
