@@ -143,6 +143,14 @@ def test_a_claim_links_to_its_notebook_tables_figures_and_logs(site):
         assert kinds >= {".html", ".csv", ".png", *[".jsonl"] * measured}, claim
 
 
+def test_a_value_links_to_its_notebook_tables_figures_and_logs(site):
+    text = (site / "results/tiny-first/claims.html").read_text().partition("where each is measured")[2]
+    for claim in ("L36", "rec", "c1", "s8", "adv16", "range"):
+        kinds = {Path(link).suffix for link in re.findall('href="([^"]+)"', text.partition(f">{claim}</span>")[2]
+                                                          .partition("</li>")[0])}
+        assert kinds == {".html", ".csv", ".png", ".jsonl"}, claim
+
+
 def test_the_raw_logs_are_there_as_they_are(site):
     logs = [path for path in ROOT.glob("results/*/runs/*.jsonl") if "smoke" not in path.parts]
     assert len(logs) > 500

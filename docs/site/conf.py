@@ -4,6 +4,7 @@ The repository's root is the source folder, so links between pages are those tha
 needs (navigation, links from a claim to what shows it, folded code, texts of pictures) is added while pages are read.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -93,20 +94,38 @@ def evidence() -> dict[str, list[list[str]]]:
 
 
 def with_evidence(text: str, profile: str) -> str:
-    """A profile's claims, each section with links to what shows it."""
-    text = FOLDED.sub(r"\1\2\n\n\1\3\n\n\1</details>", text)
-    shown = evidence()
-    places = {"notebook": "notebooks/{}.ipynb", "table": "tables/{}.csv", "figure": f"../../figures/{profile}/{{}}.png"}
-    first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
-    for number, section in enumerate(sections):
-        links = []
-        for (kind, place), names in zip(places.items(), shown.get(section.splitlines()[0], [[], [], []])):
-            paths = {name: place.format(name) for name in names}
-            named = [f"[{name}]({path})" for name, path in paths.items()
-                     if (ROOT / "results" / profile / path).exists()]
-            links += [f"{kind}{'s' * (len(named) > 1)} {', '.join(named)}"] * bool(named)
-        sections[number] = section.rstrip() + (f"\n\nLook: {'; '.join(links)}.\n" if links else "") + "\n"
-    return "## ".join([first, *sections])
+    """A profile's claims, each section with links to what shows it; the claims without a section in one list."""
+    shown = {claim: evidence_links(profile, *names) for claim, names in evidence().items()}
+    first, *sections = re.split(r"^## ", FOLDED.sub(r"\1\2\n\n\1\3\n\n\1</details>", text), flags=re.MULTILINE)
+    ids = [section.partition("\n")[0] for section in sections]
+    sections = [f"{section.rstrip()}\n\n" + (f"Where to look: {shown[name]}.\n\n" if shown.get(name) else "")
+                for name, section in zip(ids, sections)]
+    logs = "".join(f"- `{name}`: {shown[name]}; logs {', '.join(f'[{run}](runs/{run}.jsonl)' for run in runs)}\n"
+                   for name, runs in measured_by(profile).items() if runs and shown.get(name) and name not in ids)
+    fold = f"<details><summary>where each is measured, and its logs</summary>\n\n{logs}\n</details>\n" if logs else ""
+    return "## ".join([first, *sections]) + fold
+
+
+def evidence_links(profile: str, notebooks: list[str], tables: list[str], figures: list[str]) -> str:
+    """Links from a profile's claims to those of the files that it has."""
+    kinds = [("notebook", "notebooks/{}.ipynb", notebooks), ("table", "tables/{}.csv", tables),
+             ("figure", f"../../figures/{profile}/{{}}.png", figures)]
+    found = []
+    for kind, place, names in kinds:
+        links = [f"[{name}]({place.format(name)})" for name in names
+                 if (ROOT / "results" / profile / place.format(name)).exists()]
+        if links:
+            found.append(f"{kind}{'s' * (len(links) > 1)} {', '.join(links)}")
+    return "; ".join(found)
+
+
+def measured_by(profile: str) -> dict[str, list[str]]:
+    """The runs behind each claim, by the claim's id, under any protocol."""
+    runs: dict[str, list[str]] = {}
+    with open(ROOT / f"results/{profile}/tables/claims.csv", encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            runs[row["id"]] = list(dict.fromkeys([*runs.get(row["id"], []), *row["runs"].split()]))
+    return runs
 
 
 def as_page(text: str, profile: str) -> str:
