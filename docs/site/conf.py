@@ -29,7 +29,6 @@ include_patterns = ["README.md", "docs/*.md", "results/README.md", "results/*/cl
                     "results/*/continuations.md", "results/*/notebooks/*.ipynb"]
 exclude_patterns = [".*", "build", "ouroboros", "tests", "results/smoke", "results/*/runs", "results/*/checkpoints"]
 myst_heading_anchors = 3
-myst_links_external_new_tab = False
 nb_execution_mode = "off"  # `make reproduce` has executed them
 nb_render_markdown_format = "myst"
 nb_code_prompt_show = "Code"
@@ -44,7 +43,7 @@ html_copy_source = html_show_sourcelink = html_show_copyright = False
 
 # Markdown inside of an HTML block is text; between blank lines it is Markdown again.
 FOLDED = re.compile(r"^( *)(<details><summary>.*</summary>)(\S.*)</details>$", re.MULTILINE)
-LOGS_AND_TABLES = ("results/*/runs/*.jsonl", "results/*/tables/*.csv", "figures/*/*.p[dn][fg]")
+FILES = ("results/*/runs/*.jsonl", "results/*/tables/*.csv", "figures/*/*.*")
 
 
 # ------------------------------------------------------------------------------------------- while a page is read
@@ -100,9 +99,10 @@ def with_evidence(text: str, profile: str) -> str:
     ids = [section.partition("\n")[0] for section in sections]
     sections = [f"{section.rstrip()}\n\n" + (f"Where to look: {shown[name]}.\n\n" if shown.get(name) else "")
                 for name, section in zip(ids, sections)]
-    logs = "".join(f"- `{name}`: {shown[name]}; logs {', '.join(f'[{run}](runs/{run}.jsonl)' for run in runs)}\n"
-                   for name, runs in measured_by(profile).items() if runs and shown.get(name) and name not in ids)
-    fold = f"<details><summary>where each is measured, and its logs</summary>\n\n{logs}\n</details>\n" if logs else ""
+    values = "".join(f"- `{name}`: {shown[name]}.\n  <details><summary>{len(runs)} runs</summary>\n\n  "
+                     + ", ".join(f"[{run}](runs/{run}.jsonl)" for run in runs) + "\n\n  </details>\n"
+                     for name, runs in measured_by(profile).items() if runs and shown.get(name) and name not in ids)
+    fold = f"<details><summary>where each is measured</summary>\n\n{values}\n</details>\n" if values else ""
     return "## ".join([first, *sections]) + fold
 
 
@@ -150,7 +150,9 @@ def as_page(text: str, profile: str) -> str:
 
 def described(source: str, heading: str, profile: str) -> str:
     """The text of a figure whose notebook gives none: what is asked above it, and the labels of what is plotted."""
-    [name] = re.findall(r'output\.figure\(.*"(\w+)"\)', source, re.DOTALL)
+    if not (found := re.search(r'output\.figure\(.*"(\w+)"\)', source, re.DOTALL)):
+        return f"figure: {heading}"
+    name = found[1]
     sidecar = json.loads((ROOT / "figures" / profile / f"{name}.json").read_text(encoding="utf-8"))
     labels = dict.fromkeys(line["label"] for line in sidecar["plotted"])
     return f"{name.replace('_', ' ')}: {heading}" + (f"; plotted: {', '.join(labels)}" if labels else "")
@@ -182,11 +184,12 @@ def copy(app, name: Path) -> None:
 
 def finish(app, failure: Exception | None) -> None:
     """Add the raw logs, tables and figures, and the page that a folder opens with."""
-    for pattern in () if failure else LOGS_AND_TABLES:
-        for path in ROOT.glob(pattern):
-            copy(app, path.relative_to(ROOT))
-    if not failure:
-        shutil.copyfile(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
+    if failure:
+        return
+    for path in (path.relative_to(ROOT) for pattern in FILES for path in ROOT.glob(pattern)):
+        if path.parts[1] != "smoke":
+            copy(app, path)
+    shutil.copyfile(Path(app.outdir) / f"{root_doc}.html", Path(app.outdir) / "index.html")
 
 
 def setup(app) -> None:
