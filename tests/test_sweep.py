@@ -110,7 +110,7 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     write_searches(root, profile)
     process = subprocess.Popen([sys.executable, str(COMMAND), str(root), "runs", "--purpose", "matrix"],
                                stderr=subprocess.PIPE, text=True)
-    deadline = time.time() + 60
+    deadline = time.time() + 300
 
     def under_way() -> int:
         return sum(s.update > 3 and s.state == "running" for s in status.status(profile, root))
@@ -118,7 +118,7 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     while under_way() < 2 and time.time() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == AGAIN, err
     assert err.splitlines()[-1] == ("stopped: asked to stop, the state of the runs under way is saved; run the same "
                                     "command again")

@@ -125,10 +125,13 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
         os.environ["OMP_NUM_THREADS"] = "1"  # the jobs inherit it
         made = _submit(_executor(profile, root, cluster), Worker(profile, root, purpose, cluster),
                        min(jobs, len(wanted)), profile.resources.gpus)
+        found = wanted
         with tqdm(total=len(wanted), desc=f"{profile.name}: {purpose or 'plan'}") as bar:
             def left() -> list[RunSpec]:
-                found = missing(profile, root, purpose)
-                bar.update(len(wanted) - len(found) - bar.n)
+                nonlocal found
+                if any(profile.run_path(spec.id, root).exists() for spec in found):  # else nothing changed
+                    found = missing(profile, root, purpose)
+                    bar.update(len(wanted) - len(found) - bar.n)
                 return found
 
             _wait(lambda: not left() or all(job.done() for job in made), made, cluster)
@@ -137,7 +140,7 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
                     raise InputError(ended)
             # what is left is made by the jobs of another sweep
             _wait(lambda: not any(is_running(profile.name, spec.id, root) for spec in left()), [], cluster)
-            if found := left():
+            if left():
                 raise InputError(f"{len(found)} runs are left, '{found[0].id}' first, and no job makes them any more; "
                                  "run the same command again")
 
