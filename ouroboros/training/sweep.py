@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
@@ -38,8 +38,11 @@ class Worker:
     root: Path
     purpose: str | None
     cluster: str
+    gpus: str = ""  # of this machine, those that the job may use, as CUDA_VISIBLE_DEVICES names them
 
     def __call__(self) -> str | None:
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         import torch
 
         self.profile.register_arms()  # this process hasn't read the profile's file
@@ -167,10 +170,8 @@ def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: i
         raise InputError(f"profile '{worker.profile.name}': field 'resources.gpus': {gpus}, but {len(visible)} can be "
                          "seen here; lower it, or set CUDA_VISIBLE_DEVICES")
     for number in range(count):
-        if visible:
-            mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)]
-            executor.update_parameters(local_visible_gpus=mine)
-        jobs.append(executor.submit(worker))
+        mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)] if visible else []
+        jobs.append(executor.submit(replace(worker, gpus=",".join(map(str, mine)))))
     return jobs
 
 
