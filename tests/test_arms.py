@@ -12,8 +12,8 @@ from ouroboros.experiment.cost import Cost
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import SplitConfig, parse_profile
 from ouroboros.log import read_run
-from ouroboros.model.surgery import cut_layers
 from ouroboros.training import build, trainer
+from ouroboros.training.build import cut_layers
 from ouroboros.training.corpus import prepare
 from ouroboros.training.run import execute
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
-from ouroboros.model.surgery import cut_layers
 from ouroboros.training import base
-from ouroboros.training.build import load_base
+from ouroboros.training.build import cut_layers, load_base
 from ouroboros.training.corpus import prepare
 from ouroboros.training.ngram import Trigram
 

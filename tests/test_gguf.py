@@ -4,22 +4,15 @@ import pytest
 import torch
 from gguf import RopeScalingType
 from gguf_files import rotary_order, small_llama, write_gguf
-from models import OPTIONS, shake
+from models import OPTIONS, refused, shake
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from ouroboros import OuroborosForCausalLM
-from ouroboros.errors import InputError
 from ouroboros.model import checkpoint as weights
 from ouroboros.model import surgery
 from ouroboros.model.checkpoint import Checkpoint, read_gguf, sha256, tensors_of
 
 IDS = torch.randint(2, 250, (2, 9), generator=torch.Generator().manual_seed(0))
-
-
-def refused(complaint, call, *args, **kwargs):
-    with pytest.raises(InputError, match=complaint) as error:
-        call(*args, **kwargs)
-    assert "\n" not in str(error.value)
 
 
 def convert(base, **options):

@@ -13,7 +13,8 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.profile import SplitConfig, load_profile
 from ouroboros.model import modeling
 from ouroboros.model.configuration import PROJECTIONS
-from ouroboros.model.surgery import cut_layers, mean_residual, open_base
+from ouroboros.model.surgery import mean_residual, open_base
+from ouroboros.training.build import cut_layers
 
 SPLIT = SplitConfig(prelude=1, recurrent=3, coda=1)
 
@@ -125,7 +126,7 @@ def test_a_rank_larger_than_a_projection_is_refused():
 @pytest.mark.parametrize("options, complaint", [
     ({"depth": 0}, "depth 0"), ({"modulation": "magic"}, "modulation 'magic'"), ({"pooling": "max"}, "pooling 'max'"),
     ({"rank": 0}, "rank 0"), ({"depth": "3"}, "depth '3'"), ({"alpha": "x"}, "alpha 'x'"),
-    ({"dtype": "float16"}, "dtype 'float16'"), ({"rnak": 4}, "option 'rnak' is unknown; one of .*rank"),
+    ({"dtype": "float7"}, "dtype 'float7'"), ({"rnak": 4}, "option 'rnak' is unknown; one of .*rank"),
 ])
 def test_a_configuration_out_of_range_is_refused_in_one_line(options, complaint):
     with pytest.raises(InputError, match=complaint) as error:

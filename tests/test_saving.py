@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from models import FAMILIES, OPTIONS, SHAPE, convert, ids, shake, small_base
+from models import FAMILIES, OPTIONS, SHAPE, convert, ids, refused, shake, small_base
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
@@ -20,7 +20,6 @@ from transformers import (
 )
 
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
-from ouroboros.errors import InputError
 from ouroboros.model.checkpoint import Checkpoint, sha256
 
 
@@ -31,12 +30,6 @@ def saved(tmp_path):
     model = shake(convert(tmp_path / "base"))
     model.save_pretrained(tmp_path / "model")
     return model, tmp_path / "model", tmp_path / "base"
-
-
-def refused(complaint, call, *args, **kwargs):
-    with pytest.raises(InputError, match=complaint) as error:
-        call(*args, **kwargs)
-    assert "\n" not in str(error.value)
 
 
 # -------------------------------------------------------------------------------------------------------- converting

@@ -1,16 +1,19 @@
 """Which layers are kept, the mean residual, the truncated SVD."""
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from models import convert, ids, refused, small_base
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import SplitConfig
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.surgery import (
-    cut_layers,
     kept_layers,
     mean_residual,
     open_base,
@@ -18,6 +21,7 @@ from ouroboros.model.surgery import (
     spectra,
     truncated_svd,
 )
+from ouroboros.training.build import cut_layers
 
 
 def split(prelude, recurrent, coda):
@@ -106,3 +110,100 @@ def test_the_cut_model_is_the_base_without_the_removed_layers():
     assert [layer.self_attn.layer_idx for layer in model.model.layers] == list(range(6))  # the base's are its own
     # a layer whose every weight is zero is the identity: the base without them is the cut model
     torch.testing.assert_close(model(ids, use_cache=False).logits, whole)
+
+
+# ------------------------------------------------------------------------------------- what is no weight, or unknown
+
+def rewrite(folder, change, **config):
+    """Change a saved model's tensors by `change`, a function of them, and fields of its config.json."""
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    found = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(found | config))
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    small_base("llama").save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "bitsandbytes", "compressed-tensors"])
+def test_a_quantised_base_is_refused_by_its_configuration(method, folder):
+    quantised = {"quant_method": method, "bits": 8}
+    rewrite(folder, lambda tensors: None, quantization_config=quantised)
+    refused("quantised \\(config.json has a quantization_config\\)", convert, folder)
+    model = small_base()
+    model.config.quantization_config = quantised
+    refused("quantised \\(config.json has a quantization_config\\)", convert, model)
+
+
+@pytest.mark.parametrize("layer", [0, 3, 4])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_codes_are_not_read_as_weights(dtype, layer, folder):
+    name = f"model.layers.{layer}.mlp.up_proj.weight"
+    model = small_base("llama")
+    weight = model.model.layers[layer].mlp.up_proj.weight
+    model.model.layers[layer].mlp.up_proj.weight = torch.nn.Parameter(weight.detach().to(dtype), requires_grad=False)
+    rewrite(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
+    for source in (model, folder):
+        refused(f"{name} is {dtype}, packed by a quantiser", convert, source)
+
+
+def test_a_layer_of_another_library_is_not_read_as_weights():
+    model = small_base("llama")
+    packed = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
+    refused("packed by a quantiser|layer 0 has no", convert, packed)
+    refused("is offloaded; load the model without a device_map", convert, small_base().to("meta"))
+
+
+@pytest.mark.parametrize("layer", [0, 3, 4])
+@pytest.mark.parametrize("tensor", ["self_attn.q_proj.weight_scale", "mlp.extra.weight", "self_attn.q_norm.weight"])
+def test_an_unknown_tensor_of_a_layer_is_refused(tensor, layer, folder):
+    rewrite(folder, lambda tensors: tensors.update({f"model.layers.{layer}.{tensor}": torch.ones(2)}))
+    refused(f"tensor model.layers.\\d.{tensor} isn't in every layer", convert, folder)
+
+
+@pytest.mark.parametrize("tensor", ["mlp.extra.weight", "self_attn.o_proj.weight_scale_inv"])
+def test_an_unknown_tensor_of_every_layer_is_refused(tensor, folder):
+    rewrite(folder, lambda tensors: tensors.update({f"model.layers.{i}.{tensor}": torch.ones(2) for i in range(6)}))
+    refused(f"tensor model.layers.0.{tensor} is .*, config.json makes none of that name", convert, folder)
+
+
+def test_a_bias_that_the_configuration_denies_is_refused(folder):
+    rewrite(folder, lambda tensors: None, attention_bias=False)
+    refused("_proj.bias is .*, config.json makes none of that name", convert, folder)
+    rewrite(folder, lambda tensors: None, attention_bias=True)
+    rewrite(folder, lambda tensors: tensors.pop("model.layers.2.mlp.up_proj.bias"))  # in a layer that is removed
+    refused("tensor model.layers.2.mlp.up_proj.bias isn't in every layer", convert, folder)
+
+
+@pytest.mark.parametrize("name", ["model.layers.6.eh_proj.weight", "model.adapter.weight", "score.weight"])
+def test_an_unknown_tensor_elsewhere_is_refused(name, folder):
+    rewrite(folder, lambda tensors: tensors.update({name: torch.ones(2)}))
+    refused(f"tensor {name} (isn't in every layer|is .*, config.json makes none of that name)", convert, folder)
+
+
+def test_fewer_layers_than_the_file_has_are_refused(folder):
+    rewrite(folder, lambda tensors: None, num_hidden_layers=5)
+    refused("tensor model.layers.5.* isn't in every layer of the 5 that config.json says", convert, folder)
+
+
+def test_rotary_frequencies_of_old_checkpoints_are_left_out(folder, tmp_path):
+    expected = convert(folder)(ids()).logits
+    frequencies = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(2) for i in range(3)}
+    rewrite(folder, lambda tensors: tensors.update(frequencies | {"model.rotary_emb.inv_freq": torch.ones(2)}))
+    model = convert(folder)
+    assert torch.equal(model(ids()).logits, expected)
+    model.save_pretrained(tmp_path / "model", self_contained=False)
+    assert torch.equal(type(model).from_pretrained(tmp_path / "model")(ids()).logits, expected)
+
+
+def test_a_file_counts_before_shards_beside_it_as_in_transformers(folder, tmp_path):
+    small_base("llama").save_pretrained(tmp_path / "shards", max_shard_size="2KB")
+    rewrite(folder, lambda tensors: tensors["model.norm.weight"].add_(1)).joinpath("model.safetensors").rename(
+        tmp_path / "shards" / "model.safetensors")
+    memory = AutoModelForCausalLM.from_pretrained(tmp_path / "shards")
+    assert torch.equal(convert(tmp_path / "shards")(ids()).logits, convert(memory)(ids()).logits)

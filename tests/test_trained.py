@@ -13,7 +13,6 @@ from ouroboros import OuroborosForCausalLM
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
-from ouroboros.model import surgery
 from ouroboros.training import build, evaluation, probes, rescore, trained
 from ouroboros.training.corpus import prepare
 from ouroboros.training.run import STREAM_BLOCKS, execute, rerun
@@ -61,9 +60,9 @@ def test_each_library_loads_its_checkpoint_by_the_name_of_the_base(profile, made
     folder = trained.folder_of(profile, LORA, made)
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == profile.base_name
     assert profile.base_name == "results/test/checkpoints/base"
-    healed = PeftModel.from_pretrained(surgery.cut_layers(base, profile.split), folder)
+    healed = PeftModel.from_pretrained(build.cut_layers(base, profile.split), folder)
     with torch.no_grad():
-        untouched = surgery.cut_layers(build.load_base(profile, made), profile.split)
+        untouched = build.cut_layers(build.load_base(profile, made), profile.split)
         changed = healed(ids).logits - untouched(ids).logits
     assert changed.abs().max() > 1e-4  # an adapter whose names don't fit would change nothing
 
@@ -108,7 +107,7 @@ def test_an_untrained_loop_is_scored_at_each_depth_and_its_norms_are_where_they_
 def test_the_cut_model_with_other_ends_keeps_those_layers(profile, root):
     log = read_run(execute(profile, "cut_2-any-s0", root, progress=False))
     base = build.load_base(profile, root)
-    cut = surgery.cut_layers(base, profile.split.model_copy(update={"prelude": 2, "coda": 2}))
+    cut = build.cut_layers(base, profile.split.model_copy(update={"prelude": 2, "coda": 2}))
     blocks = evaluation.final(profile, prepare(profile, root), profile.find("cut_2-any-s0"))["heldout"]
     with torch.no_grad():
         ids = torch.from_numpy(blocks).long()

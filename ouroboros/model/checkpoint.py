@@ -15,62 +15,71 @@ from transformers import AutoModelForCausalLM, GgufConfig, PretrainedConfig, Pre
 from ..errors import InputError, first_line
 
 PATTERNS = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what is computed with; float8 holds codes
 
 
-def resolve(name: str | Path, revision: str | None = None,
-            gguf_file: str | None = None) -> tuple[Path, str | None]:
+def resolve(name: str | Path, revision: str | None = None, gguf_file: str | None = None, subfolder: str = "",
+            **hub) -> tuple[Path, str | None]:
     """The folder of a checkpoint and its revision: a local folder has none, the hub's is a commit.
 
-    Of a repository with a `gguf_file` only that is fetched. Raises InputError when there is neither.
+    Of a repository with a `gguf_file` only that is fetched; `hub` are arguments of `snapshot_download` (`cache_dir`,
+    `token`, `local_files_only`, ...). Raises InputError when there is neither.
     """
-    if not isinstance(name, (str, Path)):
+    if not name or not isinstance(name, (str, Path)):
         raise InputError(f"checkpoint {name!r}: must be a folder or a repository's name")
-    if Path(name).is_dir():
-        return Path(name), None
+    if (Path(name) / subfolder).is_dir():
+        return Path(name) / subfolder, None
     try:
-        wanted = [gguf_file] if gguf_file else PATTERNS
-        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted))
-        return folder, folder.name  # the hub's cache names a snapshot by its commit
+        wanted = [str(Path(subfolder, file)) for file in ([gguf_file] if gguf_file else [*PATTERNS, *TOKENIZER])]
+        folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted, **hub))
+        return folder / subfolder, folder.name  # the hub's cache names a snapshot by its commit
     except (HFValidationError, OSError) as error:
         raise InputError(f"checkpoint '{name}': no such folder, and the hub doesn't give it "
-                         f"({str(error).strip().splitlines()[0]}); name a folder or a repository") from None
+                         f"({first_line(error)}); name a folder or a repository") from None
 
 
 def read_config(kind: type, folder: Path):
-    """The folder's config.json, read by `kind`, a configuration class of transformers or AutoConfig.
+    """The folder's config.json, read by `kind`: OuroborosConfig, or AutoConfig for that of a base.
 
-    Raises InputError when it is missing or can't be read.
+    Raises InputError when it is missing or can't be read, or is a base's where the other is wanted, or the reverse.
     """
+    wanted = getattr(kind, "model_type", None)
     try:
-        return kind.from_pretrained(folder)
+        there = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
+        if there == wanted or (wanted is None and there != "ouroboros"):
+            return kind.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / 'config.json'}: can't be read ({str(error).strip().splitlines()[0]}); save or "
-                         "fetch it again") from None
+        raise InputError(f"{folder / 'config.json'}: can't be read ({first_line(error)}); save or fetch it "
+                         "again") from None
+    raise InputError(f"{folder}: holds a {there} model, " + ("no Ouroboros model; convert it with from_base" if wanted
+                                                             else "converted already; load it with from_pretrained"))
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
     """The tensors of a folder's safetensors files, one file or shards with an index.
 
     A tensor that is read is mapped from its file, not copied, and the file is closed at once: memory is used only
-    while the tensor is. Raises InputError for a missing, truncated or unreadable file.
+    while the tensor is. A `tied` head is left out. Raises InputError for a missing, truncated or unreadable file.
     """
 
-    def __init__(self, folder: Path, without: tuple[str, ...] = ()):
+    def __init__(self, folder: Path, tied: bool = False):
         self.folder = folder
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-        if index.exists():
+        if single.exists():  # rather than shards, as in transformers
+            self._files = dict.fromkeys(self._open(single, lambda file: list(file.keys())), single)
+        elif index.exists():
             try:
                 places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             except (ValueError, KeyError):
                 raise InputError(f"{index}: no JSON with a weight_map; save or fetch the checkpoint again") from None
             self._files = {name: folder / file for name, file in places.items()}
-        elif single.exists():
-            self._files = dict.fromkeys(self._open(single, lambda file: list(file.keys())), single)
         else:
             raise InputError(f"{folder}: holds no model.safetensors and no index of shards; convert other formats "
                              "with transformers' save_pretrained")
-        for name in without:
-            self._files.pop(name, None)
+        if tied:
+            check_tied(self)
+            self._files.pop("lm_head.weight", None)
 
     def _open(self, path: Path, read):
         try:
@@ -146,8 +155,18 @@ def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """A model's tensors by name, as a file of it would hold them: a tied head once."""
     state = model.state_dict()
     if model.config.tie_word_embeddings:
+        check_tied(state)
         state.pop("lm_head.weight", None)
     return state
+
+
+def check_tied(weights: Mapping[str, torch.Tensor], prefix: str = "") -> None:
+    """Raises InputError for a head that the configuration calls tied and that holds other values."""
+    head, embedding = f"{prefix}lm_head.weight", f"{prefix}model.embed_tokens.weight"
+    if head in weights and embedding in weights and not (weights[head].is_meta  # which is refused elsewhere
+                                                         or torch.equal(weights[head], weights[embedding])):
+        raise InputError(f"tie_word_embeddings is true, but {head} isn't {embedding}; set it to false in the "
+                         "configuration")
 
 
 def sha256(weights: Mapping[str, torch.Tensor]) -> str:

@@ -113,6 +113,17 @@ class OuroborosConfig(PretrainedConfig):
         every = "full_attention" if getattr(self.base, "sliding_window", None) is None else "sliding_attention"
         return getattr(self.base, "layer_types", None) or [every] * self.base.num_hidden_layers
 
+    @classmethod
+    def from_dict(cls, config_dict: dict, **kwargs):
+        """As transformers', but `base` is left to the model's `from_pretrained`: the Auto classes hand it on."""
+        base = kwargs.pop("base", None)
+        found = super().from_dict(config_dict, **kwargs)
+        return found if base is None or not isinstance(found, tuple) else (found[0], found[1] | {"base": base})
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
+        """Nothing: transformers would copy this file beside the weights, `save_pretrained` writes what is needed."""
+
     def get_text_config(self, *args, **kwargs):
         """The configuration itself: `base` is a part of the model, not a text model beside another one."""
         return self

@@ -1,124 +1,233 @@
 """Convert a base, save, load: what `OuroborosForCausalLM` adds to transformers' own methods of these names."""
 
+import copy
+import functools
 import inspect
 import os
 import pickle
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from accelerate import dispatch_model
+from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoConfig, GenerationConfig
+from transformers.integrations.accelerate import _get_device_map, check_and_set_device_map
 from transformers.utils import logging
 
-from ..errors import InputError
-from .checkpoint import Checkpoint, read_config, resolve, sha256
+from ..errors import InputError, first_line
+from .checkpoint import FLOATS, TOKENIZER, Checkpoint, check_tied, read_config, resolve, sha256
 from .configuration import OuroborosConfig
 from .surgery import cut_config, kept_tensors, open_base, residual_bases
 
 logger = logging.get_logger(__name__)
+FIELDS = set(inspect.signature(OuroborosConfig).parameters) - {"base", "base_reference", "weights_sha256", "kwargs"}
+FREE = {"depth", "alpha", "pooling", "gate_bias", "use_cache"}  # of these: what no weight depends on
+HUB = {"cache_dir", "force_download", "local_files_only", "token"}
+CODE = "modeling_ouroboros"  # the file by which the Auto classes find ours under trust_remote_code
+AUTO = {"AutoConfig": "OuroborosConfig", "AutoModelForCausalLM": "OuroborosForCausalLM"}
 
 
 class ConvertedModel:
     """The methods by which a model is made from a base, written to a folder and read again."""
 
+    _gives: tuple | None = None  # what the base gives: the split and its kept tensors' sha256; None if not known
+
     @classmethod
     def from_base(cls, base, n_prelude: int = 8, recurrent_layer: int = 18, n_coda: int = 8, rank: int = 32, *,
-                  revision: str | None = None, gguf_file: str | None = None, dtype: torch.dtype | None = None,
-                  attn_implementation: str | None = None, **options) -> "ConvertedModel":
+                  revision: str | None = None, gguf_file: str | None = None, subfolder: str = "",
+                  dtype: torch.dtype | str | None = None, attn_implementation: str | None = None, device_map=None,
+                  **options) -> "ConvertedModel":
         """Convert a pretrained dense Qwen2, Qwen3, Llama or Mistral model (system.md 2 and 3).
 
         `base` is a folder, a hub name (with a `revision`), a GGUF file or a model in memory; `gguf_file` names the file
         where folder or repository hold one. Safetensors are read a tensor at a time, so that no more than the kept
         layers is held; GGUF is read whole and dequantised to float32. `dtype` is the base's own unless given;
-        `options` are those of OuroborosConfig. Raises InputError when the base can't be read or isn't supported, and
-        when split or rank don't fit it.
+        `options` are those of OuroborosConfig and HUB. Raises InputError when the base can't be read, is quantised or
+        isn't supported, and when split or rank don't fit it.
         """
-        known = set(inspect.signature(OuroborosConfig).parameters)
-        known -= {"base", "base_reference", "weights_sha256", "kwargs"}
-        if unknown := sorted(set(options) - known):
-            raise InputError(f"from_base: option '{unknown[0]}' is unknown; one of {', '.join(sorted(known))}")
+        hub = {name: options.pop(name) for name in HUB & options.keys()}
+        if unknown := sorted(options.keys() - FIELDS):
+            raise InputError(f"from_base: option '{unknown[0]}' is unknown; one of {', '.join(sorted(FIELDS))}")
         options |= dict(n_prelude=n_prelude, recurrent_layer=recurrent_layer, n_coda=n_coda, rank=rank)
         split = OuroborosConfig(**options).split  # what is out of range is said before anything is read
-        source = open_base(base, revision, gguf_file)
+        source = open_base(base, revision, gguf_file, subfolder, **hub)
         config = OuroborosConfig(base=cut_config(source.config, split), **options)
         config.base_reference = source.reference()
-        dtype = dtype or source.weights["model.norm.weight"].dtype
-        if not isinstance(dtype, torch.dtype):
-            raise InputError(f"dtype {dtype!r}: must be a torch.dtype, as torch.bfloat16")
-        model = cls._from_config(config, dtype=dtype, attn_implementation=attn_implementation
+        own = source.weights["model.norm.weight"].dtype
+        found = own if dtype in (None, "auto") else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if found not in FLOATS:
+            raise InputError(f"dtype {dtype!r}: must be one of {', '.join(str(kind) for kind in FLOATS)} or 'auto'")
+        model = cls._from_config(config, dtype=found, attn_implementation=attn_implementation
                                  or source.config._attn_implementation)
         _copy(model.base, kept_tensors(source, split))
         if model.projections:
             for projection, (a, b) in zip(model.projections, residual_bases(source, split, rank), strict=True):
                 projection.A.copy_(a)
                 projection.B.copy_(b)
-        model.recurrence.to(torch.promote_types(dtype, torch.float32))
+        model.recurrence.to(torch.promote_types(found, torch.float32))
+        model._gives = split, sha256(_kept(model._own(model.state_dict())))
         if isinstance(base, nn.Module):
-            model.generation_config = base.generation_config
-            return model.to(base.device)
-        if isinstance(source.weights, Checkpoint):  # GGUF has no generation_config.json beside it
+            model.generation_config = copy.deepcopy(base.generation_config)
+            model.to(base.device)
+        elif isinstance(source.weights, Checkpoint):  # GGUF has no generation_config.json beside it
             model._load_generation_config(source.weights.folder)
-        return model
+        if device_map is not None:
+            dispatch_model(model, _get_device_map(model, check_and_set_device_map(device_map), None, None))
+        return model.eval()
 
     def save_pretrained(self, save_directory, self_contained: bool | None = None, state_dict: dict | None = None,
-                        **kwargs):
+                        push_to_hub: bool = False, **kwargs):
         """Write config.json and safetensors: what was trained, the frozen SVD bases and a reference to the base.
 
-        With `self_contained` the kept layers too; so also by default, with a warning, where a reference would not do:
-        the base has no name, or was trained itself. A file is replaced only by a whole one. Raises InputError where a
-        reference is asked for and would not do.
+        With `self_contained` the kept layers and the base's tokenizer too, if it is at hand; so also by default, with
+        a warning, where a reference would not do: the base has no name, or the kept layers aren't what it gives.
+        Adapters added by `add_adapter` are files of their own beside it. A file is replaced only by a whole one, and
+        those of an earlier save go. Raises InputError where a reference is asked for and would not do, for what can't
+        be loaded again, and for the base's own folder.
         """
-        state = self.state_dict() if state_dict is None else state_dict
-        if self.config.base.tie_word_embeddings:
-            state = {name: tensor for name, tensor in state.items() if name != "base.lm_head.weight"}
-        missing = self._why_no_reference()
+        folder = Path(save_directory)
+        _refuse(kwargs, "save_pretrained", "variant", "distributed_checkpoint")
+        self._check_place(folder)
+        given = self.state_dict() if state_dict is None else state_dict
+        if any(tensor.is_meta for tensor in given.values()):
+            given = get_state_dict_offloaded_model(self)
+        state = self._own(given)
+        missing = self._why_no_reference(state)
         if missing and self_contained is False:
             raise InputError(f"save_pretrained: {missing}; save with self_contained=True")
         if missing and self_contained is None:
             logger.warning(f"save_pretrained: {missing}; the checkpoint holds the kept layers too")
-        if not (missing or self_contained):
-            state = {name: tensor for name, tensor in state.items()
-                     if name.startswith("recurrence.") or name.endswith((".A", ".B"))}
+        whole = bool(missing or self_contained)
+        if not whole:
+            state = {name: state[name] for name in state.keys() - _kept(state).keys()}
         self.config.weights_sha256 = sha256(state)
-        folder = Path(save_directory)
+        self.config.auto_map = {auto: f"{CODE}.{name}" for auto, name in AUTO.items()}
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
-            super().save_pretrained(temporary, state_dict=state, **kwargs)
-            for path in Path(temporary).iterdir():
-                os.replace(path, folder / path.name)
+            adapted, self._hf_peft_config_loaded = self._hf_peft_config_loaded, False
+            try:  # the names as they were hashed, not as an adapter's file might map them
+                super().save_pretrained(temporary, state_dict=state, **kwargs | {"save_original_format": False})
+            finally:
+                self._hf_peft_config_loaded = adapted
+            if adapted:
+                super().save_pretrained(temporary, state_dict=given, **kwargs)
+            if (Path(temporary) / "config.json").exists():  # else another process writes
+                _place(Path(temporary), folder, self._tokenizer() if whole else [])
+        if push_to_hub:
+            known = inspect.signature(super().push_to_hub).parameters.keys() & kwargs.keys() - {"repo_id"}
+            self.push_to_hub(kwargs.get("repo_id", folder.name), **{name: kwargs[name] for name in known})
 
-    def _why_no_reference(self) -> str | None:
+    def push_to_hub(self, *args, self_contained: bool | None = None, **kwargs):
+        """As transformers'; a base that is a folder here isn't referred to, others don't have it."""
+        whole = self_contained or Path(self._reference.get("name") or "").is_dir() or None
+        self.save_pretrained = functools.partial(self.save_pretrained, self_contained=whole)  # as it is called there
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            del self.save_pretrained
+
+    @property
+    def _reference(self) -> dict:
+        return self.config.base_reference or {}
+
+    def _check_place(self, folder: Path) -> None:
+        names = filter(None, (self._reference.get("name"), self.config.base.name_or_path))
+        if folder.is_dir() and any(Path(name).is_dir() and folder.samefile(name) for name in names):
+            raise InputError(f"save_pretrained: {folder} is the base's own folder, which would be lost; name another")
+        if (folder / "adapter_config.json").exists() and not self._hf_peft_config_loaded:
+            raise InputError(f"save_pretrained: {folder} holds an adapter (adapter_config.json), which would be put on "
+                             "this model when loaded; name another folder")
+
+    def _own(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A state without adapters, a tied head once. Raises InputError unless config.json makes just these tensors."""
+        with torch.device("meta"):
+            made = type(self)(copy.deepcopy(self.config)).state_dict()
+        if self._hf_peft_config_loaded:
+            state = {re.sub(r"\.(base_layer|original_module)\.", ".", name): state[name] for name in state}
+            state = {name: state[name] for name in made.keys() & state.keys()}
+        for name in sorted(made.keys() ^ state.keys()) or (n for n in made if made[n].shape != state[n].shape):
+            raise InputError(f"save_pretrained: tensor {name} isn't what the configuration makes, so it couldn't be "
+                             "loaded; merge adapters (merge_and_unload), change layers together with the configuration")
+        tied = self.config.base.tie_word_embeddings
+        if tied:
+            check_tied(state, "base.")
+        return {name: tensor for name, tensor in state.items() if not tied or name != "base.lm_head.weight"}
+
+    def _why_no_reference(self, state: Mapping[str, torch.Tensor]) -> str | None:
         """Why a reference to the base would not do; None if it does."""
-        if (self.config.base_reference or {}).get("name") is None:
-            return "the base has no name to refer to"
-        if any(p.requires_grad for p in self.base.parameters()):
+        if self._reference.get("name") is None:
+            return "the base has no name to refer to that gives its tensors"
+        if any(p.requires_grad for name, p in self.named_parameters() if name in _kept(state)):
             return "weights of the base are trained, a reference to it would lose them"
+        if self._gives != (self.config.split, sha256(_kept(state))):
+            return "the kept layers aren't known to be the base's, a reference to it would lose what differs"
         return None
+
+    def _tokenizer(self) -> list[Path]:
+        """The files of the base's tokenizer, where the base is at hand and the vocabulary is still its own."""
+        name, revision = self._reference.get("name") or self.config.base.name_or_path, self._reference.get("revision")
+        try:
+            folder, _ = resolve(name, revision, None, self._reference.get("subfolder", ""), local_files_only=True)
+            same = read_config(AutoConfig, folder).vocab_size == self.config.vocab_size
+        except InputError:
+            return []
+        return [folder / file for file in TOKENIZER if same and (folder / file).exists()]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, config: OuroborosConfig | None = None, base=None,
-                        revision: str | None = None, **kwargs) -> "ConvertedModel":
+                        revision: str | None = None, subfolder: str = "", gguf_file: str | None = None,
+                        **kwargs) -> "ConvertedModel":
         """Load what `save_pretrained` wrote, from a folder or the hub; `kwargs` are those of transformers.
 
-        `base` says where the base is now, if not where the checkpoint says. Raises InputError when a file is
-        truncated or altered, and when the base isn't the one that was converted.
+        `base`, a GGUF one with its `gguf_file`, says where the base is now, if not where the checkpoint says; a
+        relative name there is looked for from here, then from the checkpoint's folder upwards. Fields of the
+        configuration may be given too, but for those that the weights were made with. Raises InputError when a file is
+        truncated or altered, when the base isn't the one that was converted, and for a folder of another model.
         """
-        folder, _ = resolve(pretrained_model_name_or_path, revision)
-        config = config or read_config(OuroborosConfig, folder)
-        saved = Checkpoint(folder)
+        _refuse(kwargs, "from_pretrained", "variant", "quantization_config", "state_dict")
+        hub = {name: kwargs.pop(name) for name in HUB & kwargs.keys()}
+        folder, _ = resolve(pretrained_model_name_or_path, revision, None, subfolder, **hub)
+        stored = read_config(OuroborosConfig, folder)
+        if stored.base is None:
+            raise InputError(f"{folder / 'config.json'}: field 'base' is missing; save the model again")
+        if config is None:
+            config = copy.deepcopy(stored)
+            for name in [name for name in kwargs if hasattr(config, name) and not name.endswith("dtype")]:
+                setattr(config, name, kwargs.pop(name))
+        for name in sorted(FIELDS - FREE):
+            if (value := getattr(config, name)) != getattr(stored, name):
+                raise InputError(f"{name} {value!r}: the weights were made with {getattr(stored, name)!r}; convert the "
+                                 "base anew with from_base")
+        OuroborosConfig(**{name: getattr(config, name) for name in FREE})  # says what is out of range
+        saved, kept = Checkpoint(folder), {}
         tensors = {name: saved[name].clone() for name in saved}
-        if (found := sha256(tensors)) != config.weights_sha256:
+        if (found := sha256(tensors)) != stored.weights_sha256:
             raise InputError(f"{folder}: the weights were altered, sha256 {found}, config.json says "
-                             f"{config.weights_sha256}; save or fetch them again")
-        if "base.model.norm.weight" not in tensors:
-            tensors |= {f"base.{name}": tensor for name, tensor in _kept_of_reference(config, base)}
-        loaded = super().from_pretrained(None, *args, config=config, state_dict=tensors, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded  # with output_loading_info
+                             f"{stored.weights_sha256}; save or fetch them again")
+        if "base.model.norm.weight" not in tensors:  # cloned: a base in memory keeps its own, a file may be replaced
+            kept = {f"base.{name}": tensor.clone()
+                    for name, tensor in _kept_of_reference(stored, folder, base, gguf_file, hub)}
+        adapter = dict(kwargs.pop("adapter_kwargs", None) or {})  # from an Auto class, with the path
+        path = adapter.pop("_adapter_model_path", folder if (folder / "adapter_config.json").exists() else None)
+        name, wanted = kwargs.pop("adapter_name", "default"), kwargs.pop("output_loading_info", False)
+        model, report = super().from_pretrained(None, *args, config=config, state_dict=tensors | kept,
+                                                output_loading_info=True, **kwargs)
+        if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
+            raise InputError(f"{folder}: tensor {odd[0]} is in only one of weights and config.json; save it again")
         model.base.requires_grad_(False)  # loading makes new parameters
-        model._load_generation_config(folder)
-        return loaded
+        if kept:
+            model._gives = stored.split, sha256({name: tensor.to(model.dtype) for name, tensor in kept.items()})
+        model.name_or_path = model.config.name_or_path = str(pretrained_model_name_or_path)
+        if kwargs.get("generation_config") is None:
+            model._load_generation_config(folder)
+        if path:
+            model._put_on(str(path), name, adapter)
+        return (model, report) if wanted else model
 
     @classmethod
     def from_release(cls, checkpoint, base, pooling: str = "sequence", **options) -> "ConvertedModel":
@@ -134,7 +243,7 @@ class ConvertedModel:
         try:
             states = torch.load(checkpoint, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(f"{checkpoint}: can't be read as tensors alone ({str(error).strip().splitlines()[0]}); "
+            raise InputError(f"{checkpoint}: can't be read as tensors alone ({first_line(error)}); "
                              "give a file that torch.load reads with weights_only=True") from None
         for name, part in parts.items():
             if not isinstance(states, Mapping) or not isinstance(states.get(name), Mapping):
@@ -142,40 +251,81 @@ class ConvertedModel:
             _fill(part, states[name], f"{checkpoint}: state '{name}'")
         return model
 
+    def _put_on(self, adapter: str, name: str, hub: dict) -> None:
+        """Add a saved adapter, by peft itself: transformers' `load_adapter` would lose the magnitudes of DoRA."""
+        from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
+
+        config = PeftConfig.from_pretrained(adapter, **hub)
+        config.inference_mode = True
+        self.add_adapter(config, name)
+        weights = load_peft_weights(adapter, "cpu", **hub)
+        weights = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+        if odd := set_peft_model_state_dict(self, weights, name).unexpected_keys:
+            raise InputError(f"{adapter}: {odd[0]} has no place in this model; give its own adapter")
+
     def _load_generation_config(self, folder: Path) -> None:
         if (folder / "generation_config.json").exists():
             self.generation_config = GenerationConfig.from_pretrained(folder)
 
 
+def _refuse(options: dict, where: str, *names: str) -> None:
+    for name in names:
+        if options.pop(name, None) not in (None, False):
+            raise InputError(f"{where}: {name} isn't supported; a folder holds one checkpoint, as save_pretrained "
+                             "writes it")
+
+
+def _kept(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of a model's state what the base gives: the kept layers, embeddings, last norm and a head of its own."""
+    return {name: tensor for name, tensor in state.items()
+            if name.startswith("base.") and not name.endswith((".A", ".B"))}
+
+
+def _place(made: Path, folder: Path, tokenizer: list[Path]) -> None:
+    """Move a whole checkpoint to its folder; config.json, with the weights' hash, once an earlier one's are gone."""
+    (made / f"{CODE}.py").write_text('"""The classes of this checkpoint are those of the package `ouroboros`."""\n\n'
+                                     f"from ouroboros import {', '.join(AUTO.values())}  # noqa: F401\n")
+    for file in tokenizer if not (folder / TOKENIZER[0]).exists() else ():
+        shutil.copyfile(file, made / file.name)
+    names = {path.name for path in made.iterdir()}
+    for name in sorted(names - {"config.json"}):
+        os.replace(made / name, folder / name)
+    for path in folder.iterdir():
+        if path.name not in names and re.fullmatch(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?", path.name):
+            path.unlink()
+    os.replace(made / "config.json", folder / "config.json")
+
+
 def _copy(base: nn.Module, tensors) -> None:
     """Fill the cut model's parameters and buffers, all of them, in place."""
-    state = base.state_dict()
-    left = {name for name in state if not name.endswith((".A", ".B"))}
+    left = {name: tensor for name, tensor in base.state_dict().items() if not name.endswith((".A", ".B"))}
     if base.config.tie_word_embeddings:
-        left.discard("lm_head.weight")
+        left.pop("lm_head.weight", None)
     for name, tensor in tensors:
-        if name not in left:
-            continue  # as rotary frequencies in old checkpoints
-        if state[name].shape != tensor.shape:
-            raise InputError(f"base: tensor {name} is {tuple(tensor.shape)}, config.json makes it "
-                             f"{tuple(state[name].shape)}; give the base's own config.json")
-        state[name].copy_(tensor)
-        left.discard(name)
+        if name not in left or left[name].shape != tensor.shape:
+            made = f"it {tuple(left[name].shape)}" if name in left else "none of that name"
+            raise InputError(f"base: tensor {name} is {tuple(tensor.shape)}, config.json makes {made}; give the base's "
+                             "own config.json and weights")
+        left.pop(name).copy_(tensor)
     if left:
         raise InputError(f"base: the checkpoint has no {min(left)}; give a causal LM's whole checkpoint")
 
 
-def _kept_of_reference(config: OuroborosConfig, base):
+def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: str | None, hub: dict):
     """The kept tensors of the base that a checkpoint refers to, or of `base` in its place. Checks the hash."""
     reference = config.base_reference
     if reference is None:
         raise InputError("config.json: field 'base_reference' is null, but the weights need it; save the model again")
-    gguf_file = reference.get("gguf_file")
-    if gguf_file and isinstance(base, (str, Path)) and (Path(base) / "model.safetensors").is_file():
-        gguf_file = None  # the same tensors, saved as transformers does
-    source = open_base(base if base is not None else reference["name"], reference["revision"], gguf_file)
+    name, where = reference["name"], {}
+    if base is None or base == name:
+        where = {"revision": reference["revision"], "subfolder": reference.get("subfolder", "")}
+        base = next((place / name for place in (Path(), *(folder / "_").resolve().parents)
+                     if where["revision"] is None and (place / name).is_dir()), name)
+    if not gguf_file and not (isinstance(base, (str, Path)) and (Path(base) / "model.safetensors").is_file()):
+        gguf_file = reference.get("gguf_file")  # else the same tensors, saved as transformers does
+    source = open_base(base, gguf_file=gguf_file, **where, **hub)
     if (found := sha256(source.weights)) != reference["sha256"]:
-        raise InputError(f"base '{source.name}': its weights have sha256 {found}, the checkpoint was made from "
+        raise InputError(f"{source}: its weights have sha256 {found}, the checkpoint was made from "
                          f"{reference['sha256']}; pass base= with the folder or model that was converted")
     return kept_tensors(source, config.split)
 

@@ -1,9 +1,10 @@
 """Pretrained causal LM -> Ouroboros: pick layers, take the mean residual, truncate its SVD (system.md 2 and 3)."""
 
 import copy
+import dataclasses
+import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,11 +12,12 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import InputError
-from .checkpoint import Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
+from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
 from .configuration import FAMILIES, PROJECTIONS, Split
 
 Weights = Mapping[str, torch.Tensor]  # a checkpoint's tensors by name, read when asked for
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
 FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
 FULL_SHARE = 1 / 16  # and where more than this share of the triplets is wanted the randomized SVD would err by over 1 %
 OVERSAMPLING, ITERATIONS = 8, 3  # of the randomized SVD: white noise, its hardest case, stays within 1 %
@@ -45,77 +47,96 @@ def removed_layers(n_layers: int, split: Split) -> list[int]:
 
 # ----------------------------------------------------------------------------------------------------------- the base
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Base:
     """A pretrained causal LM to convert: its configuration, its tensors, and what names it."""
 
     config: PretrainedConfig
     weights: Weights
-    name: str | None
-    revision: str | None
+    name: str | None = None  # a folder's from the root, so that it is found from everywhere
+    revision: str | None = None
     gguf_file: str | None = None  # its name in the folder or repository, where the weights are in one
+    subfolder: str = ""  # of the repository
 
     @property
     def n_layers(self) -> int:
         return self.config.num_hidden_layers
 
+    def __str__(self) -> str:
+        return f"base '{self.name}'" if self.name else "base"
+
     def reference(self) -> dict:
         """Name, revision and hash of the weights; reads them all. A GGUF file's hash is that of its float32 tensors."""
         found = {"name": self.name, "revision": self.revision, "sha256": sha256(self.weights)}
-        return found | ({"gguf_file": self.gguf_file} if self.gguf_file else {})
+        return found | {field: value for field in ("gguf_file", "subfolder") if (value := getattr(self, field))}
 
 
-def open_base(base, revision: str | None = None, gguf_file: str | None = None) -> Base:
+def open_base(base, revision: str | None = None, gguf_file: str | None = None, subfolder: str = "", **hub) -> Base:
     """A base from a folder, a hub name, a GGUF file (alone, or in one of these) or a model in memory.
 
-    Of safetensors only the tensors' names are read yet; GGUF is read whole and dequantised to float32. Raises
-    InputError for a checkpoint that can't be read and for an unsupported model, naming the layer where fused
-    projections or experts stand.
+    Of safetensors only names and dtypes are read yet; GGUF is read whole and dequantised to float32. A model in memory
+    has the name that it was loaded by, if that gives its tensors still. `hub` as `resolve` takes it. Raises InputError
+    for a checkpoint that can't be read, quantised weights and an unsupported model, naming the tensor or layer.
     """
     if isinstance(base, (str, Path)) and str(base).endswith(".gguf") and Path(base).is_file():
         base, gguf_file = Path(base).parent, Path(base).name
     if isinstance(base, nn.Module):
-        weights, gguf_file = tensors_of(base), gguf_file_of(base.config)
-        packed = next((name for name, tensor in weights.items() if not tensor.is_floating_point()), None)
-        if packed:
-            raise InputError(f"base: {packed} is {weights[packed].dtype}, packed by a quantiser; load the model "
-                             "dequantised, of GGUF with quantization_config=GgufConfig(dequantize=True)")
-        name = None if _unreadable(base, gguf_file) else base.name_or_path or None
-        found = Base(base.config, weights, name, None, gguf_file if name else None)
-    elif gguf_file is not None:
-        folder, revision = resolve(base, revision, gguf_file)
+        if getattr(base, "get_output_embeddings", lambda: None)() is None:
+            raise InputError(f"base: a {type(base).__name__} has no language model's head; give a causal LM")
+        return _named(_checked(Base(base.config, tensors_of(base))), getattr(base, "name_or_path", None))
+    folder, revision = resolve(base, revision, gguf_file, subfolder, **hub)
+    name, subfolder = (str(base), subfolder) if revision else (os.path.abspath(folder), "")
+    if gguf_file is not None:
         model = read_gguf(folder / gguf_file)
-        found = Base(model.config, tensors_of(model), str(base), revision, gguf_file)
-    else:
-        folder, revision = resolve(base, revision)
-        config = read_config(AutoConfig, folder)
-        weights = Checkpoint(folder, without=("lm_head.weight",) if config.tie_word_embeddings else ())
-        found = Base(config, weights, str(base), revision)
-    _check(found)
-    return found
+        return _checked(Base(model.config, tensors_of(model), name, revision, gguf_file, subfolder))
+    config = read_config(AutoConfig, folder)
+    return _checked(Base(config, Checkpoint(folder, config.tie_word_embeddings), name, revision, None, subfolder))
 
 
-def _unreadable(model: nn.Module, gguf_file: str | None) -> bool:
-    """Whether the place that a model in memory was loaded from would not give its tensors again."""
-    if gguf_file:  # it is read in float32
-        return model.dtype != torch.float32
-    folder = Path(model.name_or_path)  # without safetensors: of a GGUF file that the model has forgotten
-    return folder.is_dir() and not any(folder.glob("model*.safetensors*"))
+def _named(base: Base, name: str | None) -> Base:
+    """A base in memory with the name under which its tensors can be read again, to the last bit; else without."""
+    try:
+        found = open_base(name, None, gguf_file_of(base.config), local_files_only=True)
+    except InputError:
+        return base
+    same = found.weights.keys() == base.weights.keys() and all(
+        tensor.dtype == base.weights[name].dtype and torch.equal(tensor, base.weights[name].to(tensor.device))
+        for name, tensor in found.weights.items())
+    return dataclasses.replace(found, config=base.config, weights=base.weights) if same else base
 
 
-def _check(base: Base) -> None:
-    who = f"base '{base.name}'" if base.name else "base"
-    for index in range(base.n_layers):
+def _checked(base: Base) -> Base:
+    if base.config.model_type == "ouroboros":
+        raise InputError(f"{base}: an Ouroboros model, converted already; load it with from_pretrained")
+    if getattr(base.config, "quantization_config", None) and not gguf_file_of(base.config):
+        raise InputError(f"{base}: quantised (config.json has a quantization_config), its weights are codes; give the "
+                         "model in half precision or more")
+    for name, tensor in base.weights.items():
+        if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.dtype not in FLOATS:
+            raise InputError(f"{base}: {name} is {getattr(tensor, 'dtype', type(tensor))}, packed by a quantiser; load "
+                             "the model dequantised, of GGUF with quantization_config=GgufConfig(dequantize=True)")
+        if tensor.is_meta:
+            raise InputError(f"{base}: {name} is offloaded; load the model without a device_map")
+    layers = {}
+    for match in filter(None, map(LAYER.fullmatch, base.weights)):
+        if not match[2].endswith(HARMLESS):
+            layers.setdefault(int(match[1]), set()).add(match[2])
+    for index in range(getattr(base.config, "num_hidden_layers", 0)):
         for name, parent in PROJECTIONS.items():
-            if f"model.layers.{index}.{parent}.{name}.weight" not in base.weights:
-                present = {match[2].removesuffix(".weight") for match in map(LAYER.fullmatch, base.weights)
-                           if match and int(match[1]) == index and match[2].endswith(("weight", "proj"))}
-                raise InputError(f"{who}: layer {index} has no {parent}.{name} (it has "
+            if f"{parent}.{name}.weight" not in layers.get(index, ()):
+                present = {name.removesuffix(".weight") for name in layers.get(index, ())
+                           if name.endswith(("weight", "proj"))}
+                raise InputError(f"{base}: layer {index} has no {parent}.{name} (it has "
                                  f"{', '.join(sorted(present)) or 'no weights'}); fused projections and mixtures of "
                                  f"experts aren't supported, choose a dense {', '.join(FAMILIES)} model")
     if base.config.model_type not in FAMILIES:
-        raise InputError(f"{who}: model_type '{base.config.model_type}' isn't supported, its layers may be "
+        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, its layers may be "
                          f"called otherwise; one of {', '.join(FAMILIES)}")
+    for index, names in layers.items():
+        if odd := names if index >= base.n_layers else names ^ layers[0]:
+            raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer of the "
+                             f"{base.n_layers} that config.json says; give the base's own config.json and weights")
+    return base
 
 
 def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
@@ -135,47 +156,12 @@ def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]
     place = {old: new for new, old in enumerate(kept_layers(base.n_layers, split))}
     for name in base.weights:
         match = LAYER.fullmatch(name)
+        if name.endswith(HARMLESS):
+            continue
         if match is None:
             yield name, base.weights[name]
         elif int(match[1]) in place:
             yield f"model.layers.{place[int(match[1])]}.{match[2]}", base.weights[name]
-
-
-def cut_layers(model: nn.Module, split: Split, one_more: bool = False) -> nn.Module:
-    """The base with the kept layers only, each once: the arm `cut`. Weights are shared with `model`, modules aren't.
-
-    `one_more` keeps the layer after the recurrent one too. Raises InputError where that is the coda's already.
-    """
-    kept = kept_layers(len(model.model.layers), split)
-    config = cut_config(model.config, split)
-    if one_more:
-        if split.recurrent + 1 in kept:
-            raise InputError(f"split {split.prelude}/{split.recurrent}/{split.coda} (prelude/recurrent layer/coda): "
-                             "no removed layer follows the recurrent one, so none can be kept beside it")
-        kept.insert(split.prelude + 1, split.recurrent + 1)
-        config.num_hidden_layers = len(kept)
-        if getattr(config, "layer_types", None):
-            config.layer_types.insert(split.prelude + 1, model.config.layer_types[split.recurrent + 1])
-    cut, cut.model = _shell(model), _shell(model.model)
-    cut._modules["model"] = cut.model
-    cut.model.config = cut.config = config
-    cut.model.layers = nn.ModuleList(_renumbered(model.model.layers[old], new) for new, old in enumerate(kept))
-    return cut
-
-
-def _shell(module: nn.Module) -> nn.Module:
-    """A module of its own with the same submodules and parameters."""
-    shell = copy.copy(module)
-    shell._modules = dict(module._modules)
-    return shell
-
-
-def _renumbered(layer: nn.Module, index: int) -> nn.Module:
-    """The layer, sharing its weights, with another slot in a key/value cache."""
-    layer = _shell(layer)
-    layer.self_attn, layer.mlp = _shell(layer.self_attn), _shell(layer.mlp)
-    layer.self_attn.layer_idx = index
-    return layer
 
 
 # ------------------------------------------------------------------------------------------------------ the SVD bases

@@ -13,8 +13,8 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from ..errors import InputError
 from ..experiment.profile import Pretraining, Profile
 from ..log import WorkingLog
-from ..model.surgery import cut_layers
 from ..provenance import provenance
+from .build import cut_layers
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Trigram
 

@@ -21,10 +21,10 @@ from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
 from ..experiment.profile import OwnArm, Profile, SplitConfig
 from ..experiment.protocol import switches
-from ..model.configuration import OuroborosConfig
+from ..model.configuration import OuroborosConfig, Split
 from ..model.modeling import OuroborosForCausalLM
 from ..model.modulation import MODULATIONS
-from ..model.surgery import cut_layers
+from ..model.surgery import cut_config, kept_layers
 from .corpus import LOOK_AHEAD
 from .refine import Intact, Refiner
 
@@ -73,6 +73,43 @@ class Nothing(nn.Module):
     def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """(B, T, d) -> the same."""
         return h
+
+
+def cut_layers(model: nn.Module, split: Split, one_more: bool = False) -> nn.Module:
+    """The base with the kept layers only, each once: the arm `cut`. Weights are shared with `model`, modules aren't.
+
+    `one_more` keeps the layer after the recurrent one too. Raises InputError where that is the coda's already.
+    """
+    kept = kept_layers(len(model.model.layers), split)
+    config = cut_config(model.config, split)
+    if one_more:
+        if split.recurrent + 1 in kept:
+            raise InputError(f"split {split.prelude}/{split.recurrent}/{split.coda} (prelude/recurrent layer/coda): "
+                             "no removed layer follows the recurrent one, so none can be kept beside it")
+        kept.insert(split.prelude + 1, split.recurrent + 1)
+        config.num_hidden_layers = len(kept)
+        if getattr(config, "layer_types", None):
+            config.layer_types.insert(split.prelude + 1, model.config.layer_types[split.recurrent + 1])
+    cut, cut.model = _shell(model), _shell(model.model)
+    cut._modules["model"] = cut.model
+    cut.model.config = cut.config = config
+    cut.model.layers = nn.ModuleList(_renumbered(model.model.layers[old], new) for new, old in enumerate(kept))
+    return cut
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """A module of its own with the same submodules and parameters."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    return shell
+
+
+def _renumbered(layer: nn.Module, index: int) -> nn.Module:
+    """The layer, sharing its weights, with another slot in a key/value cache."""
+    layer = _shell(layer)
+    layer.self_attn, layer.mlp = _shell(layer.self_attn), _shell(layer.mlp)
+    layer.self_attn.layer_idx = index
+    return layer
 
 
 def load_base(profile: Profile, root: Path) -> nn.Module:

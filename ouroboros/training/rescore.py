@@ -10,9 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from ..errors import InputError
 from ..experiment.profile import Profile
 from ..log import read_run, write_atomic
-from ..model.surgery import cut_layers
 from . import evaluation, trained
-from .build import load_base
+from .build import cut_layers, load_base
 from .corpus import prepare
 from .trainer import as_hidden
 

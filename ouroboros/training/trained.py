@@ -15,7 +15,7 @@ from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..log import write_atomic
 from ..model.modeling import OuroborosForCausalLM
-from ..model.surgery import cut_layers
+from .build import cut_layers
 
 
 def folder_of(profile: Profile, run_id: str, root: Path) -> Path:

@@ -1,11 +1,15 @@
 """Small random models of each supported family, and their conversion."""
 
+import pytest
 import torch
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3Config,
@@ -13,6 +17,7 @@ from transformers import (
 )
 
 from ouroboros import OuroborosForCausalLM
+from ouroboros.errors import InputError
 
 SHAPE = dict(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=6, num_attention_heads=4,
              num_key_value_heads=2, initializer_range=0.2, bos_token_id=1, eos_token_id=None, pad_token_id=0)
@@ -59,3 +64,17 @@ def shake(model):
 
 def ids(batch=2, length=7, seed=3):
     return torch.randint(2, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def refused(complaint, call, *args, **kwargs):
+    """The call raises InputError, in one line that matches."""
+    with pytest.raises(InputError, match=complaint) as error:
+        call(*args, **kwargs)
+    assert "\n" not in str(error.value)
+
+
+def tokenizer(words=50):
+    """w0 to w49, split at blanks; w0 pads and stands for what is unknown."""
+    found = Tokenizer(WordLevel({f"w{i}": i for i in range(words)}, unk_token="w0"))
+    found.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=found, pad_token="w0")
