@@ -3,6 +3,8 @@
 Shapes: B batch, T positions, d width, V vocabulary.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
@@ -14,7 +16,7 @@ from transformers.utils import can_return_tuple
 
 from ..errors import InputError
 from .configuration import PROJECTIONS, OuroborosConfig, check_whole
-from .modulation import MODULATIONS, ModulatedLinear, RunningMean
+from .modulation import MODULATIONS, ModulatedLinear, RunningMean, emitted, places_in
 from .pretrained import ConvertedModel
 
 MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
@@ -66,20 +68,17 @@ class Recurrence(GradientCheckpointingLayer):
         self.gate = Gate(config) if config.gate else None
         self.step_norm = StepNorm(config) if config.step_norm else None
 
-    def forward(self, h: torch.Tensor, step: int, layer: nn.Module, projections: list[ModulatedLinear],
+    def forward(self, h: torch.Tensor, step: int, layer: Callable[..., torch.Tensor], places: list[int],
                 mask: torch.Tensor | None = None, past: RunningMean | None = None, **arguments) -> torch.Tensor:
-        """Apply `layer` once, (B, T, d) -> (B, T, d), its `projections` modulated for this step.
+        """Apply `layer` once, (B, T, d) -> (B, T, d), the projections with the ids `places` modulated for this step.
 
-        `mask` (B, T) and `past` are what pooling leaves out and what it has seen; `arguments` are the layer's.
+        `mask` (B, T) and `past` are what pooling leaves out and what it has seen; `arguments` are the layer's. No
+        argument is a module: accelerate's hooks would move it.
         """
         t = min(step, self.max_steps - 1)
-        if self.modulation is not None:
-            m = self.modulation(h, t, mask, past)  # (B or 1, T or 1, K, r)
-            for projection, diagonal in zip(projections, m.unbind(-2), strict=True):
-                projection.m = diagonal
-        new = layer(h, **arguments)
-        for projection in projections:
-            projection.m = None  # no graph outlives the call
+        m = () if self.modulation is None else self.modulation(h, t, mask, past).unbind(-2)  # K of (B or 1, T or 1, r)
+        with emitted(places, m):
+            new = layer(h, **arguments)
         if self.step_norm is not None:
             new = self.step_norm(new, t)
         return new if self.gate is None else self.gate(new, h)
@@ -208,13 +207,13 @@ class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
         with torch.set_grad_enabled(torch.is_grad_enabled() and (not frozen or h.requires_grad)):
             for index in range(first):
                 states.append(model.layers[index](states[-1], **arguments(index, index)))
-        projections = self.projections
+        layer = self.recurrent_layer.__call__
+        places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as the cache's slots change
         apply = self.recurrence if cache is None else self.recurrence.forward
         for step in range(depth):
             past = None if cache is None else cache.means[step]
-            states.append(apply(states[-1], step, self.recurrent_layer, projections, pooled, past,
-                                **arguments(first, first + step)))
+            states.append(apply(states[-1], step, layer, places, pooled, past, **arguments(first, first + step)))
         for slot, index in enumerate(range(first + 1, len(model.layers)), last):
             states.append(model.layers[index](states[-1], **arguments(index, slot)))
         states[-1] = model.norm(states[-1])

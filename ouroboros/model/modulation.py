@@ -3,6 +3,9 @@
 Shapes: B batch, T positions, d width, r rank, K = 7 projections.
 """
 
+import threading
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -11,12 +14,31 @@ from transformers.cache_utils import DynamicLayer
 from ..errors import InputError
 from .configuration import PROJECTIONS, OuroborosConfig
 
+_running = threading.local()  # what the step that runs in this thread has emitted: modules are shared by threads
+_hooking = threading.Lock()  # one hook an adapter, however many threads call
+
+
+@contextmanager
+def emitted(places: list[int], diagonals):
+    """While this is entered, in this thread, `diagonal_of` the module with the id places[i] is diagonals[i]."""
+    before = getattr(_running, "diagonals", {})
+    _running.diagonals = dict(zip(places, diagonals, strict=True))
+    try:
+        yield
+    finally:
+        _running.diagonals = before
+
+
+def diagonal_of(module: nn.Module) -> torch.Tensor | None:
+    """The m that the running step has emitted for a projection, broadcasting to (B, T, r); None outside of steps."""
+    return getattr(_running, "diagonals", {}).get(id(module))
+
 
 class ModulatedLinear(nn.Linear):
     """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
 
-    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). `m` is None (the linear
-    layer as it was, bit for bit) or a tensor that broadcasts to (B, T, r).
+    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). Where no m is emitted it is
+    the linear layer as it was, bit for bit.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
@@ -26,19 +48,52 @@ class ModulatedLinear(nn.Linear):
         self.scale = alpha / rank
         self.register_buffer("A", linear.weight.new_zeros(rank, in_features))
         self.register_buffer("B", linear.weight.new_zeros(out_features, rank))
-        self.m: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.m is None:
+        m = diagonal_of(self)
+        if m is None:
             return F.linear(x, self.weight, self.bias)
-        flat = x.flatten(0, -2)  # (B T, in): so that the branch is added to y in the product itself, a pass less
-        branch = F.linear(flat, self.A).view(*x.shape[:-1], -1) * self.m.to(x.dtype)  # (B, T, r)
-        y = F.linear(flat, self.weight, self.bias)  # (B T, out)
-        return y.addmm_(branch.flatten(0, -2), self.B.T, alpha=self.scale).view(*x.shape[:-1], -1)
+        flat = x.flatten(0, -2)  # (B T, in), once: gradients are summed in a fixed order
+        low = self.low(flat, x.shape, m)
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out); under autocast in half precision, and so must be
+        y.addmm_(low.to(y.dtype), self.B.T.to(y.dtype), alpha=self.scale)  # what is added in the product, a pass less
+        return y.view(*x.shape[:-1], -1)
+
+    def low(self, flat: torch.Tensor, shape: torch.Size, m: torch.Tensor) -> torch.Tensor:
+        """(x A^T) * m as (B T, r), of an x of this shape, (B, T, in), that is flat, (B T, in)."""
+        low = F.linear(flat, self.A).view(*shape[:-1], -1)
+        return (low * m.to(low.dtype)).flatten(0, -2)
 
     def update(self, m: torch.Tensor) -> torch.Tensor:
         """What one vector m (r,) adds to the weight, (out, in), on m's device and in its dtype."""
         return self.scale * (self.B.to(m) * m) @ self.A.to(m)
+
+
+def places_in(layer: nn.Module) -> list[int]:
+    """Where a step's diagonals go in the layer, in the order of PROJECTIONS: the ids of its modulated projections.
+
+    An adapter around a projection (peft's) takes its place. The branch then stands beside the adapted weight, not
+    inside of the adapter: so adapters that scale or rotate what they wrap can be merged into the weight alone.
+    """
+    places = []
+    for name, parent in PROJECTIONS.items():
+        place = getattr(getattr(layer, parent), name)
+        if not isinstance(place, ModulatedLinear):
+            with _hooking:
+                if _add_branch not in place._forward_hooks.values():
+                    place.register_forward_hook(_add_branch)
+        places.append(id(place))
+    return places
+
+
+def _add_branch(adapter: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Tensor:
+    """The adapter's output, (B, T, out), and the branch of the projection in it, of the adapter's own input."""
+    m = diagonal_of(adapter)
+    if m is None:
+        return y
+    projection = next(module for module in adapter.modules() if isinstance(module, ModulatedLinear))
+    low = projection.low(inputs[0].flatten(0, -2), inputs[0].shape, m)
+    return y + projection.scale * F.linear(low, projection.B).view_as(y)
 
 
 class RunningMean(DynamicLayer):
@@ -83,6 +138,11 @@ def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: Running
     return total / count.clamp(min=1)
 
 
+def _index(t: int, like: torch.Tensor) -> torch.Tensor:
+    """A step as an embedding takes it: weights are read inside their own module only, else hooks and offload fail."""
+    return torch.full((), t, dtype=torch.long, device=like.device)
+
+
 class Controller(nn.Module):
     """The hypernetwork: pooled hidden state and step -> one diagonal per projection (system.md 4).
 
@@ -103,7 +163,7 @@ class Controller(nn.Module):
                  past: RunningMean | None = None) -> torch.Tensor:
         """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
         z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
-        e = self.step.weight[t].expand(*z.shape[:2], -1)
+        e = self.step(_index(t, z)).expand(*z.shape[:2], -1)
         return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
 
     def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
@@ -144,7 +204,7 @@ class WideStatic(nn.Module):
     def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
                 past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
-        return self.heads(self.step.weight[t]).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
+        return self.heads(self.step(_index(t, h))).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
 
 
 class BlindController(Controller):
