@@ -21,3 +21,8 @@ class Preempted(Exception):
 
 
 AGAIN = 75  # exit code: run the same command again (EX_TEMPFAIL of BSD's sysexits.h)
+
+
+def first_line(error: Exception) -> str:
+    """An error's message, or its kind where there is none, on one line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

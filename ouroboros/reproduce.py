@@ -27,7 +27,7 @@ from .experiment.profile import PROFILES
 from .experiment.rates import planned, rates_of
 from .log import write_atomic
 from .provenance import no_old_commits, note, unknown_commits
-from .training.corpus import sha256
+from .training.corpus import content_sha256
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 DIGITS = 1e-6  # relative: 6 significant digits
@@ -215,7 +215,7 @@ def _difference(old: Path, new: Path) -> str | None:
         if old.suffix in (".png", ".pdf"):
             sidecar = old.with_suffix(".json")
             stated = json.loads(read(sidecar))["files"].get(old.suffix[1:]) if sidecar.exists() else None
-            return None if stated == sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
+            return None if stated == content_sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
         if old.suffix == ".csv" and read(old).strip():  # a table of no rows has no columns, and so no text
             return _same_table(old, new)
         return _same_text(read(old), read(new))

@@ -2,6 +2,7 @@
 
 import json
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -77,17 +78,47 @@ def test_text_jsonl_and_hub_give_the_same_corpus(text, profile, tmp_path):
 
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
-    with pytest.raises(InputError, match="a.jsonl: line 2"):
+    with pytest.raises(InputError, match="a.jsonl can't be read"):
         list(documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=())))
     with pytest.raises(InputError, match="no .txt or .jsonl"):
         list(documents(CorpusConfig(kind="text", packages=(str(tmp_path / "none"),), foreign=())))
 
 
-@pytest.mark.parametrize("line", ['["text"]', '{"texts": "a"}', '{"text": 5}', '{"text": null}', ""])
-def test_a_line_without_a_text_is_named(tmp_path, line):
-    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n')
-    with pytest.raises(InputError, match="a.jsonl: line 2"):
+@pytest.mark.parametrize("line", ['["text"]', '{"text": 5}', '{"text": "\xff"}'])
+def test_a_row_that_is_no_text_is_named(tmp_path, line):
+    (tmp_path / "a.jsonl").write_bytes(f'{{"text": "fine"}}\n{line}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match="a.jsonl"):
         list(documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=())))
+
+
+@pytest.mark.parametrize("line", ['{"texts": "a"}', '{"text": null}'])
+def test_a_row_without_a_text_is_skipped_and_counted(tmp_path, line, capsys):
+    (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n{{"text": "too"}}\n')
+    found = documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=()))
+    assert sorted(text for _, text in found) == ["fine", "too"]
+    assert "1 of 3 rows have no text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("breaks", [1, corpus.BREAKS, corpus.BREAKS + 1])
+def test_a_stream_that_breaks_off_goes_on_at_the_same_document(tmp_path, monkeypatch, breaks):
+    """Any number of times, if documents come in between; when none does, it is given up."""
+    def rows():
+        for row in range(8):
+            if row in (3, 6) and left[row]:
+                left[row] -= 1
+                raise ConnectionError("reset by peer")
+            yield {"text": f"document {row}"}
+
+    left = {3: breaks, 6: 1}
+    monkeypatch.setattr(corpus, "PAUSE", 0)
+    monkeypatch.setattr("datasets.load_dataset",
+                        lambda *_, **__: datasets.IterableDataset.from_generator(rows))
+    found = documents(CorpusConfig(kind="hub", packages=("far/away",), foreign=(), documents=7))
+    if breaks > corpus.BREAKS:
+        with pytest.raises(InputError, match="'far/away' broke off 6 times after row 3 .reset by peer."):
+            list(found)
+    else:
+        assert [text for _, text in found] == [f"document {row}" for row in range(7)]
 
 
 def test_a_line_of_jsonl_ends_at_its_newline_only(tmp_path):
@@ -132,7 +163,7 @@ def test_the_tokenizer_is_trained_on_train_alone_and_gives_the_text_back(profile
     for split in texts:
         assert {tokenizer.decode(document.tolist()) for document in made.documents(split)} == texts[split]
         assert made.manifest["splits"][split]["documents"] == len(texts[split])
-    alone = corpus._train_tokenizer(sorted(texts["train"], key=corpus.sha256), profile.base.model["vocab_size"])
+    alone = corpus._train_tokenizer(sorted(texts["train"], key=corpus.content_sha256), profile.base.model["vocab_size"])
     assert alone.to_str() == tokenizer.to_str()
 
 

@@ -17,7 +17,7 @@ from ouroboros.experiment.rates import Rates
 from ouroboros.log import WorkingLog, read_run
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.training import build, evaluation, probes, trainer
-from ouroboros.training.corpus import prepare, sha256
+from ouroboros.training.corpus import content_sha256, prepare
 from ouroboros.training.run import execute
 
 
@@ -203,7 +203,7 @@ def test_the_trained_tensors_are_kept_whole_and_their_hash_is_the_manifests(prof
     run_id = "controller-d2-r4-corrected-s0"
     manifest = read_run(execute(profile, run_id, root, progress=False)).manifest
     content = (root / "results/test/trained" / f"{run_id}.safetensors").read_bytes()
-    assert sha256(content) == manifest["hashes"]["trained"]
+    assert content_sha256(content) == manifest["hashes"]["trained"]
     kept = safetensors.torch.load(content)
     assert sum(t.numel() for t in kept.values()) == manifest["trainable"] == sum(manifest["trainable_parts"].values())
     model = build.build(profile.find(run_id), profile, build.load_base(profile, root))

@@ -164,7 +164,7 @@ def test_a_sweep_waits_for_the_runs_of_another_one_and_says_what_is_left(small, 
     *others, last = matrix(profile)
     for spec in others:
         execute(profile, spec.id, root, progress=False)
-    with status.claim("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
+    with status.hold("test", last.id, root):  # as a job of another sweep would hold it; then it lets go
         asked = []
 
         def elsewhere(*args):
@@ -189,6 +189,8 @@ def test_local_jobs_take_the_gpus_in_turn(root, monkeypatch, small):
     worker = sweep.Worker(parse_profile(small, "t"), root, "matrix", "local")
     sweep._submit(Executor(), worker, 3, gpus=2)
     assert seen == [[4, 6], [7, 4], [6, 7]]
+    with pytest.raises(InputError, match="field 'resources.gpus': 4, but 3 can be seen"):
+        sweep._submit(Executor(), worker, 1, gpus=4)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8932f937")
     with pytest.raises(InputError, match="CUDA_VISIBLE_DEVICES 'GPU-8932f937': .* by number"):
         sweep._submit(Executor(), worker, 1, gpus=1)

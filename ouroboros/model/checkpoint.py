@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GgufConfig, PretrainedConfig, PreTrainedModel
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
 PATTERNS = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 
@@ -148,11 +148,6 @@ def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     if model.config.tie_word_embeddings:
         state.pop("lm_head.weight", None)
     return state
-
-
-def first_line(error: Exception) -> str:
-    """An error's message, or its kind where there is none, on one line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def sha256(weights: Mapping[str, torch.Tensor]) -> str:

@@ -15,7 +15,7 @@ from ..experiment.profile import Pretraining, Profile
 from ..log import WorkingLog
 from ..model.surgery import cut_layers
 from ..provenance import provenance
-from .corpus import Corpus, prepare, sha256
+from .corpus import Corpus, content_sha256, prepare
 from .ngram import Trigram
 
 EVALUATION_BLOCKS = 64
@@ -50,7 +50,7 @@ def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
         "protocol_version": profile.protocol_version,
         "config": profile.model_dump(mode="json", exclude={"plan", "siblings"}), **environment,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
-                   "base": sha256((folder / "model.safetensors").read_bytes())},
+                   "base": content_sha256((folder / "model.safetensors").read_bytes())},
         "corpus": corpus.manifest, "trainable": sum(p.numel() for p in model.parameters()),
         "status": "finished", "started": started, "wall_seconds": time.perf_counter() - clock,
     })

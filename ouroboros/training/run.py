@@ -23,11 +23,11 @@ from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
 from . import evaluation, measure, probes
 from .build import FIT_BATCH, build, fit_maps, load_base, load_own, part_of
-from .corpus import Corpus, prepare, sha256
+from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
 from .prelude import keep
 from .resume import Checkpoints, asked_to_stop
-from .status import claim, made, refuse_frozen
+from .status import hold, made, refuse_frozen
 from .trained import folder_of
 from .trained import save as save_checkpoint
 from .trainer import (
@@ -105,7 +105,7 @@ def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None,
     """
     spec, root, main = profile.find(run_id), Path(root), processes().is_main_process
     refuse_frozen(profile)
-    with claim(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
+    with hold(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
             asked_to_stop() as stop:
         if path or not made(spec, profile, root):
             _make(spec, profile, root, path or profile.run_path(run_id, root), progress, began, stop)
@@ -240,7 +240,7 @@ def _save_trained(trained: dict[str, torch.Tensor], path: Path) -> str | None:
         return None
     content = safetensors.torch.save({name: p.detach().cpu().contiguous() for name, p in trained.items()})
     write_atomic(path.parents[1] / "trained" / f"{path.stem}.safetensors", content)
-    return sha256(content)
+    return content_sha256(content)
 
 
 def rerun(profile: Profile, run_id: str, root: Path) -> int:

@@ -1,10 +1,9 @@
 """Who is at work on a run, and how far each run of a profile is. Never imports torch.
 
-A run that is being made is claimed: a file in `.cache/running/<profile>/` is locked by the process that makes it, and
-the system lets go of the lock when that process ends, however it ends. So `running` is never a guess.
+A run that is being made is held: a file in `.cache/running/<profile>/` is locked by the process that makes it, and the
+system lets go of the lock when that process ends, however it ends. So `running` is never a guess.
 """
 
-import fcntl
 import json
 import os
 import platform
@@ -16,71 +15,69 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock, Timeout
 
 from ..errors import Busy, InputError
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import PROTOCOL_VERSION
 from ..experiment.rates import planned, read_searches, waits
-from ..log import Run, read_manifest, read_run, working_rows
+from ..log import Run, read_manifest, read_run, working_rows, write_atomic
 
 STATES = ("running", "interrupted", "missing", "planned", "mismatched", "diverged", "finished")
 LOSSES = (("train", "loss"), ("heldout", "curve/loss_t+1"), ("heldout", "loss_t+1"))  # the last of an update is shown
 
 
-def _claim_path(profile: str, run_id: str, root: Path) -> Path:
+def _note_path(profile: str, run_id: str, root: Path) -> Path:
     return Path(root) / ".cache" / "running" / profile / f"{run_id}.json"
 
 
-def _held(file) -> bool:
-    """Whether another process holds the lock of an open file; if not, this one does until the file is closed."""
-    for _ in range(3):  # `status` holds a lock too while it looks
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            time.sleep(0.05)
-    return True
+def _lock(note: Path) -> FileLock:
+    """The lock beside a note: waited for shortly, as `is_running` takes it too while it looks."""
+    return FileLock(note.with_suffix(".lock"), timeout=0.2)
 
 
 @contextmanager
-def claim(profile: str, run_id: str, root: Path):
+def hold(profile: str, run_id: str, root: Path):
     """Hold a run for this process; yields a function that notes the update from which the run goes on.
 
     Raises Busy when another process makes the run.
     """
-    path = _claim_path(profile, run_id, root)
+    path = _note_path(profile, run_id, root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
-        if _held(file):
-            raise Busy(f"run '{run_id}': {_maker(path)} makes it; wait for it: python -m ouroboros status --profile "
-                       f"{profile} shows how far it is")
 
-        def began(update: int | None) -> None:
-            note = {"pid": os.getpid(), "host": platform.node(), "update": update, "time": time.time()}
-            file.truncate(0)
-            file.write(json.dumps(note))
-            file.flush()
+    def began(update: int | None) -> None:
+        note = {"pid": os.getpid(), "host": platform.node(), "update": update, "time": time.time()}
+        write_atomic(path, json.dumps(note))
 
+    lock = _lock(path)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise Busy(f"run '{run_id}': {_maker(path)} makes it; wait for it: python -m ouroboros status --profile "
+                   f"{profile} shows how far it is") from None
+    try:
         began(None)  # it isn't known yet where it goes on
         yield began
+    finally:
+        lock.release()
 
 
 def is_running(profile: str, run_id: str, root: Path) -> bool:
     """Whether a process makes the run now."""
-    path = _claim_path(profile, run_id, root)
+    path = _note_path(profile, run_id, root)
     if not path.exists():
         return False
-    with open(path, "a+", encoding="utf-8") as file:
-        return _held(file)
+    try:
+        with _lock(path):
+            return False
+    except Timeout:
+        return True
 
 
 def _note(path: Path) -> dict:
-    """What the maker of a run noted; empty where it is just being written."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, FileNotFoundError):
-        return {}
+    """What the maker of a run noted; empty before the first one did."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def _maker(path: Path) -> str:
@@ -146,11 +143,11 @@ def _status(spec: RunSpec, profile: Profile, root: Path, searches: Mapping[str, 
         if why := profile.mismatch(run.manifest, spec):
             return Status(spec.id, "mismatched", 0, updates, why=why)
         return Status(spec.id, run.manifest["status"], *_last(run.log.to_dict("records"), updates))
-    claim = _claim_path(profile.name, spec.id, root)
+    note = _note_path(profile.name, spec.id, root)
     rows = working_rows(profile.unfinished(spec.id, root) / "rows.jsonl")
     update, *told = _last(rows, updates)
     if is_running(profile.name, spec.id, root):
-        return Status(spec.id, "running", update, *told, _left(_note(claim), update, updates))
+        return Status(spec.id, "running", update, *told, _left(_note(note), update, updates))
     if path.exists():  # it ended while its log was read
         return _status(spec, profile, root, searches)
     if not rows and (why := waits(spec, profile, searches)):

@@ -1,6 +1,6 @@
 """Many runs, through submitit: as jobs on this machine or on a SLURM cluster, by one code path.
 
-Each job is a `Worker`: it makes missing runs until none is left that no other job has (`status.claim`). So any number
+Each job is a `Worker`: it makes missing runs until none is left that no other job has (`status.hold`). So any number
 of jobs may be under way, be killed, be requeued or be submitted again.
 """
 
@@ -160,6 +160,9 @@ def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: i
         with executor.batch():
             return [executor.submit(worker) for _ in range(count)]
     jobs, visible = [], _visible_gpus() if gpus else []
+    if visible and gpus > len(visible):
+        raise InputError(f"profile '{worker.profile.name}': field 'resources.gpus': {gpus}, but {len(visible)} can be "
+                         "seen here; lower it, or set CUDA_VISIBLE_DEVICES")
     for number in range(count):
         if visible:
             mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)]
