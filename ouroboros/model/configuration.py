@@ -1,5 +1,6 @@
 """The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
 
+from numbers import Integral
 from typing import NamedTuple
 
 from transformers import AutoConfig, PretrainedConfig
@@ -13,6 +14,7 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
 }
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
+DERIVED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")  # from base and depth
 
 
 class Split(NamedTuple):
@@ -23,10 +25,11 @@ class Split(NamedTuple):
     coda: int
 
 
-def check_whole(field: str, value, least: int) -> None:
-    """Raises InputError unless `value` is a whole number, `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_whole(field: str, value, least: int) -> int:
+    """`value`, Python's or NumPy's. Raises InputError unless it is a whole number, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{field} {value!r}: must be a whole number, {least} or more")
+    return int(value)
 
 
 class OuroborosConfig(PretrainedConfig):
@@ -78,13 +81,15 @@ class OuroborosConfig(PretrainedConfig):
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
         for field, least in (("depth", 1), ("rank", 1), ("max_steps", 1), ("n_prelude", 0), ("recurrent_layer", 0),
                              ("n_coda", 0)):
-            check_whole(field, getattr(self, field), least)
+            setattr(self, field, check_whole(field, getattr(self, field), least))
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             raise InputError(f"alpha {alpha!r}: must be a number")
         if base is not None:
             kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(token, getattr(base, token, None))
+        for field in DERIVED:  # config.json holds them for others to read
+            kwargs.pop(field, None)
         super().__init__(**kwargs)
 
     @property
@@ -100,6 +105,26 @@ class OuroborosConfig(PretrainedConfig):
     def hidden_size(self) -> int:
         """d, as the base says."""
         return self.base.hidden_size
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Slots of a key/value cache: prelude, a step each, coda."""
+        return self.n_prelude + self.depth + self.n_coda
+
+    @property
+    def num_attention_heads(self) -> int:
+        """As the base says."""
+        return self.base.num_attention_heads
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Tokens, as the base says."""
+        return self.base.max_position_embeddings
+
+    def to_dict(self) -> dict:
+        """As transformers', with what others read off any model's configuration."""
+        derived = {} if self.base is None else {name: getattr(self, name) for name in DERIVED}
+        return super().to_dict() | derived
 
     @property
     def split(self) -> Split:

@@ -14,6 +14,7 @@ from transformers.cache_utils import DynamicLayer
 from ..errors import InputError
 from .configuration import PROJECTIONS, OuroborosConfig
 
+Mask = torch.Tensor | list[int] | None  # (B, T), 0 where a token is left out; or the lengths of packed documents
 _running = threading.local()  # what the step that runs in this thread has emitted: modules are shared by threads
 _hooking = threading.Lock()  # one hook an adapter, however many threads call
 
@@ -119,13 +120,17 @@ class RunningMean(DynamicLayer):
                              "without an assistant model, or with use_cache=False")
 
 
-def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
+def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
     `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all
     (protocol.md `pooling`).
-    Positions where `mask` (B, T) is 0 are left out; in float32 at least.
+    Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents, whose lengths are in its
+    place, are pooled each alone, -> (B, T, d) always.
     """
+    if isinstance(mask, list):
+        alone = [pool(part[None], None, pooling).expand(-1, len(part), -1) for part in h.flatten(0, 1).split(mask)]
+        return torch.cat(alone, dim=1).view(h.shape)
     h = h.to(torch.promote_types(h.dtype, torch.float32))
     weight = h.new_ones(h.shape[0], h.shape[1], 1) if mask is None else mask[..., None].to(h.dtype)  # (B, T, 1)
     if mask is not None:
@@ -159,15 +164,13 @@ class Controller(nn.Module):
         self.heads = nn.Linear(config.output_width, len(PROJECTIONS) * config.rank, bias=False)
         nn.init.zeros_(self.heads.weight)
 
-    def features(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                 past: RunningMean | None = None) -> torch.Tensor:
+    def features(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
         z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
         e = self.step(_index(t, z)).expand(*z.shape[:2], -1)
         return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
         u = self.features(h, t, mask, past)
         return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
@@ -180,8 +183,7 @@ class StaticModulation(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(config.max_steps, len(PROJECTIONS), config.rank))
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return self.table[t][None, None]
 
@@ -201,8 +203,7 @@ class WideStatic(nn.Module):
         self.heads = nn.Linear(width, out, bias=False)
         nn.init.zeros_(self.heads.weight)
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return self.heads(self.step(_index(t, h))).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
 
@@ -210,8 +211,7 @@ class WideStatic(nn.Module):
 class BlindController(Controller):
     """The Controller without its input: the same network, the same parameters, a constant where it reads the state."""
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return super().forward(h.new_ones(1, 1, h.shape[-1]), t, None)
 
@@ -222,10 +222,12 @@ class OtherController(Controller):
     In a batch of one there is no other: it reads its own.
     """
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
-        """(B, T, d), step t -> (B, T or 1, K, r)."""
-        return super().forward(h.roll(1, dims=0), t, None if mask is None else mask.roll(1, dims=0))
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
+        """(B, T, d), step t -> (B, T or 1, K, r). Raises InputError for several rows of packed documents."""
+        if isinstance(mask, list) and len(h) > 1:
+            raise InputError("position_ids: 'controller_other' reads another row, whose packed documents end elsewhere; "
+                             "give one row a batch, or one document a row")
+        return super().forward(h.roll(1, dims=0), t, mask.roll(1, dims=0) if isinstance(mask, torch.Tensor) else mask)
 
 
 MODULATIONS = {"controller": Controller, "static": StaticModulation, "static_wide": WideStatic,
