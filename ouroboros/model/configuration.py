@@ -14,7 +14,7 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
 }
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
-DERIVED = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")  # from base and depth
+AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration
 
 
 class Split(NamedTuple):
@@ -88,8 +88,7 @@ class OuroborosConfig(PretrainedConfig):
             kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(token, getattr(base, token, None))
-        for field in DERIVED:  # config.json holds them for others to read
-            kwargs.pop(field, None)
+            kwargs |= {name: getattr(base, name, None) for name in AS_BASE}
         super().__init__(**kwargs)
 
     @property
@@ -102,29 +101,9 @@ class OuroborosConfig(PretrainedConfig):
         self.base.vocab_size = value
 
     @property
-    def hidden_size(self) -> int:
-        """d, as the base says."""
-        return self.base.hidden_size
-
-    @property
     def num_hidden_layers(self) -> int:
         """Slots of a key/value cache: prelude, a step each, coda."""
         return self.n_prelude + self.depth + self.n_coda
-
-    @property
-    def num_attention_heads(self) -> int:
-        """As the base says."""
-        return self.base.num_attention_heads
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """Tokens, as the base says."""
-        return self.base.max_position_embeddings
-
-    def to_dict(self) -> dict:
-        """As transformers', with what others read off any model's configuration."""
-        derived = {} if self.base is None else {name: getattr(self, name) for name in DERIVED}
-        return super().to_dict() | derived
 
     @property
     def split(self) -> Split:

@@ -8,13 +8,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, masking_utils
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.masking_utils import (
-    create_causal_mask,
-    create_sliding_window_causal_mask,
-    find_packed_sequence_indices,
-)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -25,7 +20,8 @@ from .configuration import PROJECTIONS, OuroborosConfig, check_whole
 from .modulation import MODULATIONS, ModulatedLinear, RunningMean, emitted, places_in
 from .pretrained import ConvertedModel
 
-MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+MASKS = {"full_attention": masking_utils.create_causal_mask,
+         "sliding_attention": masking_utils.create_sliding_window_causal_mask}
 # what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
 KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 LOSS = {"num_items_in_batch", "shift_labels", "ignore_index"}
@@ -305,23 +301,19 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
 
     def __init__(self, config: OuroborosConfig):
         super().__init__(config)
-        self.__dict__["_model"] = self._without_head()
-
-    def _without_head(self) -> OuroborosModel:
-        """The loop as a module of its own; it has this one's table of modules, so tensors have one name each."""
-        model = OuroborosModel.__new__(OuroborosModel)
-        model.__dict__.update(self.__dict__)
-        nn.Module.__init__(model)  # hooks of its own
-        model.__dict__["_modules"] = self._modules
-        return model
+        self.__dict__["_model"] = None  # transformers has asked for it before this one was whole
 
     @property
     def model(self) -> OuroborosModel:
-        """The loop without the head: embeddings to the last hidden state."""
+        """The loop without the head. Both have one table of modules, so that each tensor has one name."""
         model = self.__dict__.get("_model")
         if model is None or model._modules is not self._modules:  # not made yet, or a shallow copy's
-            model = self.__dict__["_model"] = self._without_head()
-        model.__dict__.update(config=self.config, training=self.training)
+            model = self.__dict__["_model"] = OuroborosModel.__new__(OuroborosModel)
+            model.__dict__ |= self.__dict__
+            nn.Module.__init__(model)  # hooks of its own
+            model.__dict__ |= {"_modules": self._modules, "_model": None}
+            model.__dict__.pop("forward", None)  # accelerate's, of the model with its head
+        model.__dict__ |= {"config": self.config, "training": self.training}
         return model
 
     @can_return_tuple
@@ -349,6 +341,10 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         """No: `generate` leaves the cache to `forward`, which knows the depth."""
         return False
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises InputError: its paged cache has no place for the running mean."""
+        raise InputError("continuous batching: its paged cache has no slot a recurrence step; call generate")
+
     def _prepare_generation_config(self, *args, **kwargs):
         """As transformers'; a `depth` in the generation configuration counts as one given to `generate`."""
         generation_config, arguments = super()._prepare_generation_config(*args, **kwargs)
@@ -366,7 +362,7 @@ def _logits(base: PreTrainedModel, h: torch.Tensor, kept: int | torch.Tensor) ->
 
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens: torch.Tensor) -> list[int] | None:
     """The lengths of packed documents, row after row, where position ids begin again within a row; else None."""
-    index = None if positions is None else find_packed_sequence_indices(positions)  # as the masks separate them
+    index = None if positions is None else masking_utils.find_packed_sequence_indices(positions)  # as the masks have it
     if index is None:
         return None
     if mask is not None:  # position ids of padding may be anything
@@ -398,5 +394,5 @@ def _masks(config: OuroborosConfig, h: torch.Tensor, mask: torch.Tensor | None, 
 AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)
 AutoModel.register(OuroborosConfig, OuroborosModel, exist_ok=True)
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
-# by the class's name Trainer decides whether its label smoother shifts labels, and pipelines whether they warn
+# Trainer's label smoother shifts the labels of these names' classes alone
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[OuroborosConfig.model_type] = OuroborosForCausalLM.__name__

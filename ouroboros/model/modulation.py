@@ -54,16 +54,10 @@ class ModulatedLinear(nn.Linear):
         m = diagonal_of(self)
         if m is None:
             return F.linear(x, self.weight, self.bias)
-        flat = x.flatten(0, -2)  # (B T, in), once: gradients are summed in a fixed order
-        low = self.low(flat, x.shape, m)
-        y = F.linear(flat, self.weight, self.bias)  # (B T, out); under autocast in half precision, and so must be
-        y.addmm_(low.to(y.dtype), self.B.T.to(y.dtype), alpha=self.scale)  # what is added in the product, a pass less
-        return y.view(*x.shape[:-1], -1)
-
-    def low(self, flat: torch.Tensor, shape: torch.Size, m: torch.Tensor) -> torch.Tensor:
-        """(x A^T) * m as (B T, r), of an x of this shape, (B, T, in), that is flat, (B T, in)."""
-        low = F.linear(flat, self.A).view(*shape[:-1], -1)
-        return (low * m.to(low.dtype)).flatten(0, -2)
+        flat = x.flatten(0, -2)  # (B T, in): so that the branch is added to y in the product itself, a pass less
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out); autocast halves y, and doesn't know the product
+        branch = F.linear(flat, self.A).to(y.dtype).view(*x.shape[:-1], -1) * m.to(y.dtype)  # (B, T, r)
+        return y.addmm_(branch.flatten(0, -2), self.B.T.to(y.dtype), alpha=self.scale).view(*x.shape[:-1], -1)
 
     def update(self, m: torch.Tensor) -> torch.Tensor:
         """What one vector m (r,) adds to the weight, (out, in), on m's device and in its dtype."""
@@ -93,8 +87,7 @@ def _add_branch(adapter: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Ten
     if m is None:
         return y
     projection = next(module for module in adapter.modules() if isinstance(module, ModulatedLinear))
-    low = projection.low(inputs[0].flatten(0, -2), inputs[0].shape, m)
-    return y + projection.scale * F.linear(low, projection.B).view_as(y)
+    return y + projection.scale * F.linear(F.linear(inputs[0], projection.A) * m.to(y.dtype), projection.B)
 
 
 class RunningMean(DynamicLayer):
@@ -143,11 +136,6 @@ def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = N
     return total / count.clamp(min=1)
 
 
-def _index(t: int, like: torch.Tensor) -> torch.Tensor:
-    """A step as an embedding takes it: weights are read inside their own module only, else hooks and offload fail."""
-    return torch.full((), t, dtype=torch.long, device=like.device)
-
-
 class Controller(nn.Module):
     """The hypernetwork: pooled hidden state and step -> one diagonal per projection (system.md 4).
 
@@ -167,7 +155,7 @@ class Controller(nn.Module):
     def features(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
         z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
-        e = self.step(_index(t, z)).expand(*z.shape[:2], -1)
+        e = self.step(torch.full((), t, device=z.device)).expand(*z.shape[:2], -1)
         return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
 
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
@@ -205,7 +193,8 @@ class WideStatic(nn.Module):
 
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
-        return self.heads(self.step(_index(t, h))).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
+        e = self.step(torch.full((), t, device=h.device))
+        return self.heads(e).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
 
 
 class BlindController(Controller):
@@ -225,8 +214,8 @@ class OtherController(Controller):
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """(B, T, d), step t -> (B, T or 1, K, r). Raises InputError for several rows of packed documents."""
         if isinstance(mask, list) and len(h) > 1:
-            raise InputError("position_ids: 'controller_other' reads another row, whose packed documents end elsewhere; "
-                             "give one row a batch, or one document a row")
+            raise InputError("position_ids: 'controller_other' reads another row, whose packed documents end elsewhere;"
+                             " give one row a batch, or one document a row")
         return super().forward(h.roll(1, dims=0), t, mask.roll(1, dims=0) if isinstance(mask, torch.Tensor) else mask)
 
 
