@@ -23,7 +23,7 @@ from .pretrained import ConvertedModel
 MASKS = {"full_attention": masking_utils.create_causal_mask,
          "sliding_attention": masking_utils.create_sliding_window_causal_mask}
 # what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
-KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
+KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 LOSS = {"num_items_in_batch", "shift_labels", "ignore_index"}
 
 
