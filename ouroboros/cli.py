@@ -165,8 +165,8 @@ def _bench(args, root: Path) -> int:
 
 
 def _jobs(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}': say a whole number, 1 or more")
+    if not (text.isdecimal() and len(text) < 5 and int(text)):
+        raise argparse.ArgumentTypeError(f"'{text:.20}': say a whole number, 1 to 9999")
     return int(text)
 
 

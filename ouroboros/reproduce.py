@@ -347,6 +347,8 @@ def _take_over(profile: str, root: Path, out: Path) -> int:
 
 def tour(profile: str, root: Path) -> None:
     """Execute the notebook that converts, trains, generates and saves."""
+    if not (root / "notebooks" / TOUR).exists():
+        raise InputError(f"{root / 'notebooks' / TOUR}: not found; notebooks are run in a checkout of the repository")
     target = root / "results" / profile / "notebooks" / TOUR
     execute(root / "notebooks" / TOUR, target, {"profile": profile}, {"OUROBOROS_ROOT": str(root)}, kernel=True)
 

@@ -42,7 +42,7 @@ def test_repeated_paragraphs_are_kept_once():
 
 
 def test_docstrings_come_from_pure_python_wheels_only():
-    config = CorpusConfig(kind="docstrings", packages=("numpy",), foreign=())
+    config = CorpusConfig.model_construct(kind="docstrings", packages=("numpy",), foreign=())
     with pytest.raises(InputError, match="numpy.*compiled"):
         list(documents(config))
     with pytest.raises(InputError, match="'no-such-package' is not installed"):
@@ -52,7 +52,7 @@ def test_docstrings_come_from_pure_python_wheels_only():
 
 
 def test_sources_are_whole_files_and_hold_the_docstrings():
-    config = CorpusConfig(kind="sources", packages=("accelerate",), foreign=())
+    config = CorpusConfig.model_construct(kind="sources", packages=("accelerate",), foreign=())
     sources = [text for _, text in documents(config)]
     docstrings = [text for _, text in documents(config.model_copy(update={"kind": "docstrings"}))]
     assert sum(map(len, sources)) > 2 * sum(map(len, docstrings))
@@ -79,22 +79,22 @@ def test_text_jsonl_and_hub_give_the_same_corpus(text, profile, tmp_path):
 def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     with pytest.raises(InputError, match="a.jsonl can't be read"):
-        list(documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=())))
+        list(documents(CorpusConfig.model_construct(kind="text", packages=(str(tmp_path),), foreign=())))
     with pytest.raises(InputError, match="no .txt or .jsonl"):
-        list(documents(CorpusConfig(kind="text", packages=(str(tmp_path / "none"),), foreign=())))
+        list(documents(CorpusConfig.model_construct(kind="text", packages=(str(tmp_path / "none"),), foreign=())))
 
 
 @pytest.mark.parametrize("line", ['["text"]', '{"text": 5}', '{"text": "\xff"}'])
 def test_a_row_that_is_no_text_is_named(tmp_path, line):
     (tmp_path / "a.jsonl").write_bytes(f'{{"text": "fine"}}\n{line}\n'.encode("latin-1"))
     with pytest.raises(InputError, match="a.jsonl"):
-        list(documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=())))
+        list(documents(CorpusConfig.model_construct(kind="text", packages=(str(tmp_path),), foreign=())))
 
 
 @pytest.mark.parametrize("line", ['{"texts": "a"}', '{"text": null}'])
 def test_a_row_without_a_text_is_skipped_and_counted(tmp_path, line, capsys):
     (tmp_path / "a.jsonl").write_text(f'{{"text": "fine"}}\n{line}\n{{"text": "too"}}\n')
-    found = documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=()))
+    found = documents(CorpusConfig.model_construct(kind="text", packages=(str(tmp_path),), foreign=()))
     assert sorted(text for _, text in found) == ["fine", "too"]
     assert "1 of 3 rows have no text" in capsys.readouterr().err
 
@@ -113,7 +113,7 @@ def test_a_stream_that_breaks_off_goes_on_at_the_same_document(tmp_path, monkeyp
     monkeypatch.setattr(corpus, "PAUSE", 0)
     monkeypatch.setattr("datasets.load_dataset",
                         lambda *_, **__: datasets.IterableDataset.from_generator(rows))
-    found = documents(CorpusConfig(kind="hub", packages=("far/away",), foreign=(), documents=7))
+    found = documents(CorpusConfig.model_construct(kind="hub", packages=("far/away",), foreign=(), documents=7))
     if breaks > corpus.BREAKS:
         with pytest.raises(InputError, match="'far/away' broke off 6 times after row 3 .reset by peer."):
             list(found)
@@ -125,7 +125,7 @@ def test_a_line_of_jsonl_ends_at_its_newline_only(tmp_path):
     texts = ["one\u2028two", "three\x85four", "five\u2029six"]  # str.splitlines would split here
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    found = documents(CorpusConfig(kind="text", packages=(str(tmp_path),), foreign=()))
+    found = documents(CorpusConfig.model_construct(kind="text", packages=(str(tmp_path),), foreign=()))
     assert sorted(text for _, text in found) == sorted(texts)
 
 

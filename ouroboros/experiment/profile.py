@@ -2,13 +2,14 @@
 
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ..errors import InputError
 from .arms import ARMS, Arm, register
@@ -17,16 +18,28 @@ from .protocol import COLUMNS, PROTOCOL_VERSION, SWITCHES, switches
 
 PROFILES = Path(__file__).parent / "profiles"
 IDENTITY = ("corpus", "base", "split", "rank", "depth", "max_steps", "controller", "training", "evaluation", "probes")
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # as in model/configuration.py
+SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+         "num_key_value_heads")  # of a base, what its config.json must say
+SETTINGS = ("model_type", "head_dim", "max_position_embeddings", "rope_theta", "rms_norm_eps", "tie_word_embeddings")
 SOURCE_FILE = "source.json"  # beside a base that was made of a GGUF file: what it was made from
 RATES = tuple(float(f"{digit}e{power}") for power in range(-7, 3) for digit in (1, 3))  # that a search may try
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Positive = Annotated[int, Field(gt=0)]
-Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+MOST = 10**9  # of anything that is counted: more is a slip
+Positive = Annotated[int, Field(gt=0, le=MOST, strict=True)]  # strict: neither true nor '4'
+Count = Annotated[int, Field(ge=0, le=MOST, strict=True)]
+Rate = Annotated[float, Field(gt=0, lt=1e6)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^\w[\w.-]*$", max_length=64)]  # of a folder
+Part = Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$", max_length=64)]  # of a run's id, where - parts them
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256
+Betas = tuple[Share, Share]
+Sources = Annotated[tuple[Annotated[str, Field(min_length=1)], ...], Field(min_length=1)]
 
 
 class CorpusConfig(Strict):
@@ -38,14 +51,23 @@ class CorpusConfig(Strict):
     """
 
     kind: Literal["docstrings", "sources", "text", "hub"]
-    packages: tuple[str, ...]
-    foreign: tuple[str, ...]
-    newer: tuple[str, ...] | None = None
-    documents: int | None = None  # hub: how many documents to read of each data set
-    shortest: int = 200  # characters of a package's document: shorter docstrings are labels, not prose
-    dev_share: float = 0.03
-    heldout_share: float = 0.05
-    sha256: str | None = None
+    packages: Sources
+    foreign: Sources
+    newer: Sources | None = None
+    documents: Positive | None = None  # hub: how many documents to read of each data set
+    shortest: Count = 200  # characters of a package's document: shorter docstrings are labels, not prose
+    dev_share: Share = 0.03
+    heldout_share: Share = 0.05
+    sha256: Hash | None = None
+
+    @model_validator(mode="after")
+    def _apart(self):
+        if self.dev_share + self.heldout_share >= 1:
+            raise ValueError("dev_share and heldout_share leave nothing to train on; lower them")
+        named = [name for names in self.sources.values() for name in names]
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise ValueError(f"'{twice}' is named twice; text that is trained on can't be unseen too")
+        return self
 
     @property
     def sources(self) -> dict[str | None, tuple[str, ...]]:
@@ -64,16 +86,13 @@ class Pretraining(Strict):
     updates: Positive
     batch: Positive  # blocks an update
     block: Positive  # tokens a block
-    rate: float  # peak rate of the layers' matrices (Muon)
-    other_rate: float  # peak rate of embedding, biases and norms (AdamW)
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
-    seed: int = 42
-    points: int = 20  # evaluations on dev and heldout, evenly spread
-
-
-Hash = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]  # sha256
+    rate: Rate  # peak rate of the layers' matrices (Muon)
+    other_rate: Rate  # peak rate of embedding, biases and norms (AdamW)
+    weight_decay: Share = 0.1
+    betas: Betas = (0.9, 0.95)
+    clip: Rate = 1.0
+    seed: Count = 42
+    points: Positive = 20  # evaluations on dev and heldout, evenly spread
 
 
 class Wheel(Strict):
@@ -96,12 +115,35 @@ class BaseConfig(Strict):
     anything is fetched.
     """
 
-    path: str | None = None
+    path: Annotated[str, Field(min_length=1)] | None = None
     wheel: Wheel | None = None
     revision: str | None = None
     dtype: Literal["float32", "bfloat16"] = "float32"
     model: dict | None = None
     pretraining: Pretraining | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self):
+        if sum(source is not None for source in (self.path, self.wheel, self.pretraining)) != 1:
+            raise ValueError("one of path, wheel and pretraining is wanted")
+        if self.pretraining and self.model is None:
+            raise ValueError("pretraining needs the shape of what is trained: model")
+        return self
+
+    @field_validator("model")
+    @classmethod
+    def _is_a_shape(cls, model: dict | None) -> dict | None:
+        for field in SHAPE if model is not None else ():
+            if type(model.get(field)) is not int or not 0 < model[field] <= MOST:
+                raise ValueError(f"{field} is {model.get(field)!r}: a whole number above 0 is wanted")
+        if model and (model["num_attention_heads"] % model["num_key_value_heads"] or
+                      not model.get("head_dim") and model["hidden_size"] % model["num_attention_heads"]):
+            raise ValueError("num_attention_heads must divide hidden_size, and num_key_value_heads it")
+        if unknown := set(model or ()) - {*SHAPE, *SETTINGS}:
+            raise ValueError(f"{min(unknown)} is unknown; one of {', '.join((*SHAPE, *SETTINGS))}")
+        if model and model.get("model_type", "qwen2") not in FAMILIES:
+            raise ValueError(f"model_type is {model['model_type']!r}: one of {', '.join(FAMILIES)}")
+        return model
 
     @property
     def source(self) -> dict | None:
@@ -114,9 +156,9 @@ class BaseConfig(Strict):
 class SplitConfig(Strict):
     """system.md 2: the first `prelude` layers, the layer with index `recurrent`, the last `coda` layers."""
 
-    prelude: int
-    recurrent: int
-    coda: int
+    prelude: Count
+    recurrent: Count
+    coda: Count
 
 
 class Widths(Strict):
@@ -134,10 +176,10 @@ class Training(Strict):
     updates: Positive
     micro_batch: Positive
     accumulation: Positive
-    block: Positive
-    weight_decay: float = 0.01
-    betas: tuple[float, float] = (0.9, 0.95)
-    clip: float = 1.0
+    block: Annotated[Positive, Field(ge=8)]  # tokens
+    weight_decay: Share = 0.01
+    betas: Betas = (0.9, 0.95)
+    clip: Rate = 1.0
 
     @property
     def tokens_per_update(self) -> int:
@@ -145,11 +187,11 @@ class Training(Strict):
 
 
 class Evaluation(Strict):
-    points: Annotated[int, Field(ge=2)]  # evaluations during training, the first before any update
+    points: Annotated[Positive, Field(ge=2)]  # evaluations during training, the first before any update
     blocks: Positive  # held-out blocks at those points
     final_blocks: Positive  # blocks of held-out text at the end
     other_blocks: Positive | None = None  # of train and foreign, and of dev in a search; None: as many
-    stream_batches: int = 50  # protocol.md `evaluation`: micro-batches of the training stream
+    stream_batches: Positive = 50  # protocol.md `evaluation`: micro-batches of the training stream
 
     @property
     def others(self) -> int:
@@ -159,9 +201,9 @@ class Evaluation(Strict):
 class Probes(Strict):
     """What is asked of a trained model beside its loss, on the first held-out blocks."""
 
-    blocks: Annotated[int, Field(gt=0, multiple_of=2)]  # even: an intervention shows a block another one
+    blocks: Annotated[Positive, Field(multiple_of=2)]  # even: an intervention shows a block another one
     depths: tuple[Positive, ...]  # at which a run of the base depth is scored too
-    seeds: tuple[int, ...] | None = None  # whose runs are asked; None: all
+    seeds: tuple[Count, ...] | None = None  # whose runs are asked; None: all
 
 
 class Entry(Strict):
@@ -171,9 +213,9 @@ class Entry(Strict):
     depths: tuple[Positive, ...] = ()  # of arms that loop; empty: the base depth
     ranks: tuple[Positive, ...] = ()  # of modulated arms; empty: the base rank
     protocols: Annotated[tuple[str, ...], Field(min_length=1)] = ("corrected",)
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)]
+    seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     updates: Positive | None = None  # None: the profile's
-    levels: dict[str, Rate] = {}  # {name in a run's id: factor of the chosen rate}
+    levels: dict[Part, Rate] = {}  # {name in a run's id: factor of the chosen rate}
     purpose: Literal["matrix", "rate"] = "matrix"
     rates: tuple[Rate, ...] = ()  # of a search, `rate`: the matrix rates that are tried, judged on dev
     factors: tuple[Rate, ...] = ()  # then, at the best of them, of the elementwise rate, beside 1; see docs/protocol.md
@@ -197,23 +239,23 @@ class Resources(Strict):
     """What one job of a sweep asks of a SLURM cluster (and, `gpus`, of this machine), and how fast its device is."""
 
     cpus: Positive = 1
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Count = 0
     memory_gb: Positive = 2
-    minutes: Annotated[int, Field(ge=5)] = 240  # a job's time limit; it is requeued then and goes on
+    minutes: Annotated[Positive, Field(ge=5)] = 240  # a job's time limit; it is requeued then and goes on
     requeues: Positive = 100
-    partition: str | None = None
-    account: str | None = None
+    partition: Name | None = None
+    account: Name | None = None
     teraflops: Rate | None = None  # that training sustains on the device; None: a dry run measures this machine
 
 
 class Profile(Strict):
     """A scale at which everything runs, and the plan of its runs; see the YAML files."""
 
-    name: str
-    protocol_version: int = PROTOCOL_VERSION
+    name: Name
+    protocol_version: Annotated[Positive, Field(le=PROTOCOL_VERSION)] = PROTOCOL_VERSION
     corpus: CorpusConfig
     base: BaseConfig
-    base_of: str | None = None  # the profile whose base this one has
+    base_of: Name | None = None  # the profile whose base this one has
     split: SplitConfig
     rank: Positive  # the base rank, 32 in the paper
     depth: Positive  # the base depth, 8 in the paper
@@ -226,7 +268,7 @@ class Profile(Strict):
     keep_prelude: bool = False  # on disk, between runs, the states that they all meet; changes no result
     checkpoints: tuple[str, ...] = ()  # runs whose trained tensors are committed
     prompts: tuple[str, ...] = ()  # that their models continue, for a person to read
-    own_arms: dict[str, OwnArm] = {}  # arms beside those of the package
+    own_arms: dict[Part, OwnArm] = {}  # arms beside those of the package
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
     packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
@@ -456,17 +498,32 @@ def load_profile(name: str) -> Profile:
     """Read and validate `profiles/<name>.yaml`, or a YAML file of that path. Raises InputError, naming file, field and
     value."""
     path = Path(name) if name.endswith(".yaml") else PROFILES / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in PROFILES.glob("*.yaml"))
-        raise InputError(f"profile '{name}': unknown; one of {', '.join(known)}, or the path of a YAML file")
-    return parse_profile(read_yaml(path), path.name)
+    packaged = sorted(file.stem for file in PROFILES.glob("*.yaml"))
+    if not os.path.isfile(path):  # false where the name can't be one, too
+        raise InputError(f"profile '{name:.80}': unknown; one of {', '.join(packaged)}, or the path of a YAML file")
+    data = read_yaml(path)
+    if path.parent.resolve() != PROFILES.resolve() and isinstance(data, dict) and data.get("name") in packaged:
+        raise InputError(f"{path}: name: '{data['name']}': a profile of the package has it, and runs would be put "
+                         "among its own; choose another")
+    return parse_profile(data, path.name)
+
+
+class _Loader(yaml.SafeLoader):
+    """Of two values of a key, PyYAML would take the second one without a word."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if not key.tag.endswith(":merge")]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' stands there twice",
+                                                    node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path):
-    """What a YAML file holds. Raises InputError naming it where it can't be read or is no YAML."""
+    """What a YAML file holds. Raises InputError naming it where it can't be read, is no YAML or names a key twice."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: can't be read as YAML ({' '.join(str(error).split())})") from None
 
 
@@ -484,8 +541,9 @@ def validated(kind: type[Strict], data, file: str):
         return kind.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
-        raise InputError(f"{file}: {field}: {first['input']!r:.80}: {first['msg']}") from None
+        field, value = ".".join(map(str, first["loc"])) or "the whole", first["input"]
+        shown = "" if isinstance(value, dict) else f"{value!r:.80}: "
+        raise InputError(f"{file}: {field}: {shown}{first['msg'].removeprefix('Value error, ')}") from None
 
 
 def register_own(name: str, own: OwnArm, where: str) -> None:
@@ -496,7 +554,32 @@ def register_own(name: str, own: OwnArm, where: str) -> None:
     register(name, own.arm(name))
 
 
+def _check_shape(profile: Profile, file: str) -> None:
+    """What must fit the base, where its shape is known."""
+    model, split = profile.base.model, profile.split
+    if model is None:
+        return
+    layers = model["num_hidden_layers"]
+    if not split.prelude <= split.recurrent < layers - split.coda or split.prelude + 1 + split.coda >= layers:
+        name = f"{split.prelude}/{split.recurrent}/{split.coda} (prelude/recurrent layer/coda)"
+        raise InputError(f"{file}: split: {name} "
+                         f"of {layers} layers: the recurrent one lies between prelude and coda, and some are removed")
+    head = model.get("head_dim") or model["hidden_size"] // model["num_attention_heads"]
+    most = min(model["hidden_size"], model["intermediate_size"], head * model["num_key_value_heads"])
+    for place, rank in [("rank", profile.rank), *((f"plan.{n}.ranks", rank) for n, entry in enumerate(profile.plan)
+                                                  for rank in entry.ranks)]:
+        if rank > most:
+            raise InputError(f"{file}: {place}: {rank}: the base's smallest projection has rank {most}; lower it")
+
+
 def _check_plan(profile: Profile, file: str) -> None:
+    _check_shape(profile, file)
+    if profile.evaluation.points > profile.training.updates + 1:
+        raise InputError(f"{file}: evaluation.points: {profile.evaluation.points}: a run has "
+                         f"{profile.training.updates} updates; lower it")
+    if profile.probes.blocks > profile.evaluation.final_blocks:
+        raise InputError(f"{file}: probes.blocks: {profile.probes.blocks}: they are the first of "
+                         f"evaluation.final_blocks, {profile.evaluation.final_blocks}; lower it")
     for number, entry in enumerate(profile.plan):
         where = f"{file}: plan.{number}"
         for arm in entry.arms:

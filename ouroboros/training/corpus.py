@@ -12,6 +12,7 @@ chosen on it) and `heldout` come from the same sources, `foreign` and `newer` fr
 """
 
 import ast
+import codecs
 import hashlib
 import importlib.metadata
 import itertools
@@ -33,6 +34,7 @@ from ..experiment.profile import CorpusConfig, Profile
 from ..provenance import note
 
 END_OF_TEXT = "<|endoftext|>"
+CHUNK = 1 << 20  # bytes
 BREAKS, PAUSE = 5, 2.0  # how often in a row a stream may break off; seconds before it goes on, longer each time
 LOOK_AHEAD = 2  # a block carries two tokens more than its inputs: the targets of `released` are token t+2
 REFERENCE_DOCUMENTS, REFERENCE_TOKENS = 12, 30  # protocol.md `reference`: 12 short texts, here 30 tokens each
@@ -144,6 +146,22 @@ def _streamed(name: str, *args, **options) -> Iterator[str]:
         note(f"corpus: {name}: {empty} of {row} rows have no text; skipped")
 
 
+def _check_file(file: Path, folder: Path) -> None:
+    """Raises InputError for what isn't text in UTF-8, and for a link that leads out of the folder."""
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise InputError(f"corpus: {file}: a link to {file.resolve()}, outside of the folder; remove it, or name that "
+                         "folder too")
+    try:
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        with open(file, "rb") as data:
+            while chunk := data.read(CHUNK):
+                if "\0" in decoder.decode(chunk):
+                    raise InputError(f"corpus: {file}: holds NUL bytes, so it is no text; remove it")
+            decoder.decode(b"", final=True)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"corpus: {file}: can't be read as UTF-8 ({error}); convert it, or remove it") from None
+
+
 def _read_text(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
     for split, folders in config.sources.items():
         for folder in folders:
@@ -151,6 +169,8 @@ def _read_text(config: CorpusConfig) -> Iterator[tuple[str, str | None]]:
                      for suffix in (".txt", ".jsonl")}
             if not any(found.values()):
                 raise InputError(f"corpus: folder '{folder}' has no .txt or .jsonl file; name one that has")
+            for file in found[".txt"] + found[".jsonl"]:
+                _check_file(Path(file), Path(folder))
             parts = [(f"folder {folder}", "text", {"data_files": found[".txt"], "sample_by": "document"})]
             parts += [(file, "json", {"data_files": file}) for file in found[".jsonl"]]
             for name, kind, options in parts:

@@ -10,7 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
@@ -38,8 +38,11 @@ class Worker:
     root: Path
     purpose: str | None
     cluster: str
+    gpus: str = ""  # of this machine, those that the job may use, as CUDA_VISIBLE_DEVICES names them
 
     def __call__(self) -> str | None:
+        if self.gpus:
+            os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus
         import torch
 
         self.profile.register_arms()  # this process hasn't read the profile's file
@@ -117,18 +120,21 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     root = Path(root).resolve()
     refuse_frozen(profile)
     missing(profile, root)  # says which log isn't its run's, before anything is made
+    base = load_base(profile, root)  # says that there is none, before minutes of text are read
     prepare(profile, root)  # once, before the jobs need it
-    base = load_base(profile, root)
     for arm in profile.own_arms:  # says what is wrong with a class, before anything is made
         load_own(arm, profile, base.config, root)
     if wanted := missing(profile, root, purpose):
         os.environ["OMP_NUM_THREADS"] = "1"  # the jobs inherit it
         made = _submit(_executor(profile, root, cluster), Worker(profile, root, purpose, cluster),
                        min(jobs, len(wanted)), profile.resources.gpus)
+        found = wanted
         with tqdm(total=len(wanted), desc=f"{profile.name}: {purpose or 'plan'}") as bar:
             def left() -> list[RunSpec]:
-                found = missing(profile, root, purpose)
-                bar.update(len(wanted) - len(found) - bar.n)
+                nonlocal found
+                if any(profile.run_path(spec.id, root).exists() for spec in found):  # else nothing changed
+                    found = missing(profile, root, purpose)
+                    bar.update(len(wanted) - len(found) - bar.n)
                 return found
 
             _wait(lambda: not left() or all(job.done() for job in made), made, cluster)
@@ -137,7 +143,7 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
                     raise InputError(ended)
             # what is left is made by the jobs of another sweep
             _wait(lambda: not any(is_running(profile.name, spec.id, root) for spec in left()), [], cluster)
-            if found := left():
+            if left():
                 raise InputError(f"{len(found)} runs are left, '{found[0].id}' first, and no job makes them any more; "
                                  "run the same command again")
 
@@ -164,10 +170,8 @@ def _submit(executor: submitit.AutoExecutor, worker: Worker, count: int, gpus: i
         raise InputError(f"profile '{worker.profile.name}': field 'resources.gpus': {gpus}, but {len(visible)} can be "
                          "seen here; lower it, or set CUDA_VISIBLE_DEVICES")
     for number in range(count):
-        if visible:
-            mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)]
-            executor.update_parameters(local_visible_gpus=mine)
-        jobs.append(executor.submit(worker))
+        mine = [visible[(number * gpus + place) % len(visible)] for place in range(gpus)] if visible else []
+        jobs.append(executor.submit(replace(worker, gpus=",".join(map(str, mine)))))
     return jobs
 
 
