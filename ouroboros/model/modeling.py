@@ -9,15 +9,16 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, masking_utils
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from ..errors import InputError
+from .cache import RecurrentCache, RunningMean, Slot
 from .configuration import PROJECTIONS, OuroborosConfig, check_whole
-from .modulation import MODULATIONS, ModulatedLinear, RunningMean, emitted, places_in
+from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
 MASKS = {"full_attention": masking_utils.create_causal_mask,
@@ -89,32 +90,6 @@ class Recurrence(GradientCheckpointingLayer):
         return new if self.gate is None else self.gate(new, h)
 
 
-class RecurrentCache(DynamicCache):
-    """Keys and values with a slot per recurrence step: prelude i -> i, step t -> P + t, coda after.
-
-    Behind them, for a Controller with causal pooling, each step's running mean. Made for one depth.
-    """
-
-    def __init__(self, config: OuroborosConfig, depth: int):
-        kinds, window = config.layer_kinds, getattr(config.base, "sliding_window", None)
-        kinds = kinds[:config.n_prelude] + [kinds[config.n_prelude]] * depth + kinds[config.n_prelude + 1:]
-        slots = [DynamicSlidingWindowLayer(window) if kind == "sliding_attention" else DynamicLayer()
-                 for kind in kinds]
-        means = [RunningMean() for _ in range(depth if config.modulation == "controller" else 0)]
-        Cache.__init__(self, layers=slots + means)
-        self.depth, self.means = depth, means or [None] * depth
-
-
-class _Slot:
-    """One slot of a cache, whichever index the attention module that writes to it carries."""
-
-    def __init__(self, cache: RecurrentCache, index: int):
-        self.cache, self.index = cache, index
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args, **kwargs):
-        return self.cache.update(keys, values, self.index, *args, **kwargs)
-
-
 class OuroborosModel(ConvertedModel, PreTrainedModel):
     """A cut base model whose recurrent layer is applied `depth` times; only `recurrence` is trained.
 
@@ -137,13 +112,13 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         self.base.requires_grad_(False)
         if config.modulation != "none":
             for name, parent in PROJECTIONS.items():
-                linear = getattr(getattr(self.recurrent_layer, parent), name)
+                part = getattr(self.recurrent_layer, parent)
+                linear = getattr(part, name)
                 if config.rank > min(linear.weight.shape):
                     raise InputError(f"rank {config.rank}: larger than projection {name}, which is "
                                      f"{linear.out_features} x {linear.in_features}; choose at most "
                                      f"{min(linear.weight.shape)}")
-                setattr(getattr(self.recurrent_layer, parent), name,
-                        ModulatedLinear(linear, config.rank, config.alpha))
+                setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha))
         self.recurrence = Recurrence(config)
         self.post_init()
 
@@ -151,11 +126,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         pass
 
     def extra_repr(self) -> str:
-        config, counts = self.config, [sum(p.numel() for p in self.parameters() if p.requires_grad or every)
-                                       for every in (False, True)]
+        config, trained = self.config, self.num_parameters(only_trainable=True)
         return (f"prelude {config.n_prelude}, layer {config.recurrent_layer} looped {config.depth} times, coda "
-                f"{config.n_coda}; modulation '{config.modulation}' of rank {config.rank}; {counts[0]:,} of "
-                f"{counts[1]:,} parameters trained")
+                f"{config.n_coda}; modulation '{config.modulation}' of rank {config.rank}; {trained:,} of "
+                f"{self.num_parameters():,} parameters trained")
 
     @property
     def recurrent_layer(self) -> nn.Module:
@@ -219,7 +193,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
 
         def arguments(index: int, slot: int) -> dict:
-            past = None if cache is None else _Slot(cache, slot)
+            past = None if cache is None else Slot(cache, slot)
             return dict(attention_mask=masks[index], position_ids=position_ids, position_embeddings=rotary,
                         past_key_values=past, use_cache=cache is not None, **kernel)
 
@@ -288,7 +262,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if unknown := sorted(kwargs.keys() - KERNEL):
             raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
         tokens = input_ids if inputs_embeds is None else inputs_embeds
-        cache = self._cache(past_key_values, use_cache, depth, bool(_documents(position_ids, attention_mask, tokens)))
+        packed = attention_mask is None and _documents(position_ids, None, tokens) is not None
+        cache = self._cache(past_key_values, use_cache, depth, packed)
         states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kwargs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -362,14 +337,15 @@ def _logits(base: PreTrainedModel, h: torch.Tensor, kept: int | torch.Tensor) ->
 
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens: torch.Tensor) -> list[int] | None:
     """The lengths of packed documents, row after row, where position ids begin again within a row; else None."""
-    index = None if positions is None else masking_utils.find_packed_sequence_indices(positions)  # as the masks have it
-    if index is None:
+    if positions is None or positions.shape[-1] == 1:
         return None
-    if mask is not None:  # position ids of padding may be anything
-        seen = mask[:, -index.shape[1]:].bool()
+    index = masking_utils.find_packed_sequence_indices(positions)  # as the attention masks separate them
+    if index is not None and mask is not None:
+        seen = mask[:, -index.shape[1]:].bool()  # position ids of padding may be anything
         if ((index.diff() > 0) & seen[:, 1:] & seen[:, :-1]).any():
             raise InputError("position_ids: begin again within a row, but documents packed with an attention_mask "
                              "would be read as one; leave the mask out")
+    if index is None or mask is not None:
         return None
     rows = torch.arange(tokens.shape[0], device=index.device)[:, None] * index.shape[1]  # no document spans two
     return (rows + index).flatten().unique_consecutive(return_counts=True)[1].tolist()

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicLayer
 
 from ..errors import InputError
+from .cache import RunningMean
 from .configuration import PROJECTIONS, OuroborosConfig
 
 Mask = torch.Tensor | list[int] | None  # (B, T), 0 where a token is left out; or the lengths of packed documents
@@ -88,29 +88,6 @@ def _add_branch(adapter: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Ten
         return y
     projection = next(module for module in adapter.modules() if isinstance(module, ModulatedLinear))
     return y + projection.scale * F.linear(F.linear(inputs[0], projection.A) * m.to(y.dtype), projection.B)
-
-
-class RunningMean(DynamicLayer):
-    """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
-
-    A layer of the key/value cache, so that beams, batches and devices are handled with it.
-    """
-
-    is_croppable = False
-
-    def update(self, total: torch.Tensor, count: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, d) and (B, T, 1) cumulative over new positions -> the same over all positions so far."""
-        if self.is_initialized:
-            total, count = total + self.keys, count + self.values
-        else:
-            self.lazy_initialization(total, count)
-        self.keys, self.values = total[:, -1:], count[:, -1:]
-        return total, count
-
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove != 0:
-            raise InputError("causal pooling keeps a running mean, from which no token can be taken back; generate "
-                             "without an assistant model, or with use_cache=False")
 
 
 def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
