@@ -25,7 +25,7 @@ override CLUSTER_OPTION := $${CLUSTER:+--cluster="$$CLUSTER"}
 override flag = $(if $(filter-out 1,$(value $1)),$\
     $(error error: $1 '$(value $1)': say $1=1 or leave it out),$(if $(value $1),$2))
 
-.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base doctor bench lab lint clean environment
+.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base doctor bench lab site lint clean environment
 .DEFAULT_GOAL := help
 # Targets share results/ and use all cores themselves: one after the other, under `make -j` too.
 .NOTPARALLEL:
@@ -102,6 +102,12 @@ bench: environment ## time conversion and generation against their alternatives;
 
 lab: environment ## open the notebooks in JupyterLab
 	$(RUN_PYTHON) -m jupyter lab notebooks
+
+# What is installed beside the lock changes nothing of it; once it is there, no network is asked.
+site: environment ## README, docs, claims, executed notebooks and logs as a site: build/site/index.html
+	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r docs/site/site.lock
+	rm -rf build/site build/doctrees
+	$(RUN_PYTHON) -m sphinx -q -W --keep-going -c docs/site -d build/doctrees . build/site
 
 lint: environment ## ruff, and: no notebook holds outputs
 	$(RUN_PYTHON) -m ruff check .

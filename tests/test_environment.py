@@ -30,24 +30,35 @@ from ouroboros.training.run import execute
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LINES = [line for line in (ROOT / "requirements.lock").read_text().splitlines() if not line.startswith("#")]
-LOCK = dict(line.split("==") for line in LINES)
+LINES, SITE_LINES = ([line for line in (ROOT / lock).read_text().splitlines() if not line.startswith("#")]
+                     for lock in ("requirements.lock", "docs/site/site.lock"))
+LOCK, SITE_LOCK = (dict(line.split("==") for line in lines) for lines in (LINES, SITE_LINES))
 
 
-def test_the_lock_pins_one_exact_version_a_line():
-    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in LINES)  # no local tag such as +cpu
-    assert list(LOCK) == sorted(LOCK) and len(LOCK) == len(LINES)
+@pytest.mark.parametrize("lines, lock", [(LINES, LOCK), (SITE_LINES, SITE_LOCK)])
+def test_a_lock_pins_one_exact_version_a_line(lines, lock):
+    assert all(re.fullmatch(r"[a-z0-9-]+==[0-9][0-9a-z.]*", line) for line in lines)  # no local tag such as +cpu
+    assert list(lock) == sorted(lock) and len(lock) == len(lines)
+
+
+def test_the_site_changes_nothing_of_the_lock():
+    assert not set(SITE_LOCK) & set(LOCK)
+
+
+def test_the_lock_has_no_gpu():
     assert LOCK["torch"] == "2.13.0"
     assert not [name for name in LOCK if name.startswith(("nvidia", "cuda", "triton"))]  # a GPU is no requirement
 
 
 def test_the_lock_satisfies_pyproject():
-    extras = [needed for name, needed in PROJECT["optional-dependencies"].items() if name != "neighbours"]
-    declared = [*PROJECT["dependencies"], *sum(extras, [])]
-    for requirement in map(Requirement, declared):
-        name = canonicalize_name(requirement.name)
-        assert name in LOCK, name
-        assert requirement.specifier.contains(LOCK[name]), f"{requirement} but {LOCK[name]}"
+    extras = {None: PROJECT["dependencies"], **PROJECT["optional-dependencies"]}
+    del extras["neighbours"]  # at their newest, in a job of their own
+    for extra, declared in extras.items():
+        lock = SITE_LOCK if extra == "site" else LOCK
+        for requirement in map(Requirement, declared):
+            name = canonicalize_name(requirement.name)
+            assert name in lock, name
+            assert requirement.specifier.contains(lock[name]), f"{requirement} but {lock[name]}"
 
 
 def test_conda_installs_the_same_lock():
@@ -59,7 +70,8 @@ def test_conda_installs_the_same_lock():
 
 def test_the_makefile_installs_the_same_lock():
     text = (ROOT / "Makefile").read_text()
-    assert text.count("pip install") == 2
+    assert text.count("pip install") == 3
+    assert "pip install --quiet --disable-pip-version-check --no-deps -r docs/site/site.lock" in text
     assert "pip install --quiet -r requirements.lock" in text
     assert "pip install --quiet --no-deps --no-build-isolation -e ." in text
 
@@ -86,7 +98,7 @@ def test_one_version():
 def test_make_help_names_every_target():
     help = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = {"help", "reproduce", "test", "smoke", "runs", "rerun", "compare", "checkpoints", "verify", "base",
-               "doctor", "bench", "lab", "lint", "clean"}
+               "doctor", "bench", "lab", "site", "lint", "clean"}
     assert set(re.findall(r"^  make (\w+)", help, re.M)) == targets
 
 

@@ -113,6 +113,14 @@ def test_lint_is_ruff_and_stripped_notebooks_and_ci_runs_it(checkout, environmen
     assert "bash .ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
+def test_the_site_is_built_anew(checkout, environment):
+    (checkout / "build/site").mkdir(parents=True)
+    assert make(checkout, "site", VIRTUAL_ENV=environment).returncode == 0
+    assert not (checkout / "build/site").exists()
+    [call] = calls(environment)
+    assert call[:2] == ["-m", "sphinx"] and call[-2:] == [".", "build/site"]
+
+
 def test_no_notebook_holds_outputs():
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
     done = subprocess.run([sys.executable, "-m", "nbstripout", "--verify", "--keep-id", *notebooks],
