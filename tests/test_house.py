@@ -50,6 +50,7 @@ def test_what_is_run_and_what_reads_logs_never_import_torch(room):
 def test_the_core_is_small():
     lines = {path.name: len(path.read_text().splitlines()) for path in (PACKAGE / "model").glob("*.py")}
     assert sum(lines.values()) < 1400, lines
+    assert lines["modulation.py"] + lines["modeling.py"] < 600, lines
 
 
 def test_the_projections_have_one_order():

@@ -13,6 +13,7 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.profile import SplitConfig, load_profile
 from ouroboros.model import modeling
 from ouroboros.model.configuration import PROJECTIONS
+from ouroboros.model.modulation import emitted
 from ouroboros.model.surgery import mean_residual, open_base
 from ouroboros.training.build import cut_layers
 
@@ -35,9 +36,10 @@ def test_modulation_of_r_over_alpha_adds_the_best_approximation_of_the_residual(
     base = small_base().double()
     model = convert(base, modulation="static", alpha=alpha, rank=4)
     for projection, (name, parent) in zip(model.projections, PROJECTIONS.items(), strict=True):
-        projection.m = torch.full((4,), 4 / alpha, dtype=torch.float64)
-        x = torch.eye(projection.in_features, dtype=torch.float64)
-        added = (projection(x) - nn.functional.linear(x, projection.weight, projection.bias)).T  # (out, in)
+        x, m = torch.eye(projection.in_features).double(), torch.full((4,), 4 / alpha, dtype=torch.float64)
+        with emitted([id(projection)], [m]):
+            y = projection(x)
+        added = (y - nn.functional.linear(x, projection.weight, projection.bias)).T  # (out, in)
         residual = mean_residual(open_base(base), SPLIT, name, parent).double()
         u, s, vt = torch.linalg.svd(residual)
         torch.testing.assert_close(added, u[:, :4] @ torch.diag(s[:4]) @ vt[:4], rtol=0, atol=1e-10)

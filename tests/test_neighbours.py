@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from models import convert, ids, shake, small_base
-from peft import LoraConfig, get_peft_model
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Trainer, TrainingArguments, pipeline
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments, pipeline
+from words import word_tokenizer
 
 from ouroboros import OuroborosForCausalLM
 
@@ -22,10 +23,7 @@ HELPERS = Path(__file__).parent / "helpers"
 def test_the_text_generation_pipeline_loads_a_saved_model(tmp_path):
     model = shake(convert())
     model.save_pretrained(tmp_path, self_contained=True)
-    vocabulary = {f"w{i}": i for i in range(50)}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="w0"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0").save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
     write = pipeline("text-generation", model=str(tmp_path))
     texts = write(["w5 w6 w7", "w8"], max_new_tokens=5, do_sample=False, batch_size=2)  # left-padded
     for text, prompt in zip(texts, ([5, 6, 7], [8]), strict=True):
@@ -140,6 +138,79 @@ def test_the_trainer_trains_evaluates_and_saves(tmp_path):
     assert len(losses) == 3 and losses[-1] < losses[0]
     loaded = OuroborosForCausalLM.from_pretrained(tmp_path / "checkpoint-3")
     assert torch.equal(loaded(ids()).logits, model.eval()(ids()).logits)
+
+
+def trainer_of(model, folder, **options):
+    rows = [{"input_ids": row, "labels": row} for row in ids(8, 9)]
+    settings = TrainingArguments(str(folder), report_to=[], use_cpu=True, learning_rate=0.01, disable_tqdm=True,
+                                 logging_steps=1, per_device_train_batch_size=4, **options)
+    return Trainer(model, settings, train_dataset=rows, eval_dataset=rows)
+
+
+def logged(trainer, name="loss"):
+    return [row[name] for row in trainer.state.log_history if name in row]
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.recurrence.named_parameters()}
+
+
+@pytest.mark.parametrize("modulation", ["controller", "static"])
+def test_the_trainer_in_bfloat16_follows_the_one_in_float32(tmp_path, modulation):
+    losses = []
+    for bf16 in (False, True):
+        trainer = trainer_of(shake(convert(modulation=modulation)), tmp_path, num_train_epochs=3, bf16=bf16)
+        trainer.train()
+        losses.append(logged(trainer))
+    assert losses[0] != losses[1] and losses[1] == pytest.approx(losses[0], rel=0, abs=2e-2)
+    assert sum(losses[0][-2:]) < sum(losses[0][:2]) - 0.01  # an epoch is two updates
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_the_trainers_label_smoothing_is_on_the_next_token(tmp_path, adapted):
+    model = shake(convert())
+    rows = ids(8, 9)
+    logits, labels = model(rows).logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten()
+    expected = F.cross_entropy(logits, labels, label_smoothing=0.3).item()
+    assert abs(F.cross_entropy(model(rows).logits.flatten(0, 1), rows.flatten(), label_smoothing=0.3) - expected) > 0.01
+    if adapted:
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"]))
+    trainer = trainer_of(model, tmp_path, max_steps=1, label_smoothing_factor=0.3)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=0, abs=1e-5)
+
+
+def test_the_trainer_goes_on_from_a_checkpoint_and_loads_the_best(tmp_path):
+    whole = trainer_of(shake(convert()), tmp_path / "whole", max_steps=4, save_steps=2)
+    whole.train()
+    resumed = trainer_of(shake(convert()), tmp_path / "resumed", max_steps=4, save_steps=2)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "whole" / "checkpoint-2"))
+    for name, value in weights(whole.model).items():
+        torch.testing.assert_close(weights(resumed.model)[name], value, rtol=0, atol=0)
+    best = trainer_of(shake(convert()), tmp_path / "best", max_steps=4, save_steps=1, eval_steps=1,
+                      eval_strategy="steps", load_best_model_at_end=True, metric_for_best_model="eval_loss",
+                      greater_is_better=True)
+    best.train()  # the first one is the worst, so the "greatest": loaded, it isn't what training ended with
+    assert best.state.best_model_checkpoint.endswith("checkpoint-1")
+    assert best.evaluate()["eval_loss"] == pytest.approx(max(logged(best, "eval_loss")), rel=0, abs=1e-6)
+
+
+def test_prompt_tuning_trains_its_tokens_and_generates():
+    plain = shake(convert())
+    model = get_peft_model(plain, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    assert len(trained(model)) == 1
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(3):
+        losses.append(model(input_ids=ids(), labels=ids()).loss)
+        losses[-1].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert losses[2] < losses[1] < losses[0]
+    prompt = model.eval().get_prompt(batch_size=2)
+    embedded = torch.cat([prompt, plain.get_input_embeddings()(ids())], dim=1)
+    expected = plain.generate(inputs_embeds=embedded, max_new_tokens=3, do_sample=False)
+    found = model.generate(input_ids=ids(), attention_mask=torch.ones_like(ids()), max_new_tokens=3, do_sample=False)
+    assert torch.equal(found[:, 7:], expected)
 
 
 def test_only_the_wanted_logits_are_computed():

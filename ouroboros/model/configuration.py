@@ -1,5 +1,6 @@
 """The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
 
+from numbers import Integral
 from typing import NamedTuple
 
 from transformers import AutoConfig, PretrainedConfig
@@ -13,6 +14,7 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
 }
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
+AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration
 
 
 class Split(NamedTuple):
@@ -23,10 +25,11 @@ class Split(NamedTuple):
     coda: int
 
 
-def check_whole(field: str, value, least: int) -> None:
-    """Raises InputError unless `value` is a whole number, `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_whole(field: str, value, least: int) -> int:
+    """`value`, Python's or NumPy's. Raises InputError unless it is a whole number, `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{field} {value!r}: must be a whole number, {least} or more")
+    return int(value)
 
 
 class OuroborosConfig(PretrainedConfig):
@@ -78,13 +81,14 @@ class OuroborosConfig(PretrainedConfig):
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
         for field, least in (("depth", 1), ("rank", 1), ("max_steps", 1), ("n_prelude", 0), ("recurrent_layer", 0),
                              ("n_coda", 0)):
-            check_whole(field, getattr(self, field), least)
+            setattr(self, field, check_whole(field, getattr(self, field), least))
         if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
             raise InputError(f"alpha {alpha!r}: must be a number")
         if base is not None:
             kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 kwargs.setdefault(token, getattr(base, token, None))
+            kwargs |= {name: getattr(base, name, None) for name in AS_BASE}
         super().__init__(**kwargs)
 
     @property
@@ -97,9 +101,9 @@ class OuroborosConfig(PretrainedConfig):
         self.base.vocab_size = value
 
     @property
-    def hidden_size(self) -> int:
-        """d, as the base says."""
-        return self.base.hidden_size
+    def num_hidden_layers(self) -> int:
+        """Slots of a key/value cache: prelude, a step each, coda."""
+        return self.n_prelude + self.depth + self.n_coda
 
     @property
     def split(self) -> Split:

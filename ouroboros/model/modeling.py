@@ -1,23 +1,31 @@
-"""OuroborosForCausalLM: prelude, gated recurrence with modulated weights, coda (system.md 5).
+"""OuroborosModel: prelude, gated recurrence with modulated weights, coda (system.md 5); OuroborosForCausalLM: its head.
 
 Shapes: B batch, T positions, d width, V vocabulary.
 """
 
+import copy
+from collections.abc import Callable
+
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin, PreTrainedModel, masking_utils
+from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from ..errors import InputError
+from .cache import RecurrentCache, RunningMean, Slot
 from .configuration import PROJECTIONS, OuroborosConfig, check_whole
-from .modulation import MODULATIONS, ModulatedLinear, RunningMean
+from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
-MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
+MASKS = {"full_attention": masking_utils.create_causal_mask,
+         "sliding_attention": masking_utils.create_sliding_window_causal_mask}
+# what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
+KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+LOSS = {"num_items_in_batch", "shift_labels", "ignore_index"}
 
 
 class StepNorm(nn.Module):
@@ -66,60 +74,32 @@ class Recurrence(GradientCheckpointingLayer):
         self.gate = Gate(config) if config.gate else None
         self.step_norm = StepNorm(config) if config.step_norm else None
 
-    def forward(self, h: torch.Tensor, step: int, layer: nn.Module, projections: list[ModulatedLinear],
+    def forward(self, h: torch.Tensor, step: int, layer: Callable[..., torch.Tensor], places: list[int],
                 mask: torch.Tensor | None = None, past: RunningMean | None = None, **arguments) -> torch.Tensor:
-        """Apply `layer` once, (B, T, d) -> (B, T, d), its `projections` modulated for this step.
+        """Apply `layer` once, (B, T, d) -> (B, T, d), the projections with the ids `places` modulated for this step.
 
-        `mask` (B, T) and `past` are what pooling leaves out and what it has seen; `arguments` are the layer's.
+        `mask` (B, T) and `past` are what pooling leaves out and what it has seen; `arguments` are the layer's. No
+        argument is a module: accelerate's hooks would move it.
         """
         t = min(step, self.max_steps - 1)
-        if self.modulation is not None:
-            m = self.modulation(h, t, mask, past)  # (B or 1, T or 1, K, r)
-            for projection, diagonal in zip(projections, m.unbind(-2), strict=True):
-                projection.m = diagonal
-        new = layer(h, **arguments)
-        for projection in projections:
-            projection.m = None  # no graph outlives the call
+        m = () if self.modulation is None else self.modulation(h, t, mask, past).unbind(-2)  # K of (B or 1, T or 1, r)
+        with emitted(places, m):
+            new = layer(h, **arguments)
         if self.step_norm is not None:
             new = self.step_norm(new, t)
         return new if self.gate is None else self.gate(new, h)
 
 
-class RecurrentCache(DynamicCache):
-    """Keys and values with a slot per recurrence step: prelude i -> i, step t -> P + t, coda after.
-
-    Behind them, for a Controller with causal pooling, each step's running mean. Made for one depth.
-    """
-
-    def __init__(self, config: OuroborosConfig, depth: int):
-        kinds, window = config.layer_kinds, getattr(config.base, "sliding_window", None)
-        kinds = kinds[:config.n_prelude] + [kinds[config.n_prelude]] * depth + kinds[config.n_prelude + 1:]
-        slots = [DynamicSlidingWindowLayer(window) if kind == "sliding_attention" else DynamicLayer()
-                 for kind in kinds]
-        means = [RunningMean() for _ in range(depth if config.modulation == "controller" else 0)]
-        Cache.__init__(self, layers=slots + means)
-        self.depth, self.means = depth, means or [None] * depth
-
-
-class _Slot:
-    """One slot of a cache, whichever index the attention module that writes to it carries."""
-
-    def __init__(self, cache: RecurrentCache, index: int):
-        self.cache, self.index = cache, index
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args, **kwargs):
-        return self.cache.update(keys, values, self.index, *args, **kwargs)
-
-
-class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
+class OuroborosModel(ConvertedModel, PreTrainedModel):
     """A cut base model whose recurrent layer is applied `depth` times; only `recurrence` is trained.
 
-    `base` is the base model's own class with the kept layers. All its weights are frozen, and so are the SVD bases.
-    `recurrence` stays in float32 when the base is in half precision.
+    `base` is the base model's own class with the kept layers, its head too, so that one file is read with and without
+    head. All its weights are frozen, and so are the SVD bases. `recurrence` stays in float32 when the base is in half
+    precision.
     """
 
     config_class = OuroborosConfig
-    base_model_prefix = "base"
+    base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -132,18 +112,24 @@ class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
         self.base.requires_grad_(False)
         if config.modulation != "none":
             for name, parent in PROJECTIONS.items():
-                linear = getattr(getattr(self.recurrent_layer, parent), name)
+                part = getattr(self.recurrent_layer, parent)
+                linear = getattr(part, name)
                 if config.rank > min(linear.weight.shape):
                     raise InputError(f"rank {config.rank}: larger than projection {name}, which is "
                                      f"{linear.out_features} x {linear.in_features}; choose at most "
                                      f"{min(linear.weight.shape)}")
-                setattr(getattr(self.recurrent_layer, parent), name,
-                        ModulatedLinear(linear, config.rank, config.alpha))
+                setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha))
         self.recurrence = Recurrence(config)
         self.post_init()
 
     def _init_weights(self, module):  # every part initialises itself
         pass
+
+    def extra_repr(self) -> str:
+        config, trained = self.config, self.num_parameters(only_trainable=True)
+        return (f"prelude {config.n_prelude}, layer {config.recurrent_layer} looped {config.depth} times, coda "
+                f"{config.n_coda}; modulation '{config.modulation}' of rank {config.rank}; {trained:,} of "
+                f"{self.num_parameters():,} parameters trained")
 
     @property
     def recurrent_layer(self) -> nn.Module:
@@ -174,13 +160,16 @@ class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
 
     def hidden(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
                depth: int | None = None, position_ids: torch.Tensor | None = None,
-               inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None) -> list[torch.Tensor]:
+               inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None,
+               **kernel) -> list[torch.Tensor]:
         """(B, T) token ids -> the hidden states (B, T, d): embeddings, after each prelude layer, recurrence step and
         coda layer, the last one normed.
 
         `attention_mask` (B, S) covers the tokens in `cache` too, S = T without one. Padding on either side neither
-        enters the pool nor changes other rows. Raises InputError for a depth below 1, another depth than the cache's,
-        and a mask that isn't (B, S).
+        enters the pool nor changes other rows. Where `position_ids` begin again within a row, documents are packed:
+        neither attention nor pool reaches from one into another. `kernel` is for attention implementations. Raises
+        InputError for a depth below 1, another depth than the cache's, a mask that isn't (B, S), and packed documents
+        with a mask or a cache.
         """
         depth = self._depth(depth, cache)
         model, config = self.base.model, self.config
@@ -193,28 +182,32 @@ class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
         if attention_mask is not None and attention_mask.shape != (h.shape[0], seen + h.shape[1]):
             raise InputError(f"attention_mask of shape {tuple(attention_mask.shape)}: must be (batch, tokens), here "
                              f"{(h.shape[0], seen + h.shape[1])}")
+        documents = _documents(position_ids, attention_mask, h)
+        if documents and cache is not None:
+            raise InputError("position_ids: begin again within a row, and packed documents have no key/value cache; "
+                             "pass use_cache=False")
         if position_ids is None:
             position_ids = _positions(h, attention_mask, seen)
         rotary = model.rotary_emb(h, position_ids)
         masks = _masks(config, h, attention_mask, position_ids, cache)
-        pooled = None if attention_mask is None else attention_mask[:, seen:]
+        pooled = documents if attention_mask is None else attention_mask[:, seen:]
 
         def arguments(index: int, slot: int) -> dict:
-            past = None if cache is None else _Slot(cache, slot)
+            past = None if cache is None else Slot(cache, slot)
             return dict(attention_mask=masks[index], position_ids=position_ids, position_embeddings=rotary,
-                        past_key_values=past, use_cache=cache is not None)
+                        past_key_values=past, use_cache=cache is not None, **kernel)
 
         states = [h]
         with torch.set_grad_enabled(torch.is_grad_enabled() and (not frozen or h.requires_grad)):
             for index in range(first):
                 states.append(model.layers[index](states[-1], **arguments(index, index)))
-        projections = self.projections
+        layer = self.recurrent_layer.__call__
+        places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as the cache's slots change
         apply = self.recurrence if cache is None else self.recurrence.forward
         for step in range(depth):
             past = None if cache is None else cache.means[step]
-            states.append(apply(states[-1], step, self.recurrent_layer, projections, pooled, past,
-                                **arguments(first, first + step)))
+            states.append(apply(states[-1], step, layer, places, pooled, past, **arguments(first, first + step)))
         for slot, index in enumerate(range(first + 1, len(model.layers)), last):
             states.append(model.layers[index](states[-1], **arguments(index, slot)))
         states[-1] = model.norm(states[-1])
@@ -223,16 +216,18 @@ class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
         if depth is None:
             depth = self.config.depth if cache is None else cache.depth
-        check_whole("depth", depth, least=1)
+        depth = check_whole("depth", depth, least=1)
         if cache is not None and depth != cache.depth:
             raise InputError(f"depth {depth}: the key/value cache was made at depth {cache.depth}; start a new one")
         return depth
 
-    def _cache(self, past_key_values: Cache | None, use_cache: bool | None, depth: int | None) -> Cache | None:
+    def _cache(self, past_key_values: Cache | None, use_cache: bool | None, depth: int | None,
+               packed: bool) -> Cache | None:
         """The cache to read and write: the given one, a new one, or None; see `forward`."""
         leaks = self.config.modulation == "controller" and self.config.pooling == "sequence"
         if use_cache is None:
-            use_cache = past_key_values is not None or (self.config.use_cache and not self.training and not leaks)
+            by_default = self.config.use_cache and not (self.recurrence.training or leaks or packed)
+            use_cache = past_key_values is not None or by_default
         if not use_cache:
             return None
         if leaks:
@@ -248,35 +243,112 @@ class OuroborosForCausalLM(ConvertedModel, PreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
                 position_ids: torch.Tensor | None = None, past_key_values: RecurrentCache | None = None,
+                inputs_embeds: torch.Tensor | None = None, use_cache: bool | None = None, depth: int | None = None,
+                output_hidden_states: bool | None = None, **kwargs) -> BaseModelOutputWithPast:
+        """(B, T) token ids -> the last hidden state (B, T, d), normed.
+
+        `depth` takes the place of the configuration's for this call. `output_hidden_states` gives embeddings, then the
+        state after each prelude layer, recurrence step and coda layer, each (B, T, d), the last one normed. A key/value
+        cache is made in evaluation, unless `use_cache` or the configuration says no, the pooling is `sequence` or
+        documents are packed. Raises InputError as `hidden` does, for a cache that can't be right, and for keywords that
+        transformers' causal LMs don't take.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InputError("forward: give either input_ids or inputs_embeds")
+        if kwargs.pop("output_attentions", None) or self.config.output_attentions:
+            raise InputError("output_attentions: a step's attention isn't kept; register a forward hook on "
+                             "model.recurrent_layer.self_attn")
+        kwargs.pop("cache_position", None)  # older code's: where the cache ends
+        if unknown := sorted(kwargs.keys() - KERNEL):
+            raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        packed = attention_mask is None and _documents(position_ids, None, tokens) is not None
+        cache = self._cache(past_key_values, use_cache, depth, packed)
+        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kwargs)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        return BaseModelOutputWithPast(last_hidden_state=states[-1], past_key_values=cache,
+                                       hidden_states=tuple(states) if output_hidden_states else None)
+
+
+class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
+    """OuroborosModel, which is its `model`, with the base's head."""
+
+    def __init__(self, config: OuroborosConfig):
+        super().__init__(config)
+        self.__dict__["_model"] = None  # transformers has asked for it before this one was whole
+
+    @property
+    def model(self) -> OuroborosModel:
+        """The loop without the head. Both have one table of modules, so that each tensor has one name."""
+        model = self.__dict__.get("_model")
+        if model is None or model._modules is not self._modules:  # not made yet, or a shallow copy's
+            model = self.__dict__["_model"] = OuroborosModel.__new__(OuroborosModel)
+            model.__dict__ |= self.__dict__
+            nn.Module.__init__(model)  # hooks of its own
+            model.__dict__ |= {"_modules": self._modules, "_model": None}
+            model.__dict__.pop("forward", None)  # accelerate's, of the model with its head
+        model.__dict__ |= {"config": self.config, "training": self.training}
+        return model
+
+    @can_return_tuple
+    def forward(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
+                position_ids: torch.Tensor | None = None, past_key_values: RecurrentCache | None = None,
                 inputs_embeds: torch.Tensor | None = None, labels: torch.Tensor | None = None,
                 use_cache: bool | None = None, depth: int | None = None, logits_to_keep: int | torch.Tensor = 0,
                 output_hidden_states: bool | None = None, **kwargs) -> CausalLMOutputWithPast:
         """(B, T) token ids -> logits (B, T, V); with `labels` (B, T) the loss too, nats per token.
 
-        Labels are shifted inside, -100 is ignored. `depth` takes the place of the configuration's for this call.
-        `output_hidden_states` gives embeddings, then the state after each prelude layer, recurrence step and coda
-        layer, each (B, T, d), the last one normed. A key/value cache is made in evaluation, unless `use_cache` or the
-        configuration says no or the pooling is `sequence`. `logits_to_keep` last positions, or those at its indices,
-        get logits; 0 means all. Raises InputError as `hidden` does, and for a cache that can't be right.
+        Labels are shifted inside, -100 is ignored. `logits_to_keep` last positions, or those at its indices, get
+        logits; 0 means all. The rest is as in `OuroborosModel.forward`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("forward: give either input_ids or inputs_embeds")
-        cache = self._cache(past_key_values, use_cache, depth)
-        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache)
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.base.lm_head(states[-1][:, kept])
-        loss = None
+        of_loss = {name: kwargs.pop(name) for name in LOSS & kwargs.keys()}
+        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, depth,
+                         output_hidden_states, return_dict=True, **kwargs)
+        logits, loss = _logits(self.base, out.last_hidden_state, logits_to_keep), None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.base.vocab_size, **kwargs)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache,
-                                      hidden_states=tuple(states) if output_hidden_states else None)
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.base.vocab_size, **of_loss)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
+                                      hidden_states=out.hidden_states)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
         """No: `generate` leaves the cache to `forward`, which knows the depth."""
         return False
+
+    def init_continuous_batching(self, *args, **kwargs):
+        """Raises InputError: its paged cache has no place for the running mean."""
+        raise InputError("continuous batching: its paged cache has no slot a recurrence step; call generate")
+
+    def _prepare_generation_config(self, *args, **kwargs):
+        """As transformers'; a `depth` in the generation configuration counts as one given to `generate`."""
+        generation_config, arguments = super()._prepare_generation_config(*args, **kwargs)
+        if getattr(generation_config, "depth", None) is not None:
+            arguments.setdefault("depth", generation_config.depth)
+        return generation_config, arguments
+
+
+def _logits(base: PreTrainedModel, h: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
+    """(B, T, d) last states -> logits as the base's own class makes them, with its soft caps and multipliers."""
+    given = copy.copy(base)
+    given.__dict__["_modules"] = base._modules | {base.base_model_prefix: lambda **_: BaseModelOutputWithPast(h)}
+    return type(base).forward(given, inputs_embeds=h, logits_to_keep=kept, return_dict=True).logits
+
+
+def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens: torch.Tensor) -> list[int] | None:
+    """The lengths of packed documents, row after row, where position ids begin again within a row; else None."""
+    if positions is None or positions.shape[-1] == 1:
+        return None
+    index = masking_utils.find_packed_sequence_indices(positions)  # as the attention masks separate them
+    if index is not None and mask is not None:
+        seen = mask[:, -index.shape[1]:].bool()  # position ids of padding may be anything
+        if ((index.diff() > 0) & seen[:, 1:] & seen[:, :-1]).any():
+            raise InputError("position_ids: begin again within a row, but documents packed with an attention_mask "
+                             "would be read as one; leave the mask out")
+    if index is None or mask is not None:
+        return None
+    rows = torch.arange(tokens.shape[0], device=index.device)[:, None] * index.shape[1]  # no document spans two
+    return (rows + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
 
 
 def _positions(h: torch.Tensor, mask: torch.Tensor | None, seen: int) -> torch.Tensor:
@@ -293,3 +365,10 @@ def _masks(config: OuroborosConfig, h: torch.Tensor, mask: torch.Tensor | None, 
                      position_ids=positions)
     made = {kind: MASKS[kind](**arguments) for kind in set(config.layer_kinds)}
     return [made[kind] for kind in config.layer_kinds]
+
+
+AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)
+AutoModel.register(OuroborosConfig, OuroborosModel, exist_ok=True)
+AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)
+# Trainer's label smoother shifts the labels of these names' classes alone
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[OuroborosConfig.model_type] = OuroborosForCausalLM.__name__

@@ -3,20 +3,43 @@
 Shapes: B batch, T positions, d width, r rank, K = 7 projections.
 """
 
+import threading
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers.cache_utils import DynamicLayer
 
 from ..errors import InputError
+from .cache import RunningMean
 from .configuration import PROJECTIONS, OuroborosConfig
+
+Mask = torch.Tensor | list[int] | None  # (B, T), 0 where a token is left out; or the lengths of packed documents
+_running = threading.local()  # what the step that runs in this thread has emitted: modules are shared by threads
+_hooking = threading.Lock()  # one hook an adapter, however many threads call
+
+
+@contextmanager
+def emitted(places: list[int], diagonals):
+    """While this is entered, in this thread, `diagonal_of` the module with the id places[i] is diagonals[i]."""
+    before = getattr(_running, "diagonals", {})
+    _running.diagonals = dict(zip(places, diagonals, strict=True))
+    try:
+        yield
+    finally:
+        _running.diagonals = before
+
+
+def diagonal_of(module: nn.Module) -> torch.Tensor | None:
+    """The m that the running step has emitted for a projection, broadcasting to (B, T, r); None outside of steps."""
+    return getattr(_running, "diagonals", {}).get(id(module))
 
 
 class ModulatedLinear(nn.Linear):
     """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
 
-    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). `m` is None (the linear
-    layer as it was, bit for bit) or a tensor that broadcasts to (B, T, r).
+    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). Where no m is emitted it is
+    the linear layer as it was, bit for bit.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
@@ -26,51 +49,58 @@ class ModulatedLinear(nn.Linear):
         self.scale = alpha / rank
         self.register_buffer("A", linear.weight.new_zeros(rank, in_features))
         self.register_buffer("B", linear.weight.new_zeros(out_features, rank))
-        self.m: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.m is None:
+        m = diagonal_of(self)
+        if m is None:
             return F.linear(x, self.weight, self.bias)
         flat = x.flatten(0, -2)  # (B T, in): so that the branch is added to y in the product itself, a pass less
-        branch = F.linear(flat, self.A).view(*x.shape[:-1], -1) * self.m.to(x.dtype)  # (B, T, r)
-        y = F.linear(flat, self.weight, self.bias)  # (B T, out)
-        return y.addmm_(branch.flatten(0, -2), self.B.T, alpha=self.scale).view(*x.shape[:-1], -1)
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out); autocast halves y, and doesn't know the product
+        branch = F.linear(flat, self.A).to(y.dtype).view(*x.shape[:-1], -1) * m.to(y.dtype)  # (B, T, r)
+        return y.addmm_(branch.flatten(0, -2), self.B.T.to(y.dtype), alpha=self.scale).view(*x.shape[:-1], -1)
 
     def update(self, m: torch.Tensor) -> torch.Tensor:
         """What one vector m (r,) adds to the weight, (out, in), on m's device and in its dtype."""
         return self.scale * (self.B.to(m) * m) @ self.A.to(m)
 
 
-class RunningMean(DynamicLayer):
-    """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
+def places_in(layer: nn.Module) -> list[int]:
+    """Where a step's diagonals go in the layer, in the order of PROJECTIONS: the ids of its modulated projections.
 
-    A layer of the key/value cache, so that beams, batches and devices are handled with it.
+    An adapter around a projection (peft's) takes its place. The branch then stands beside the adapted weight, not
+    inside of the adapter: so adapters that scale or rotate what they wrap can be merged into the weight alone.
     """
-
-    is_croppable = False
-
-    def update(self, total: torch.Tensor, count: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, T, d) and (B, T, 1) cumulative over new positions -> the same over all positions so far."""
-        if self.is_initialized:
-            total, count = total + self.keys, count + self.values
-        else:
-            self.lazy_initialization(total, count)
-        self.keys, self.values = total[:, -1:], count[:, -1:]
-        return total, count
-
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove != 0:
-            raise InputError("causal pooling keeps a running mean, from which no token can be taken back; generate "
-                             "without an assistant model, or with use_cache=False")
+    places = []
+    for name, parent in PROJECTIONS.items():
+        place = getattr(getattr(layer, parent), name)
+        if not isinstance(place, ModulatedLinear):
+            with _hooking:
+                if _add_branch not in place._forward_hooks.values():
+                    place.register_forward_hook(_add_branch)
+        places.append(id(place))
+    return places
 
 
-def pool(h: torch.Tensor, mask: torch.Tensor | None, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
+def _add_branch(adapter: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Tensor:
+    """The adapter's output, (B, T, out), and the branch of the projection in it, of the adapter's own input."""
+    m = diagonal_of(adapter)
+    if m is None:
+        return y
+    projection = next(module for module in adapter.modules() if isinstance(module, ModulatedLinear))
+    return y + projection.scale * F.linear(F.linear(inputs[0], projection.A) * m.to(y.dtype), projection.B)
+
+
+def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
     `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all
     (protocol.md `pooling`).
-    Positions where `mask` (B, T) is 0 are left out; in float32 at least.
+    Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents, whose lengths are in its
+    place, are pooled each alone, -> (B, T, d) always.
     """
+    if isinstance(mask, list):
+        alone = [pool(part[None], None, pooling).expand(-1, len(part), -1) for part in h.flatten(0, 1).split(mask)]
+        return torch.cat(alone, dim=1).view(h.shape)
     h = h.to(torch.promote_types(h.dtype, torch.float32))
     weight = h.new_ones(h.shape[0], h.shape[1], 1) if mask is None else mask[..., None].to(h.dtype)  # (B, T, 1)
     if mask is not None:
@@ -99,15 +129,13 @@ class Controller(nn.Module):
         self.heads = nn.Linear(config.output_width, len(PROJECTIONS) * config.rank, bias=False)
         nn.init.zeros_(self.heads.weight)
 
-    def features(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                 past: RunningMean | None = None) -> torch.Tensor:
+    def features(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
         z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
-        e = self.step.weight[t].expand(*z.shape[:2], -1)
+        e = self.step(torch.full((), t, device=z.device)).expand(*z.shape[:2], -1)
         return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
         u = self.features(h, t, mask, past)
         return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
@@ -120,8 +148,7 @@ class StaticModulation(nn.Module):
         super().__init__()
         self.table = nn.Parameter(torch.zeros(config.max_steps, len(PROJECTIONS), config.rank))
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return self.table[t][None, None]
 
@@ -141,17 +168,16 @@ class WideStatic(nn.Module):
         self.heads = nn.Linear(width, out, bias=False)
         nn.init.zeros_(self.heads.weight)
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
-        return self.heads(self.step.weight[t]).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
+        e = self.step(torch.full((), t, device=h.device))
+        return self.heads(e).unflatten(-1, (len(PROJECTIONS), self.rank))[None, None]
 
 
 class BlindController(Controller):
     """The Controller without its input: the same network, the same parameters, a constant where it reads the state."""
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return super().forward(h.new_ones(1, 1, h.shape[-1]), t, None)
 
@@ -162,10 +188,12 @@ class OtherController(Controller):
     In a batch of one there is no other: it reads its own.
     """
 
-    def forward(self, h: torch.Tensor, t: int, mask: torch.Tensor | None,
-                past: RunningMean | None = None) -> torch.Tensor:
-        """(B, T, d), step t -> (B, T or 1, K, r)."""
-        return super().forward(h.roll(1, dims=0), t, None if mask is None else mask.roll(1, dims=0))
+    def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
+        """(B, T, d), step t -> (B, T or 1, K, r). Raises InputError for several rows of packed documents."""
+        if isinstance(mask, list) and len(h) > 1:
+            raise InputError("position_ids: 'controller_other' reads another row, whose packed documents end elsewhere;"
+                             " give one row a batch, or one document a row")
+        return super().forward(h.roll(1, dims=0), t, mask.roll(1, dims=0) if isinstance(mask, torch.Tensor) else mask)
 
 
 MODULATIONS = {"controller": Controller, "static": StaticModulation, "static_wide": WideStatic,

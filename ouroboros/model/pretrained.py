@@ -29,7 +29,7 @@ FIELDS = set(inspect.signature(OuroborosConfig).parameters) - {"base", "base_ref
 FREE = {"depth", "alpha", "pooling", "gate_bias", "use_cache"}  # of these: what no weight depends on
 HUB = {"cache_dir", "force_download", "local_files_only", "token"}
 CODE = "modeling_ouroboros"  # the file by which the Auto classes find ours under trust_remote_code
-AUTO = {"AutoConfig": "OuroborosConfig", "AutoModelForCausalLM": "OuroborosForCausalLM"}
+AUTO = {"AutoConfig": "OuroborosConfig", "AutoModel": "OuroborosModel", "AutoModelForCausalLM": "OuroborosForCausalLM"}
 
 
 class ConvertedModel:

@@ -17,7 +17,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ..model.configuration import PROJECTIONS, OuroborosConfig, check_whole
 from ..model.modeling import Recurrence
-from ..model.modulation import Controller, RunningMean
+from ..model.modulation import Controller, RunningMean, diagonal_of
 
 DICTIONARY = 8  # n, the default of the release's configuration class
 SCALE = 2.0  # of the LoRA branch, alpha / r: its default too; the settings of that run are open
@@ -27,8 +27,8 @@ class LoraLinear(nn.Linear):
     """y = x W^T + b + SCALE x A(t)^T B(t)^T, with W and b frozen.
 
     A(t) = sum_i a_i(t) A_i and B(t) = sum_i b_i(t) B_i, from the dictionaries `A` (n, r, in) and
-    `B` (out, n, r). The coefficients are `m`, a then b, (B, T or 1, 2 n); without them (None) it is
-    the linear layer as it was, bit for bit. A(t) and B(t) are never formed: each token has its own
+    `B` (out, n, r). The coefficients are what the step emits, a then b, (B, T or 1, 2 n); without
+    them it is the linear layer as it was, bit for bit. A(t) and B(t) are never formed: each token has its own
     for the cost of two products through n r columns.
     """
 
@@ -37,13 +37,13 @@ class LoraLinear(nn.Linear):
         super().__init__(in_features, out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias  # the same storage, not a copy
         self.A, self.B = a, b
-        self.m: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = F.linear(x, self.weight, self.bias)
-        if self.m is None:
+        m = diagonal_of(self)
+        if m is None:
             return y
-        a, b = self.m[..., None].chunk(2, dim=-2)  # (B, T or 1, n, 1)
+        a, b = m[..., None].chunk(2, dim=-2)  # (B, T or 1, n, 1)
         parts = F.linear(x.to(self.A.dtype), self.A.flatten(0, 1))  # (B, T, n r): every A_i x
         inner = (a * parts.unflatten(-1, self.A.shape[:2])).sum(-2, keepdim=True)  # (B, T, 1, r)
         branch = F.linear((b * inner).flatten(-2), self.B.flatten(1))  # (B, T, out)
@@ -190,7 +190,7 @@ class Refiner(Intact):
         h, arguments = self._applied_once(input_ids)
         states = [h]
         for step in range(depth):
-            h = self.recurrence(h, step, self.layer, self.projections, **arguments)
+            h = self.recurrence(h, step, self.layer, [id(linear) for linear in self.projections], **arguments)
             states.append(h)
         states[-1] = self.base.model.norm(h)
         return states

@@ -1,0 +1,59 @@
+"""The key/value cache: a slot a recurrence step, and the running mean that causal pooling needs.
+
+Shapes: B batch, T positions, d width.
+"""
+
+import torch
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from ..errors import InputError
+from .configuration import OuroborosConfig
+
+
+class RunningMean(DynamicLayer):
+    """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
+
+    A layer of the key/value cache, so that beams, batches and devices are handled with it.
+    """
+
+    is_croppable = False
+
+    def update(self, total: torch.Tensor, count: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
+        """(B, T, d) and (B, T, 1) cumulative over new positions -> the same over all positions so far."""
+        if self.is_initialized:
+            total, count = total + self.keys, count + self.values
+        else:
+            self.lazy_initialization(total, count)
+        self.keys, self.values = total[:, -1:], count[:, -1:]
+        return total, count
+
+    def crop(self, tokens_to_remove: int) -> None:
+        if tokens_to_remove != 0:
+            raise InputError("causal pooling keeps a running mean, from which no token can be taken back; generate "
+                             "without an assistant model, or with use_cache=False")
+
+
+class RecurrentCache(DynamicCache):
+    """Keys and values with a slot per recurrence step: prelude i -> i, step t -> P + t, coda after.
+
+    Behind them, for a Controller with causal pooling, each step's running mean. Made for one depth.
+    """
+
+    def __init__(self, config: OuroborosConfig, depth: int):
+        kinds, window = config.layer_kinds, getattr(config.base, "sliding_window", None)
+        kinds = kinds[:config.n_prelude] + [kinds[config.n_prelude]] * depth + kinds[config.n_prelude + 1:]
+        slots = [DynamicSlidingWindowLayer(window) if kind == "sliding_attention" else DynamicLayer()
+                 for kind in kinds]
+        means = [RunningMean() for _ in range(depth if config.modulation == "controller" else 0)]
+        Cache.__init__(self, layers=slots + means)
+        self.depth, self.means = depth, means or [None] * depth
+
+
+class Slot:
+    """One slot of a cache, whichever index the attention module that writes to it carries."""
+
+    def __init__(self, cache: RecurrentCache, index: int):
+        self.cache, self.index = cache, index
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *args, **kwargs):
+        return self.cache.update(keys, values, self.index, *args, **kwargs)

@@ -1,0 +1,74 @@
+"""Libraries of the extra `neighbours`: TRL and lm-eval take the model as any causal LM. Skipped where not installed."""
+
+import pytest
+import torch
+from datasets import Dataset
+from models import convert, ids, shake
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+from words import word_tokenizer
+
+SETTINGS = dict(max_steps=2, report_to=[], use_cpu=True, bf16=False, learning_rate=0.01, disable_tqdm=True,
+                logging_steps=1, per_device_train_batch_size=3, save_strategy="no", gradient_checkpointing=False)
+
+
+def written(row):
+    return " ".join(f"w{token}" for token in row)
+
+
+def losses(trainer):
+    trainer.train()
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+@pytest.fixture
+def saved(tmp_path):
+    shake(convert()).save_pretrained(tmp_path / "model", self_contained=True)
+    return AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+
+
+TEXTS = [row[:length].tolist() for row, length in zip(ids(3, 9).clamp(max=47), (9, 4, 6), strict=True)]
+
+
+@pytest.mark.parametrize("options", [dict(loss_type="nll"), dict(loss_type="chunked_nll"), dict(padding_free=True),
+                                     dict(packing=True, packing_strategy="bfd")], ids=str)
+def test_trl_sft_trains_on_the_models_own_loss(saved, tmp_path, options):
+    """However TRL batches it: padded, from the decoder's states in chunks, or packed into one row."""
+    trl = pytest.importorskip("trl")
+    with torch.no_grad():
+        texts = [torch.tensor([[*text, 49]]) for text in TEXTS]  # TRL ends each with the end of text
+        found = [F.cross_entropy(saved(t).logits[0, :-1], t[0, 1:], reduction="sum").item() for t in texts]
+    expected = sum(found) / sum(t.shape[1] - 1 for t in texts)
+    config = trl.SFTConfig(str(tmp_path / "out"), max_length=32 if "packing" in options else None, **SETTINGS | options)
+    trainer = trl.SFTTrainer(saved, config, processing_class=word_tokenizer(end="w49"),
+                             train_dataset=Dataset.from_list([{"text": written(text)} for text in TEXTS]))
+    first, second = losses(trainer)
+    assert first == pytest.approx(expected, rel=0, abs=1e-4) and second < first
+
+
+def test_trl_dpo_prefers_the_chosen_answer(saved, tmp_path):
+    trl = pytest.importorskip("trl")
+    pairs = Dataset.from_list([{"prompt": "w5 w6", "chosen": "w7 w8 w9", "rejected": "w9 w8"}] * 3)
+    trainer = trl.DPOTrainer(saved, args=trl.DPOConfig(str(tmp_path / "out"), **SETTINGS), train_dataset=pairs,
+                             processing_class=word_tokenizer(end="w49"))
+    first, second = losses(trainer)
+    assert first == pytest.approx(0.6931, rel=0, abs=1e-4) and second < first - 1e-3  # log 2: it is its own reference
+
+
+def test_lm_eval_scores_with_the_models_likelihoods(saved):
+    pytest.importorskip("lm_eval")
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+    model = HFLM(pretrained=saved, tokenizer=word_tokenizer(end="w49"), batch_size=2, device="cpu")
+    asked = [([3, 4, 5], [6, 7]), ([8], [9, 10, 11]), ([12, 13], [14])]
+    requests = [Instance("loglikelihood", {}, (written(a), " " + written(b)), i) for i, (a, b) in enumerate(asked)]
+    found = model.loglikelihood(requests, disable_tqdm=True)
+    for (context, answer), (score, _) in zip(asked, found, strict=True):
+        logits = saved(torch.tensor([context + answer])).logits[0, len(context) - 1:-1]
+        expected = logits.log_softmax(-1).gather(1, torch.tensor(answer)[:, None]).sum()
+        assert score == pytest.approx(expected.item(), rel=0, abs=1e-4)
+    prompts = [Instance("generate_until", {}, (written(a), {"until": ["w48"], "max_gen_toks": 4}), 0) for a, _ in asked]
+    for (context, _), text in zip(asked, model.generate_until(prompts, disable_tqdm=True), strict=True):
+        expected = saved.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, eos_token_id=49)
+        words = written(expected[0, len(context):].tolist())
+        assert text.split() == words.partition("w49")[0].partition("w48")[0].split()
