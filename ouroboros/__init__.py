@@ -12,7 +12,9 @@ def __getattr__(name: str):  # PEP 562
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from .model import modeling
+    from .release import from_release
 
+    modeling.OuroborosForCausalLM.from_release = classmethod(from_release)  # a foreign file's format
     globals().update({name: getattr(modeling, name) for name in __all__})
     return globals()[name]
 

@@ -12,13 +12,11 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import SplitConfig
-from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.surgery import (
     kept_layers,
     mean_residual,
     open_base,
     removed_layers,
-    spectra,
     truncated_svd,
 )
 from ouroboros.training.build import cut_layers
@@ -69,16 +67,6 @@ def test_the_mean_residual_is_over_the_removed_layers():
     weights = [layer.mlp.up_proj.weight for layer in model.model.layers]
     expected = (weights[1] + weights[2] + weights[4]) / 3 - weights[3]
     torch.testing.assert_close(mean_residual(open_base(model), where, "up_proj", "mlp"), expected)
-
-
-def test_spectra_are_the_residuals_singular_values():
-    model, where = open_base(base()), split(1, 3, 1)
-    found = spectra(model, where)
-    assert list(found) == list(PROJECTIONS)
-    for name, values in found.items():
-        residual = mean_residual(model, where, name, PROJECTIONS[name])
-        assert len(values) == min(residual.shape) and (values[:-1] >= values[1:]).all()
-        torch.testing.assert_close(values.square().sum().sqrt(), residual.double().norm())
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 999))

@@ -1,7 +1,4 @@
-"""The key/value cache: a slot a recurrence step, and the running mean that causal pooling needs.
-
-Shapes: B batch, T positions, d width.
-"""
+"""The key/value cache: a slot a recurrence step, and the running mean that causal pooling needs."""
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer

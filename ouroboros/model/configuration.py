@@ -1,6 +1,7 @@
 """The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
 
-from numbers import Integral
+from math import isfinite
+from numbers import Integral, Real
 from typing import NamedTuple
 
 from transformers import AutoConfig, PretrainedConfig
@@ -14,6 +15,7 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
 }
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
 POOLINGS = ("causal", "sequence")
+COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more
 AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration
 
 
@@ -42,9 +44,7 @@ class OuroborosConfig(PretrainedConfig):
         max_steps: entries of the step tables; step t reads entry min(t, max_steps - 1).
         rank: r, columns of the frozen SVD bases.
         alpha: the low-rank branch is scaled by alpha / rank.
-        modulation: `controller`, `static` (a learned table), `none`, or blind to the input with as many parameters as
-            the Controller: `static_wide` (a factored table), `controller_blind` (it reads a constant),
-            `controller_other` (it reads another sequence of the batch).
+        modulation: `controller`, `static` (a learned table), `none`, or a name in `modulation.MODULATIONS`.
         pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
             or over the whole sequence (`sequence`), which looks ahead.
         gate, step_norm: whether the recurrence has them.
@@ -69,8 +69,8 @@ class OuroborosConfig(PretrainedConfig):
         self.base = base
         self.n_prelude, self.recurrent_layer, self.n_coda = n_prelude, recurrent_layer, n_coda
         self.depth, self.max_steps, self.rank, self.alpha = depth, max_steps, rank, alpha
-        self.modulation, self.pooling, self.gate, self.step_norm = modulation, pooling, gate, step_norm
-        self.gate_bias = gate_bias
+        self.modulation, self.pooling = modulation, pooling
+        self.gate, self.step_norm, self.gate_bias = gate, step_norm, gate_bias
         self.state_width, self.step_width = state_width, step_width
         self.hidden_width, self.output_width = hidden_width, output_width
         self.base_reference, self.weights_sha256, self.use_cache = base_reference, weights_sha256, use_cache
@@ -79,11 +79,11 @@ class OuroborosConfig(PretrainedConfig):
         for field, choices in (("modulation", (*MODULATIONS, "none")), ("pooling", POOLINGS)):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
-        for field, least in (("depth", 1), ("rank", 1), ("max_steps", 1), ("n_prelude", 0), ("recurrent_layer", 0),
-                             ("n_coda", 0)):
-            setattr(self, field, check_whole(field, getattr(self, field), least))
-        if isinstance(alpha, bool) or not isinstance(alpha, (int, float)):
-            raise InputError(f"alpha {alpha!r}: must be a number")
+        for field in ("n_prelude", "recurrent_layer", "n_coda", *COUNTS):
+            setattr(self, field, check_whole(field, getattr(self, field), least=int(field in COUNTS)))
+        for field in ("alpha", "gate_bias"):
+            if isinstance(value := getattr(self, field), bool) or not isinstance(value, Real) or not isfinite(value):
+                raise InputError(f"{field} {value!r}: must be a number")
         if base is not None:
             kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):

@@ -4,7 +4,6 @@ import copy
 import functools
 import inspect
 import os
-import pickle
 import re
 import shutil
 import tempfile
@@ -19,9 +18,9 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.integrations.accelerate import _get_device_map, check_and_set_device_map
 from transformers.utils import logging
 
-from ..errors import InputError, first_line
+from ..errors import InputError
 from .checkpoint import FLOATS, TOKENIZER, Checkpoint, check_tied, read_config, resolve, sha256
-from .configuration import OuroborosConfig
+from .configuration import AS_BASE, OuroborosConfig
 from .surgery import cut_config, kept_tensors, open_base, residual_bases
 
 logger = logging.get_logger(__name__)
@@ -198,6 +197,8 @@ class ConvertedModel:
         if config is None:
             config = copy.deepcopy(stored)
             for name in [name for name in kwargs if hasattr(config, name) and not name.endswith("dtype")]:
+                if name in (*AS_BASE, "num_hidden_layers", "vocab_size"):
+                    raise InputError(f"from_pretrained: {name} is the base's, or follows from the depth; leave it out")
                 setattr(config, name, kwargs.pop(name))
         for name in sorted(FIELDS - FREE):
             if (value := getattr(config, name)) != getattr(stored, name):
@@ -228,28 +229,6 @@ class ConvertedModel:
         if path:
             model._put_on(str(path), name, adapter)
         return (model, report) if wanted else model
-
-    @classmethod
-    def from_release(cls, checkpoint, base, pooling: str = "sequence", **options) -> "ConvertedModel":
-        """A checkpoint in the public release's layout: a torch file with `controller`, `gate`, `step_norm` states.
-
-        Read with weights_only=True (the release does otherwise, system.md `pickles`) and filled in by shape and order.
-        The file has no frozen part: `base` and `options` are those of `from_base`. Raises InputError for a file that
-        can't be read without running code, and where a state doesn't fit.
-        """
-        model = cls.from_base(base, pooling=pooling, **options)
-        parts = {"controller": model.recurrence.modulation, "gate": model.recurrence.gate,
-                 "step_norm": model.recurrence.step_norm}
-        try:
-            states = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-            raise InputError(f"{checkpoint}: can't be read as tensors alone ({first_line(error)}); "
-                             "give a file that torch.load reads with weights_only=True") from None
-        for name, part in parts.items():
-            if not isinstance(states, Mapping) or not isinstance(states.get(name), Mapping):
-                raise InputError(f"{checkpoint}: has no state '{name}'; the release's layout has {', '.join(parts)}")
-            _fill(part, states[name], f"{checkpoint}: state '{name}'")
-        return model
 
     def _put_on(self, adapter: str, name: str, hub: dict) -> None:
         """Add a saved adapter, by peft itself: transformers' `load_adapter` would lose the magnitudes of DoRA."""
@@ -328,25 +307,3 @@ def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: s
         raise InputError(f"{source}: its weights have sha256 {found}, the checkpoint was made from "
                          f"{reference['sha256']}; pass base= with the folder or model that was converted")
     return kept_tensors(source, config.split)
-
-
-@torch.no_grad()
-def _fill(part: nn.Module, state: Mapping, where: str) -> None:
-    """Fill a part's parameters from a state whose names differ: by shape, in order.
-
-    A matrix may be split by rows, as the release's seven heads and 64 norms are.
-    """
-    left = {name: tensor for name, tensor in state.items() if isinstance(tensor, torch.Tensor)}
-    for name, parameter in part.named_parameters():
-        same = [key for key, tensor in left.items() if tensor.shape == parameter.shape][:1]
-        rows = same or [key for key, tensor in left.items()
-                        if tensor.shape[tensor.ndim - parameter.ndim + 1:] == parameter.shape[1:]
-                        and tensor.ndim in (parameter.ndim, parameter.ndim - 1) and parameter.ndim > 1]
-        found = [left.pop(key).reshape(-1, *parameter.shape[1:]) for key in rows]
-        if sum(len(tensor) for tensor in found) != len(parameter):
-            raise InputError(f"{where}: nothing fits {name}, {tuple(parameter.shape)}; convert with the widths, rank "
-                             "and base that it was trained with")
-        parameter.copy_(torch.cat(found))
-    if left:
-        raise InputError(f"{where}: {', '.join(left)} fits nothing; convert with the widths, rank and base that it was "
-                         "trained with")

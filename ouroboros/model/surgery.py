@@ -15,7 +15,6 @@ from ..errors import InputError
 from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
 from .configuration import FAMILIES, PROJECTIONS, Split
 
-Weights = Mapping[str, torch.Tensor]  # a checkpoint's tensors by name, read when asked for
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
 FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
@@ -45,22 +44,16 @@ def removed_layers(n_layers: int, split: Split) -> list[int]:
     return sorted(set(range(n_layers)) - set(kept_layers(n_layers, split)))
 
 
-# ----------------------------------------------------------------------------------------------------------- the base
-
 @dataclasses.dataclass(frozen=True)
 class Base:
     """A pretrained causal LM to convert: its configuration, its tensors, and what names it."""
 
     config: PretrainedConfig
-    weights: Weights
+    weights: Mapping[str, torch.Tensor]  # by name, read when asked for
     name: str | None = None  # a folder's from the root, so that it is found from everywhere
     revision: str | None = None
     gguf_file: str | None = None  # its name in the folder or repository, where the weights are in one
     subfolder: str = ""  # of the repository
-
-    @property
-    def n_layers(self) -> int:
-        return self.config.num_hidden_layers
 
     def __str__(self) -> str:
         return f"base '{self.name}'" if self.name else "base"
@@ -133,9 +126,9 @@ def _checked(base: Base) -> Base:
         raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, its layers may be "
                          f"called otherwise; one of {', '.join(FAMILIES)}")
     for index, names in layers.items():
-        if odd := names if index >= base.n_layers else names ^ layers[0]:
-            raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer of the "
-                             f"{base.n_layers} that config.json says; give the base's own config.json and weights")
+        if odd := names if index >= base.config.num_hidden_layers else names ^ layers[0]:
+            raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer that config.json "
+                             "says, or in more; give the base's own config.json and weights")
     return base
 
 
@@ -153,18 +146,14 @@ def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
 
 def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]:
     """The tensors of the kept layers under their new indices, embeddings, last norm and head; one at a time."""
-    place = {old: new for new, old in enumerate(kept_layers(base.n_layers, split))}
-    for name in base.weights:
+    place = {old: new for new, old in enumerate(kept_layers(base.config.num_hidden_layers, split))}
+    for name in (name for name in base.weights if not name.endswith(HARMLESS)):
         match = LAYER.fullmatch(name)
-        if name.endswith(HARMLESS):
-            continue
         if match is None:
             yield name, base.weights[name]
         elif int(match[1]) in place:
             yield f"model.layers.{place[int(match[1])]}.{match[2]}", base.weights[name]
 
-
-# ------------------------------------------------------------------------------------------------------ the SVD bases
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
     """R = mean over the removed layers of (W_i - W), (out, in), for one projection of the recurrent layer.
@@ -175,14 +164,8 @@ def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Ten
         tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    removed = removed_layers(base.n_layers, split)
+    removed = removed_layers(base.config.num_hidden_layers, split)
     return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)
-
-
-def spectra(base: Base, split: Split) -> dict[str, torch.Tensor]:
-    """The singular values of each projection's mean residual, (min(in, out),) float64, largest first."""
-    return {name: torch.linalg.svdvals(mean_residual(base, split, name, parent).double())
-            for name, parent in PROJECTIONS.items()}
 
 
 def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:

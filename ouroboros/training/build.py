@@ -25,6 +25,7 @@ from ..model.configuration import OuroborosConfig, Split
 from ..model.modeling import OuroborosForCausalLM
 from ..model.modulation import MODULATIONS
 from ..model.surgery import cut_config, kept_layers
+from . import blind  # noqa: F401 (it adds its modulations)
 from .corpus import LOOK_AHEAD
 from .refine import Intact, Refiner
 
