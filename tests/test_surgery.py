@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
-from ouroboros.experiment.profile import SplitConfig
+from ouroboros.model.configuration import Split
 from ouroboros.model.surgery import (
     kept_layers,
     mean_residual,
@@ -23,7 +23,7 @@ from ouroboros.training.build import cut_layers
 
 
 def split(prelude, recurrent, coda):
-    return SplitConfig(prelude=prelude, recurrent=recurrent, coda=coda)
+    return Split(prelude, recurrent, coda)
 
 
 def base(layers=6):
@@ -176,7 +176,7 @@ def test_an_unknown_tensor_elsewhere_is_refused(name, folder):
 
 def test_fewer_layers_than_the_file_has_are_refused(folder):
     rewrite(folder, lambda tensors: None, num_hidden_layers=5)
-    refused("tensor model.layers.5.* isn't in every layer of the 5 that config.json says", convert, folder)
+    refused("tensor model.layers.5.* isn't in every layer that config.json says", convert, folder)
 
 
 def test_rotary_frequencies_of_old_checkpoints_are_left_out(folder, tmp_path):
