@@ -225,8 +225,9 @@ def test_rerun_says_where_a_log_differs(profile, root, capsys):
     ({"split": (2, 2, 3)}, "removes none"),
     ({"rank": 9}, "rank 9: larger than projection k_proj"),
 ])
-def test_a_profile_that_does_not_fit_its_base_is_refused_and_leaves_no_run(text, root, change, complaint):
-    profile = parse_profile(profile_data(text, **change), "test.yaml")
+def test_a_profile_that_does_not_fit_its_base_is_refused_and_leaves_no_run(text, root, profile, change, complaint):
+    path = str(profile.base_folder(root))  # whose shape the profile doesn't say, so that it isn't known before
+    profile = parse_profile(profile_data(text, base={"path": path}, **change), "test.yaml")
     write_searches(root, profile)
     run_id = f"controller-d2-r{profile.rank}-corrected-s0"
     with pytest.raises(InputError, match=complaint):
