@@ -10,24 +10,32 @@ from .configuration import OuroborosConfig
 class RunningMean(DynamicLayer):
     """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
 
-    A layer of the key/value cache, so that beams, batches and devices are handled with it.
+    A layer of the key/value cache, so that beams, batches and devices are handled with it. While it records the past,
+    as assisted decoding asks, it keeps both for every token, (B, S, d) and (B, S, 1), so that tokens can be taken back.
     """
 
-    is_croppable = False
+    is_croppable = record_past = False
+
+    def activate_past_recording(self) -> None:
+        self.record_past = True
 
     def update(self, total: torch.Tensor, count: torch.Tensor, *args, **kwargs) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, T, d) and (B, T, 1) cumulative over new positions -> the same over all positions so far."""
-        if self.is_initialized:
-            total, count = total + self.keys, count + self.values
-        else:
+        if not self.is_initialized:
             self.lazy_initialization(total, count)
-        self.keys, self.values = total[:, -1:], count[:, -1:]
+            self.keys, self.values = torch.zeros_like(total[:, :1]), torch.zeros_like(count[:, :1])
+        before = self.keys, self.values
+        total, count = total + self.keys[:, -1:], count + self.values[:, -1:]
+        self.keys, self.values = (torch.cat([old, new], dim=1) if self.record_past else new[:, -1:]
+                                  for old, new in zip(before, (total, count), strict=True))
         return total, count
 
     def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove != 0:
-            raise InputError("causal pooling keeps a running mean, from which no token can be taken back; generate "
-                             "without an assistant model, or with use_cache=False")
+        if tokens_to_remove and self.is_initialized:
+            if not 0 < -tokens_to_remove < self.keys.shape[1]:
+                raise InputError(f"crop({tokens_to_remove}): causal pooling keeps a running mean; call the cache's "
+                                 "activate_past_recording() before the tokens that are to be taken back")
+            self.keys, self.values = self.keys[:, :tokens_to_remove], self.values[:, :tokens_to_remove]
 
 
 class RecurrentCache(DynamicCache):
@@ -44,6 +52,10 @@ class RecurrentCache(DynamicCache):
         means = [RunningMean() for _ in range(depth if config.modulation == "controller" else 0)]
         Cache.__init__(self, layers=slots + means)
         self.depth, self.means = depth, means or [None] * depth
+
+    def crop(self, tokens_to_remove: int) -> None:
+        for layer in reversed(self.layers):  # the means first: where they refuse, nothing is taken from the slots
+            layer.crop(tokens_to_remove)
 
 
 class Slot:

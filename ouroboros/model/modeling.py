@@ -153,11 +153,6 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
     def set_output_embeddings(self, value: nn.Module):
         self.base.set_output_embeddings(value)
 
-    def _set_gradient_checkpointing(self, *args, **kwargs):
-        super()._set_gradient_checkpointing(*args, **kwargs)
-        # the step is recomputed as a whole; the layer alone would be without its modulation by then
-        self.recurrent_layer.gradient_checkpointing = False
-
     def hidden(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
                depth: int | None = None, position_ids: torch.Tensor | None = None,
                inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None,
@@ -174,10 +169,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         depth = self._depth(depth, cache)
         model, config = self.base.model, self.config
         first, last = config.n_prelude, config.n_prelude + depth
-        frozen = not any(p.requires_grad for module in (model.embed_tokens, *model.layers[:first])
-                         for p in module.parameters())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):  # nothing is trained up to the loop
-            h = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        h = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         seen = 0 if cache is None else cache.get_seq_length()
         if attention_mask is not None and attention_mask.shape != (h.shape[0], seen + h.shape[1]):
             raise InputError(f"attention_mask of shape {tuple(attention_mask.shape)}: must be (batch, tokens), here "
@@ -198,13 +190,14 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                         past_key_values=past, use_cache=cache is not None, **kernel)
 
         states = [h]
-        with torch.set_grad_enabled(torch.is_grad_enabled() and (not frozen or h.requires_grad)):
-            for index in range(first):
-                states.append(model.layers[index](states[-1], **arguments(index, index)))
+        for index in range(first):
+            states.append(model.layers[index](states[-1], **arguments(index, index)))
+        # the step is recomputed as a whole; the layer alone would be without its modulation by then
+        self.recurrent_layer.gradient_checkpointing = False
         layer = self.recurrent_layer.__call__
         places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as the cache's slots change
-        apply = self.recurrence if cache is None else self.recurrence.forward
+        apply = self.recurrence if cache is None else self.recurrence._call_impl  # with its hooks
         for step in range(depth):
             past = None if cache is None else cache.means[step]
             states.append(apply(states[-1], step, layer, places, pooled, past, **arguments(first, first + step)))
@@ -226,10 +219,12 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         """The cache to read and write: the given one, a new one, or None; see `forward`."""
         leaks = self.config.modulation == "controller" and self.config.pooling == "sequence"
         if use_cache is None:
-            by_default = self.config.use_cache and not (self.recurrence.training or leaks or packed)
-            use_cache = past_key_values is not None or by_default
-        if not use_cache:
+            use_cache = self.config.use_cache and not (self.recurrence.training or leaks or packed)
+        if past_key_values is None and not use_cache:
             return None
+        if any(module.training and getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+            raise InputError("use_cache: layers under gradient checkpointing keep no keys and values; call eval() "
+                             "first, or pass use_cache=False")
         if leaks:
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
@@ -249,8 +244,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
         `depth` takes the place of the configuration's for this call. `output_hidden_states` gives embeddings, then the
         state after each prelude layer, recurrence step and coda layer, each (B, T, d), the last one normed. A key/value
-        cache is made in evaluation, unless `use_cache` or the configuration says no, the pooling is `sequence` or
-        documents are packed. Raises InputError as `hidden` does, for a cache that can't be right, and for keywords that
+        cache that is given is read and grows; one is made in evaluation, unless `use_cache` or the configuration says
+        no, the pooling is `sequence` or documents are packed. Raises InputError as `hidden` does, for a cache that can't be right, and for keywords that
         transformers' causal LMs don't take.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -311,10 +306,15 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
                                       hidden_states=out.hidden_states)
 
-    @classmethod
-    def _supports_default_dynamic_cache(cls) -> bool:
-        """No: `generate` leaves the cache to `forward`, which knows the depth."""
-        return False
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
+        """As transformers', with the cache that `forward` makes. Raises InputError where another kind is asked for."""
+        if model_kwargs.get("past_key_values") is not None or generation_config.use_cache is False:
+            return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
+        if (kind := generation_config.cache_implementation) not in (None, "dynamic"):
+            raise InputError(f"cache_implementation '{kind}': the key/value cache is the model's own; leave it out")
+        model_kwargs["past_key_values"] = self._cache(None, True, model_kwargs.get("depth"), packed=False)
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()
 
     def init_continuous_batching(self, *args, **kwargs):
         """Raises InputError: its paged cache has no place for the running mean."""
