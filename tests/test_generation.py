@@ -1,5 +1,7 @@
 """The key/value cache: what it must not change, and where it is refused."""
 
+import copy
+
 import pytest
 import torch
 from models import FAMILIES, convert, ids, shake, small_base
@@ -107,8 +109,79 @@ def test_a_cache_that_cannot_be_right_is_refused():
         model(ids(), past_key_values=DynamicCache())
     with pytest.raises(InputError, match=r"attention_mask of shape \(2, 7\): must be .*, here \(2, 14\)"):
         model(ids(), past_key_values=cache, attention_mask=torch.ones(2, 7))
-    with pytest.raises(InputError, match="no token can be taken back"):
-        cache.crop(-1)
+
+
+def test_a_cache_that_recorded_its_past_gives_tokens_back_and_another_keeps_them():
+    model, tokens = shake(convert()), ids(2, 9)
+    whole = model(tokens, use_cache=False).logits
+    cache = model(tokens[:, :6]).past_key_values
+    with pytest.raises(InputError, match=r"crop\(-2\): .* activate_past_recording"):
+        cache.crop(-2)
+    torch.testing.assert_close(model(tokens[:, 6:], past_key_values=cache).logits, whole[:, 6:], **CLOSE)
+    cache = model(tokens[:, :2]).past_key_values
+    cache.activate_past_recording()
+    for part in (tokens[:, 2:4], tokens[:, 4:7]):
+        model(part, past_key_values=cache)
+    cache.crop(-4)
+    torch.testing.assert_close(model(tokens[:, 3:], past_key_values=cache).logits, whole[:, 3:], **CLOSE)
+
+
+@pytest.mark.parametrize("use_cache", [None, True, False])
+def test_a_cache_that_is_given_is_read(use_cache):
+    model, tokens = shake(convert()), ids(2, 9)
+    cache = model(tokens[:, :5], use_cache=True).past_key_values
+    rest = model(tokens[:, 5:], past_key_values=cache, use_cache=use_cache).logits
+    torch.testing.assert_close(rest, model(tokens, use_cache=False).logits[:, 5:], **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "mistral"])
+@pytest.mark.parametrize("modulation", ["controller", "static", "none"])
+def test_drafts_and_chunks_change_no_text(modulation, family):
+    """Assisted and prompt-lookup decoding take rejected tokens back; a long prompt may be read in chunks."""
+    model, tokens = shake(convert(small_base(family), modulation=modulation)), torch.tensor([[0, *[5, 6, 7] * 3]])
+    options = dict(attention_mask=(tokens > 0).long(), max_new_tokens=12, do_sample=False)
+    text = model.generate(tokens, **options)
+    drafter = shake(convert(small_base(family)))
+    for option in (dict(prompt_lookup_num_tokens=3), dict(assistant_model=small_base(family)),
+                   dict(assistant_model=drafter), dict(prefill_chunk_size=4)):
+        assert torch.equal(model.generate(tokens, **options, **option), text), option
+
+
+def test_a_chat_goes_on_from_its_cache_at_its_depth():
+    model, options = shake(convert()), dict(max_new_tokens=5, do_sample=False)
+    said = model.generate(ids(1, 6), depth=4, return_dict_in_generate=True, **options)
+    asked = torch.cat([said.sequences, ids(1, 3, seed=9)], dim=1)
+    text = model.generate(asked, past_key_values=said.past_key_values, **options)
+    assert torch.equal(text, model.generate(asked, depth=4, **options))
+    assert not torch.equal(text, model.generate(asked, depth=1, **options))
+
+
+def test_a_prompts_cache_is_copied_for_each_continuation():
+    model, options = shake(convert()), dict(max_new_tokens=5, do_sample=False)
+    with torch.no_grad():
+        cache = model(ids(1, 6)).past_key_values
+    for seed in (7, 8):
+        tokens = torch.cat([ids(1, 6), ids(1, 4, seed=seed)], dim=1)
+        text = model.generate(tokens, past_key_values=copy.deepcopy(cache), **options)
+        assert torch.equal(text, model.generate(tokens, **options))
+
+
+def test_gradient_checkpointing_keeps_no_cache_and_says_so():
+    """transformers' layers would drop it, and the text would be another one."""
+    model = shake(convert())
+    text = model.generate(ids(), max_new_tokens=5, do_sample=False)
+    model.train().activation_checkpointing_enable()
+    with pytest.raises(InputError, match="use_cache: layers under gradient checkpointing .* use_cache=False"):
+        model.generate(ids(), max_new_tokens=5, do_sample=False)
+    assert torch.equal(model.generate(ids(), max_new_tokens=5, do_sample=False, use_cache=False), text)
+    assert torch.equal(model.eval().generate(ids(), max_new_tokens=5, do_sample=False), text)
+
+
+def test_another_kind_of_cache_is_refused():
+    model = convert()
+    with pytest.raises(InputError, match="cache_implementation 'static': .* leave it out"):
+        model.generate(ids(), max_new_tokens=2, cache_implementation="static")
+    assert model.generate(ids(), max_new_tokens=2, cache_implementation="dynamic").shape == (2, 9)
 
 
 def test_training_makes_no_cache():

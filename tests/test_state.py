@@ -50,6 +50,45 @@ def test_a_step_that_fails_leaves_nothing_behind():
     assert torch.equal(model.recurrent_layer.mlp(torch.ones(1, 2, 16)), plain)
 
 
+def gradients(model):
+    model.zero_grad()
+    model(ids(), labels=ids()).loss.backward()
+    return torch.cat([p.grad.flatten() for p in model.recurrence.parameters()])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing_the_base_alone_leaves_the_step_its_modulation(reentrant):
+    model = shake(convert()).train()
+    plain = gradients(model)
+    model.base.activation_checkpointing_enable({"use_reentrant": reentrant})
+    torch.testing.assert_close(gradients(model), plain, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_hooks_see_every_step_with_a_cache_too(use_cache):
+    model, shapes = shake(convert()), []
+    model.recurrence.register_forward_hook(lambda module, inputs, out: shapes.append(out.shape))
+    model(ids(), depth=4, use_cache=use_cache)
+    assert shapes == [(2, 7, 16)] * 4
+    plain = model(ids(), use_cache=use_cache).logits
+    model.recurrence.register_forward_hook(lambda module, inputs, out: out + 1)  # steering
+    assert (model(ids(), use_cache=use_cache).logits - plain).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("place", ["model.embed_tokens", "model.layers.0", "model.layers.0.mlp", "model.layers.1"])
+def test_a_vector_that_a_hook_adds_gets_its_gradient(place):
+    """Steering vectors and the like are trained outside of the model, on a frozen prelude too."""
+    found = []
+    for frozen in (True, False):
+        model, vector = shake(convert()), torch.zeros(16, requires_grad=True)
+        model.requires_grad_(not frozen)
+        model.base.get_submodule(place).register_forward_hook(lambda module, inputs, out, vector=vector: out + vector)
+        model(ids(), labels=ids()).loss.backward()
+        found.append(vector.grad)
+    torch.testing.assert_close(*found)
+    assert found[0].abs().max() > 1e-3
+
+
 PLACES = {"base.model.embed_tokens": "disk", "base.lm_head": "disk", "base.model.layers.0": "cpu",
           "base.model.layers.1": "disk", "base.model.layers.2": "cpu", "base.model.norm": "disk",
           "base.model.rotary_emb": "cpu", "recurrence": "cpu"}

@@ -99,18 +99,13 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         return len(self._files)
 
 
-def require_gguf() -> None:
-    """Raises InputError unless the package that reads GGUF's tensors is installed."""
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError("package 'gguf', which reads GGUF files, isn't installed; pip install -r requirements.lock")
-
-
 def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
     """The keys of a GGUF file's header (long arrays as their length), and the names of its tensors.
 
     Raises InputError when the file can't be read or the package that reads its tensors isn't installed.
     """
-    require_gguf()
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError("package 'gguf', which reads GGUF files, isn't installed; pip install -r requirements.lock")
     from transformers.integrations.gguf import read_gguf_metadata
 
     try:

@@ -196,8 +196,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         self.recurrent_layer.gradient_checkpointing = False
         layer = self.recurrent_layer.__call__
         places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
-        # a compiled step (`recurrence.compile()`) would be compiled anew as the cache's slots change
-        apply = self.recurrence if cache is None else self.recurrence._call_impl  # with its hooks
+        # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
+        apply = self.recurrence if cache is None else self.recurrence._call_impl
         for step in range(depth):
             past = None if cache is None else cache.means[step]
             states.append(apply(states[-1], step, layer, places, pooled, past, **arguments(first, first + step)))
@@ -244,9 +244,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
         `depth` takes the place of the configuration's for this call. `output_hidden_states` gives embeddings, then the
         state after each prelude layer, recurrence step and coda layer, each (B, T, d), the last one normed. A key/value
-        cache that is given is read and grows; one is made in evaluation, unless `use_cache` or the configuration says
-        no, the pooling is `sequence` or documents are packed. Raises InputError as `hidden` does, for a cache that can't be right, and for keywords that
-        transformers' causal LMs don't take.
+        cache that is given is read and grows, whatever `use_cache` says; one is made in evaluation, unless `use_cache`
+        or the configuration says no, the pooling is `sequence` or documents are packed. Raises InputError as `hidden`
+        does, for a cache that can't be right, and for keywords that transformers' causal LMs don't take.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")
@@ -260,10 +260,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         packed = attention_mask is None and _documents(position_ids, None, tokens) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
         states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kwargs)
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        return BaseModelOutputWithPast(last_hidden_state=states[-1], past_key_values=cache,
-                                       hidden_states=tuple(states) if output_hidden_states else None)
+        shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        return BaseModelOutputWithPast(states[-1], cache, hidden_states=tuple(states) if shown else None)
 
 
 class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
@@ -303,8 +301,7 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         logits, loss = _logits(self.base, out.last_hidden_state, logits_to_keep), None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.base.vocab_size, **of_loss)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=out.past_key_values,
-                                      hidden_states=out.hidden_states)
+        return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         """As transformers', with the cache that `forward` makes. Raises InputError where another kind is asked for."""

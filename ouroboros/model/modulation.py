@@ -93,9 +93,8 @@ def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = N
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
     `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all
-    (protocol.md `pooling`).
-    Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents, whose lengths are in its
-    place, are pooled each alone, -> (B, T, d) always.
+    (protocol.md `pooling`). Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents,
+    whose lengths are in its place, are pooled each alone, -> (B, T, d) always.
     """
     if isinstance(mask, list):
         alone = [pool(part[None], None, pooling).expand(-1, len(part), -1) for part in h.flatten(0, 1).split(mask)]
@@ -136,8 +135,7 @@ class Controller(nn.Module):
 
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
-        u = self.features(h, t, mask, past)
-        return self.heads(u).unflatten(-1, (len(PROJECTIONS), self.rank))
+        return self.heads(self.features(h, t, mask, past)).unflatten(-1, (len(PROJECTIONS), self.rank))
 
 
 class StaticModulation(nn.Module):
