@@ -1,5 +1,11 @@
 """Libraries of the extra `neighbours`: TRL and lm-eval take the model as any causal LM. Skipped where not installed."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from datasets import Dataset
@@ -72,3 +78,34 @@ def test_lm_eval_scores_with_the_models_likelihoods(saved):
         expected = saved.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, eos_token_id=49)
         words = written(expected[0, len(context):].tolist())
         assert text.split() == words.partition("w49")[0].partition("w48")[0].split()
+
+
+def test_lm_evals_command_line_scores_a_saved_model(tmp_path):
+    """It doesn't import this package: `trust_remote_code` finds the class by the file beside the weights."""
+    pytest.importorskip("lm_eval")
+    model = shake(convert())
+    model.save_pretrained(tmp_path / "model", self_contained=True)
+    word_tokenizer(end="w49").save_pretrained(tmp_path / "model")
+    task = Path(__file__).parent / "helpers" / "lm_eval_task"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "HF_HOME": str(tmp_path / "cache"),
+                                "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--model_args",
+                           f"pretrained={tmp_path / 'model'},trust_remote_code=True,dtype=float32", "--tasks", "words",
+                           "--include_path", str(task), "--device", "cpu", "--batch_size", "3", "--log_samples",
+                           "--output_path", str(tmp_path / "out")],
+                          cwd=task, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    samples = [json.loads(line) for line in next((tmp_path / "out").rglob("samples_*.jsonl")).read_text().splitlines()]
+    right = []
+    for sample in samples:
+        asked, answers = sample["doc"]["asked"], sample["doc"]["answers"]
+        expected = []
+        for answer in answers:
+            tokens = torch.tensor([[int(word[1:]) for word in f"{asked} {answer}".split()]])
+            scores = model(tokens).logits[0, :-1].log_softmax(-1).gather(1, tokens[0, 1:, None])
+            expected.append(scores[-len(answer.split()):].sum().item())
+        found = [float(answer[0][0]) for answer in sample["resps"]]
+        assert found == pytest.approx(expected, rel=0, abs=1e-4)
+        right.append(expected.index(max(expected)) == sample["doc"]["right"])
+    results = json.loads(next((tmp_path / "out").rglob("results_*.json")).read_text())
+    assert len(samples) == 5 and results["results"]["words"]["acc,none"] == sum(right) / 5
