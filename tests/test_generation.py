@@ -177,6 +177,16 @@ def test_gradient_checkpointing_keeps_no_cache_and_says_so():
     assert torch.equal(model.eval().generate(ids(), max_new_tokens=5, do_sample=False), text)
 
 
+def test_a_compiled_call_with_positions_and_a_cache():
+    """Compiled, transformers numbers the packed documents even where there is one."""
+    torch._dynamo.reset()
+    model, given = shake(convert(depth=1)), dict(position_ids=torch.arange(7)[None], use_cache=True)
+    expected = model(ids(), **given)
+    found = torch.compile(model, backend="eager")(ids(), **given)
+    torch.testing.assert_close(found.logits, expected.logits, **CLOSE)
+    assert found.past_key_values.get_seq_length() == 7
+
+
 def test_another_kind_of_cache_is_refused():
     model = convert()
     with pytest.raises(InputError, match="cache_implementation 'static': .* leave it out"):

@@ -52,6 +52,18 @@ def test_trl_sft_trains_on_the_models_own_loss(saved, tmp_path, options):
     assert first == pytest.approx(expected, rel=0, abs=1e-4) and second < first
 
 
+def test_trl_sft_takes_a_saved_models_path(saved, tmp_path):
+    trl = pytest.importorskip("trl")
+    word_tokenizer(end="w49").save_pretrained(tmp_path / "model")
+    text = torch.tensor([[*TEXTS[0], 49]])
+    config = trl.SFTConfig(str(tmp_path / "out"), **SETTINGS)
+    trainer = trl.SFTTrainer(str(tmp_path / "model"), config,
+                             train_dataset=Dataset.from_list([{"text": written(TEXTS[0])}]))
+    first, second = losses(trainer)
+    assert first == pytest.approx(saved(text, labels=text).loss.item(), rel=0, abs=1e-4) and second < first
+    assert {name.partition(".")[0] for name, p in trainer.model.named_parameters() if p.requires_grad} == {"recurrence"}
+
+
 def test_trl_dpo_prefers_the_chosen_answer(saved, tmp_path):
     trl = pytest.importorskip("trl")
     pairs = Dataset.from_list([{"prompt": "w5 w6", "chosen": "w7 w8 w9", "rejected": "w9 w8"}] * 3)

@@ -192,8 +192,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         states = [h]
         for index in range(first):
             states.append(model.layers[index](states[-1], **arguments(index, index)))
-        # the step is recomputed as a whole; the layer alone would be without its modulation by then
-        self.recurrent_layer.gradient_checkpointing = False
+        if getattr(self.recurrent_layer, "gradient_checkpointing", False):  # the step is recomputed as a whole: the
+            self.recurrent_layer.gradient_checkpointing = False  # layer alone would be without its modulation by then
         layer = self.recurrent_layer.__call__
         places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
@@ -342,7 +342,7 @@ def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens
         if ((index.diff() > 0) & seen[:, 1:] & seen[:, :-1]).any():
             raise InputError("position_ids: begin again within a row, but documents packed with an attention_mask "
                              "would be read as one; leave the mask out")
-    if index is None or mask is not None:
+    if index is None or mask is not None or not index[:, -1].any():  # compiled, an index is made for one document too
         return None
     rows = torch.arange(tokens.shape[0], device=index.device)[:, None] * index.shape[1]  # no document spans two
     return (rows + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
