@@ -107,8 +107,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
     def __init__(self, config: OuroborosConfig):
         super().__init__(config)
-        base = config.base
-        self.base = AutoModelForCausalLM.from_config(base, attn_implementation=config._attn_implementation)
+        if config.base.num_hidden_layers != (kept := config.n_prelude + 1 + config.n_coda):
+            raise InputError(f"base: its configuration has {config.base.num_hidden_layers} layers, the split keeps "
+                             f"{kept}; convert a base with from_base")
+        self.base = AutoModelForCausalLM.from_config(config.base, attn_implementation=config._attn_implementation)
         self.base.requires_grad_(False)
         if config.modulation != "none":
             for name, parent in PROJECTIONS.items():
@@ -165,11 +167,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         """(B, T) token ids -> the hidden states (B, T, d): embeddings, after each prelude layer, recurrence step and
         coda layer, the last one normed.
 
-        `attention_mask` (B, S) covers the tokens in `cache` too, S = T without one. Padding on either side neither
-        enters the pool nor changes other rows. Where `position_ids` begin again within a row, documents are packed:
-        neither attention nor pool reaches from one into another. `kernel` is for attention implementations. Raises
-        InputError for a depth below 1, another depth than the cache's, a mask that isn't (B, S), and packed documents
-        with a mask or a cache.
+        `attention_mask` (B, S) covers the tokens in `cache` too. Padding on either side neither enters the pool nor
+        changes other rows. Where `position_ids` begin again within a row, documents are packed: neither attention nor
+        pool reaches from one into another. Raises InputError for a depth below 1 or another than the cache's, a mask
+        that isn't (B, S), and packed documents with a mask or a cache.
         """
         depth = self._depth(depth, cache)
         model, config = self.base.model, self.config
@@ -224,7 +225,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
     def _cache(self, past_key_values: Cache | None, use_cache: bool | None, depth: int | None,
                packed: bool) -> Cache | None:
         """The cache to read and write: the given one, a new one, or None; see `forward`."""
-        leaks = self.config.modulation == "controller" and self.config.pooling == "sequence"
+        pools = self.recurrence.modulation is not None and getattr(self.recurrence.modulation, "pools", True)
+        leaks = pools and self.config.pooling == "sequence"
         if use_cache is None:
             by_default = self.config.use_cache and not (self.recurrence.training or leaks or packed)
             use_cache = past_key_values is not None or by_default
@@ -234,7 +236,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
         if past_key_values is None:
-            return RecurrentCache(self.config, self._depth(depth, None))
+            return RecurrentCache(self.config, self._depth(depth, None), pools)
         if not isinstance(past_key_values, RecurrentCache):
             raise InputError(f"past_key_values: a {type(past_key_values).__name__} has no slot a recurrence step; pass "
                              "the one that the model returned, or none")
@@ -247,11 +249,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 output_hidden_states: bool | None = None, **kwargs) -> BaseModelOutputWithPast:
         """(B, T) token ids -> the last hidden state (B, T, d), normed.
 
-        `depth` takes the place of the configuration's for this call. `output_hidden_states` gives embeddings, then the
-        state after each prelude layer, recurrence step and coda layer, each (B, T, d), the last one normed. A key/value
-        cache is made in evaluation, unless `use_cache` or the configuration says no, the pooling is `sequence` or
-        documents are packed. Raises InputError as `hidden` does, for a cache that can't be right, and for keywords that
-        transformers' causal LMs don't take.
+        `depth` takes the place of the configuration's for this call. `output_hidden_states` gives what `hidden` does. A
+        key/value cache is made in evaluation, unless `use_cache` or the configuration says no, the pooling is
+        `sequence` or documents are packed. Raises InputError as `hidden` does, for a cache that can't be right, and for
+        keywords that transformers' causal LMs don't take.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")
