@@ -5,9 +5,12 @@ import copy
 import pytest
 import torch
 from models import FAMILIES, convert, ids, shake, small_base
+from torch import nn
 from transformers import DynamicCache
 
 from ouroboros.errors import InputError
+from ouroboros.model.modulation import MODULATIONS, pool
+from ouroboros.training import blind  # noqa: F401 (it adds its modulations)
 
 CLOSE = dict(rtol=0, atol=1e-5)
 
@@ -197,3 +200,25 @@ def test_another_kind_of_cache_is_refused():
 def test_training_makes_no_cache():
     model = convert()
     assert model(ids()).past_key_values is not None and model.train()(ids()).past_key_values is None
+
+
+class Mean(nn.Module):
+    """An own modulation that pools, and doesn't say so."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.pooling, self.out = config.pooling, nn.Linear(config.hidden_size, 7 * config.rank)
+
+    def forward(self, h, t, mask, past=None):
+        return self.out(pool(h, mask, self.pooling, past)).unflatten(-1, (7, -1))
+
+
+@pytest.mark.parametrize("modulation", ["controller_other", "mean"])
+def test_whatever_pools_is_cached_right_and_refused_where_it_looks_ahead(modulation, monkeypatch):
+    monkeypatch.setitem(MODULATIONS, "mean", Mean)
+    model, tokens = shake(convert(modulation=modulation)), ids(2, 12)
+    out = model(tokens[:, :4])
+    rest = model(tokens[:, 4:], past_key_values=out.past_key_values).logits
+    torch.testing.assert_close(rest, model(tokens, use_cache=False).logits[:, 4:], **CLOSE)
+    with pytest.raises(InputError, match="pooling 'sequence'"):
+        convert(modulation=modulation, pooling="sequence")(tokens, use_cache=True)

@@ -7,6 +7,7 @@ from transformers import DataCollatorWithFlattening
 
 from ouroboros.errors import InputError
 from ouroboros.model.modulation import MODULATIONS
+from ouroboros.training import blind  # noqa: F401 (it adds its modulations)
 
 LENGTHS = (5, 1, 7)
 DOCUMENTS = [ids(1, length, seed=length)[0] for length in LENGTHS]

@@ -41,8 +41,6 @@ html_use_index = False
 html_show_search_summary = False  # it would fetch pages, which a browser refuses for files
 html_copy_source = html_show_sourcelink = html_show_copyright = False
 
-# Markdown inside of an HTML block is text; between blank lines it is Markdown again.
-FOLDED = re.compile(r"^( *)(<details><summary>.*</summary>)(\S.*)</details>$", re.MULTILINE)
 FILES = ("results/*/runs/*.jsonl", "results/*/tables/*.csv", "figures/*/*.*")
 
 
@@ -95,7 +93,7 @@ def evidence() -> dict[str, list[list[str]]]:
 def with_evidence(text: str, profile: str) -> str:
     """A profile's claims, each section with links to what shows it; the claims without a section in one list."""
     shown = {claim: evidence_links(profile, *names) for claim, names in evidence().items()}
-    first, *sections = re.split(r"^## ", FOLDED.sub(r"\1\2\n\n\1\3\n\n\1</details>", text), flags=re.MULTILINE)
+    first, *sections = re.split(r"^## ", text, flags=re.MULTILINE)
     ids = [section.partition("\n")[0] for section in sections]
     sections = [f"{section.rstrip()}\n\n" + (f"Where to look: {shown[name]}.\n\n" if shown.get(name) else "")
                 for name, section in zip(ids, sections)]

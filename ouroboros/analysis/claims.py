@@ -257,7 +257,9 @@ def _section(rows: pd.DataFrame) -> str:
         lines += [f"- **`{row.protocol}`: {row.verdict}.**{measured} {row.why[0].upper()}{row.why[1:]}."]
         if row.runs:
             links = ", ".join(f"[{name}](runs/{name}.jsonl)" for name in row.runs.split())
-            lines += [f"  <details><summary>{len(row.runs.split())} runs</summary>{links}</details>"]
+            # blank lines: inside of an HTML block links wouldn't be links
+            lines += ["", f"  <details><summary>{len(row.runs.split())} runs</summary>", "", f"  {links}", "",
+                      "  </details>"]
     return "\n".join([*lines, ""])
 
 

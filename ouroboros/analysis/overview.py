@@ -9,7 +9,7 @@ import pandas as pd
 from . import claims
 from .comparisons import Comparisons
 from .results import Results, shown_depth
-from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict
+from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict, verdicts
 
 
 class Question(NamedTuple):
@@ -87,8 +87,9 @@ def questions(*several: Results) -> pd.DataFrame:
             depth = shown_depth(results)
             cells[f"`{results.profile.name}`, depth {depth}"] = answer(results, question, depth)
         if any(cells.values()):
-            link = f"[{question.notebook[:2]}](results/{several[0].profile.name}/notebooks/{question.notebook}.ipynb)"
-            rows.append({"question": question.text} | cells | {"look": link})
+            links = [f"[{question.notebook[:2]}](results/{results.profile.name}/notebooks/{question.notebook}.ipynb)"
+                     for results, cell in zip(several, cells.values()) if cell]
+            rows.append({"question": question.text} | cells | {"look": ", ".join(links)})
     return pd.DataFrame(rows)
 
 
@@ -101,22 +102,23 @@ def answer(results: Results, question: Question, depth: int) -> str:
     gap = interval(found.difference("cut", "full")).mean
     parts = family({at: found.difference(question.arm, question.other, depth=at)
                     for at in (depth, *results.profile.depths)})
-    said = {at: _said(question, part, gap) for at, part in parts.items()}
+    judged = verdicts(parts)
+    said = {at: _said(question, part, judged[at], gap) for at, part in parts.items()}
     others = [f"at depth {at}: {said[at]}" for at, part in parts.items()
               if part.n and part.mean * parts[depth].mean < 0 or part.judged and _word(said[at]) != _word(said[depth])]
     return "; ".join([said[depth], *others])
 
 
-def _said(question: Question, found: Interval, gap: float) -> str:
-    """The answer that a difference gives, with its size."""
+def _said(question: Question, found: Interval, judged: str, gap: float) -> str:
+    """The answer that a difference gives, as it is judged, with its size."""
     if found.n == 0:
         return NOT_RUN
-    judged = verdict(found)
     if judged in OPEN:
         return f"{OPEN[judged]}: {found}"
     share = 100 * abs(found.mean) / gap
     size = f", {share:.{0 if share >= 10 else 1}f} % of the gap" if math.isfinite(share) else ""
-    return f"{question.lower if found.mean < 0 else question.higher}: {found}{size}"
+    answer = question.lower if judged.startswith(BETTER) else question.higher
+    return f"{answer}{', by less than the margin' if judged.endswith('margin') else ''}: {found}{size}"
 
 
 def _word(said: str) -> str:

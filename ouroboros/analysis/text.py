@@ -40,15 +40,15 @@ REPORTED_LOSSES = {"L17": "the cut model on training text", "h17": "the cut mode
                    "gate.before": "the intact model before the refiner", "L36": "the full model"}
 
 
-def phrase(found: Interval, words: Words) -> str:
-    """The phrase that an interval allows, and whether all of it is too small to matter; fewer than three trained seeds
-    allow none."""
+def phrase(found: Interval, words: Words, p: float | None = None) -> str:
+    """The phrase that an interval allows, `p` being its own corrected over a family, and whether all of it is too small
+    to matter; fewer than three trained seeds allow none."""
     above, below, open_ = words
     if found.n == 0:
         return "has no finished run"
     if not found.judged:
         return f"can't be judged from {'one seed' if found.n == 1 else 'two seeds'}"
-    if not found.side:
+    if not found.side or (p is not None and p >= ALPHA):
         return f"{open_}: equivalent" if found.small else open_
     return (above if found.side > 0 else below) + (", within the margin" if found.small else "")
 
@@ -67,9 +67,9 @@ def _listed(found: dict[str, Interval], words: Words, name: str = "{}") -> str:
 def _corrected(parts: dict, words: Words, name: str = "`{}`") -> str:
     """Each of some parts with the phrase that its interval allows after Holm over the parts."""
     found = family(parts)
-    adjusted = holm({part: each.p for part, each in found.items()})
-    said = {part: words[2] if adjusted[part] >= ALPHA else phrase(each, words) for part, each in found.items()}
-    return "; ".join(f"{name.format(part)} {said[part]} ({each})" for part, each in found.items())
+    adjusted = holm({part: each.p for part, each in found.items() if each.judged})
+    return "; ".join(f"{name.format(part)} {phrase(each, words, adjusted.get(part))} ({each})"
+                     for part, each in found.items())
 
 
 # ------------------------------------------------------------------------------------------- 01, what a target is worth

@@ -24,10 +24,9 @@ class RunningMean(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(total, count)
             self.keys, self.values = torch.zeros_like(total[:, :1]), torch.zeros_like(count[:, :1])
-        before = self.keys, self.values
         total, count = total + self.keys[:, -1:], count + self.values[:, -1:]
         self.keys, self.values = (torch.cat([old, new], dim=1) if self.record_past else new[:, -1:]
-                                  for old, new in zip(before, (total, count), strict=True))
+                                  for old, new in ((self.keys, total), (self.values, count)))
         return total, count
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -41,15 +40,15 @@ class RunningMean(DynamicLayer):
 class RecurrentCache(DynamicCache):
     """Keys and values with a slot per recurrence step: prelude i -> i, step t -> P + t, coda after.
 
-    Behind them, for a Controller with causal pooling, each step's running mean. Made for one depth.
+    Behind them, for a modulation that `pools`, each step's running mean. Made for one depth.
     """
 
-    def __init__(self, config: OuroborosConfig, depth: int):
+    def __init__(self, config: OuroborosConfig, depth: int, pools: bool):
         kinds, window = config.layer_kinds, getattr(config.base, "sliding_window", None)
         kinds = kinds[:config.n_prelude] + [kinds[config.n_prelude]] * depth + kinds[config.n_prelude + 1:]
         slots = [DynamicSlidingWindowLayer(window) if kind == "sliding_attention" else DynamicLayer()
                  for kind in kinds]
-        means = [RunningMean() for _ in range(depth if config.modulation == "controller" else 0)]
+        means = [RunningMean() for _ in range(depth if pools else 0)]
         Cache.__init__(self, layers=slots + means)
         self.depth, self.means = depth, means or [None] * depth
 

@@ -38,7 +38,7 @@ class OuroborosConfig(PretrainedConfig):
     """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (system.md 2 to 5).
 
     Args:
-        base: the base model's configuration, as an object or a dict with `model_type`.
+        base: the cut base's configuration (`surgery.cut_config`), as an object or a dict with `model_type`.
         n_prelude, recurrent_layer, n_coda: the first layers kept, the index of the looped one, the last layers kept.
         depth: times the recurrent layer is applied, 1 or more; may be given anew at each forward call.
         max_steps: entries of the step tables; step t reads entry min(t, max_steps - 1).
@@ -81,9 +81,10 @@ class OuroborosConfig(PretrainedConfig):
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
         for field in ("n_prelude", "recurrent_layer", "n_coda", *COUNTS):
             setattr(self, field, check_whole(field, getattr(self, field), least=int(field in COUNTS)))
-        for field in ("alpha", "gate_bias"):
-            if isinstance(value := getattr(self, field), bool) or not isinstance(value, Real) or not isfinite(value):
-                raise InputError(f"{field} {value!r}: must be a number")
+        for field, flag in (("gate", True), ("step_norm", True), ("alpha", False), ("gate_bias", False)):
+            value = getattr(self, field)
+            if isinstance(value, bool) != flag or not isinstance(value, Real) or not isfinite(value):
+                raise InputError(f"{field} {value!r}: must be {'true or false' if flag else 'a number'}")
         if base is not None:
             kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
             for token in ("bos_token_id", "eos_token_id", "pad_token_id"):

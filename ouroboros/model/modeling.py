@@ -107,8 +107,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
     def __init__(self, config: OuroborosConfig):
         super().__init__(config)
-        base = config.base
-        self.base = AutoModelForCausalLM.from_config(base, attn_implementation=config._attn_implementation)
+        if config.base.num_hidden_layers != (kept := config.n_prelude + 1 + config.n_coda):
+            raise InputError(f"base: its configuration has {config.base.num_hidden_layers} layers, the split keeps "
+                             f"{kept}; convert a base with from_base")
+        self.base = AutoModelForCausalLM.from_config(config.base, attn_implementation=config._attn_implementation)
         self.base.requires_grad_(False)
         if config.modulation != "none":
             for name, parent in PROJECTIONS.items():
@@ -160,11 +162,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         """(B, T) token ids -> the hidden states (B, T, d): embeddings, after each prelude layer, recurrence step and
         coda layer, the last one normed.
 
-        `attention_mask` (B, S) covers the tokens in `cache` too, S = T without one. Padding on either side neither
-        enters the pool nor changes other rows. Where `position_ids` begin again within a row, documents are packed:
-        neither attention nor pool reaches from one into another. `kernel` is for attention implementations. Raises
-        InputError for a depth below 1, another depth than the cache's, a mask that isn't (B, S), and packed documents
-        with a mask or a cache.
+        `attention_mask` (B, S) covers the tokens in `cache` too. Padding on either side neither enters the pool nor
+        changes other rows. Where `position_ids` begin again within a row, documents are packed: neither attention nor
+        pool reaches from one into another. Raises InputError for a depth below 1 or another than the cache's, a mask
+        that isn't (B, S), and packed documents with a mask or a cache.
         """
         depth = self._depth(depth, cache)
         model, config = self.base.model, self.config
@@ -207,9 +208,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         return states
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
-        if depth is None:
-            depth = self.config.depth if cache is None else cache.depth
-        depth = check_whole("depth", depth, least=1)
+        known = self.config.depth if cache is None else cache.depth
+        depth = check_whole("depth", known if depth is None else depth, least=1)
         if cache is not None and depth != cache.depth:
             raise InputError(f"depth {depth}: the key/value cache was made at depth {cache.depth}; start a new one")
         return depth
@@ -217,7 +217,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
     def _cache(self, past_key_values: Cache | None, use_cache: bool | None, depth: int | None,
                packed: bool) -> Cache | None:
         """The cache to read and write: the given one, a new one, or None; see `forward`."""
-        leaks = self.config.modulation == "controller" and self.config.pooling == "sequence"
+        pools = self.recurrence.modulation is not None and getattr(self.recurrence.modulation, "pools", True)
+        leaks = pools and self.config.pooling == "sequence"
         if use_cache is None:
             use_cache = self.config.use_cache and not (self.recurrence.training or leaks or packed)
         if past_key_values is None and not use_cache:
@@ -229,7 +230,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
         if past_key_values is None:
-            return RecurrentCache(self.config, self._depth(depth, None))
+            return RecurrentCache(self.config, self._depth(depth, None), pools)
         if not isinstance(past_key_values, RecurrentCache):
             raise InputError(f"past_key_values: a {type(past_key_values).__name__} has no slot a recurrence step; pass "
                              "the one that the model returned, or none")
@@ -242,11 +243,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 output_hidden_states: bool | None = None, **kwargs) -> BaseModelOutputWithPast:
         """(B, T) token ids -> the last hidden state (B, T, d), normed.
 
-        `depth` takes the place of the configuration's for this call. `output_hidden_states` gives embeddings, then the
-        state after each prelude layer, recurrence step and coda layer, each (B, T, d), the last one normed. A key/value
-        cache that is given is read and grows, whatever `use_cache` says; one is made in evaluation, unless `use_cache`
-        or the configuration says no, the pooling is `sequence` or documents are packed. Raises InputError as `hidden`
-        does, for a cache that can't be right, and for keywords that transformers' causal LMs don't take.
+        `depth` takes the place of the configuration's for this call. `output_hidden_states` gives what `hidden` does. A
+        key/value cache that is given is read and grows, whatever `use_cache` says; one is made in evaluation, unless
+        `use_cache` or the configuration says no, the pooling is `sequence` or documents are packed. Raises InputError
+        as `hidden` does, for a cache that can't be right, and for keywords that transformers' causal LMs don't take.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")

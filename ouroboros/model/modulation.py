@@ -92,9 +92,9 @@ def _add_branch(adapter: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Ten
 def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
-    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all
-    (protocol.md `pooling`). Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents,
-    whose lengths are in its place, are pooled each alone, -> (B, T, d) always.
+    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all (protocol.md
+    `pooling`). Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents, whose lengths
+    are in its place, are pooled each alone, -> (B, T, d) always.
     """
     if isinstance(mask, list):
         alone = [pool(part[None], None, pooling).expand(-1, len(part), -1) for part in h.flatten(0, 1).split(mask)]
@@ -116,6 +116,8 @@ class Controller(nn.Module):
 
     The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
     """
+
+    pools = True  # over earlier tokens; a class that doesn't say is taken to
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -140,6 +142,8 @@ class Controller(nn.Module):
 
 class StaticModulation(nn.Module):
     """The comparison: a learned diagonal per step and projection, blind to the input (system.md 6)."""
+
+    pools = False
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()

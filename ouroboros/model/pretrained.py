@@ -43,11 +43,10 @@ class ConvertedModel:
                   **options) -> "ConvertedModel":
         """Convert a pretrained dense Qwen2, Qwen3, Llama or Mistral model (system.md 2 and 3).
 
-        `base` is a folder, a hub name (with a `revision`), a GGUF file or a model in memory; `gguf_file` names the file
-        where folder or repository hold one. Safetensors are read a tensor at a time, so that no more than the kept
-        layers is held; GGUF is read whole and dequantised to float32. `dtype` is the base's own unless given;
-        `options` are those of OuroborosConfig and HUB. Raises InputError when the base can't be read, is quantised or
-        isn't supported, and when split or rank don't fit it.
+        `base` is a folder, a hub name (with a `revision`), a GGUF file, a folder or repository with a `gguf_file`, or a
+        model in memory. Safetensors are read a tensor at a time, GGUF whole and dequantised to float32. `dtype` is the
+        base's own unless given; `options` are those of OuroborosConfig and HUB. Raises InputError when the base can't
+        be read, is quantised or isn't supported, and when split or rank don't fit it.
         """
         hub = {name: options.pop(name) for name in HUB & options.keys()}
         if unknown := sorted(options.keys() - FIELDS):
@@ -83,11 +82,9 @@ class ConvertedModel:
                         push_to_hub: bool = False, **kwargs):
         """Write config.json and safetensors: what was trained, the frozen SVD bases and a reference to the base.
 
-        With `self_contained` the kept layers and the base's tokenizer too, if it is at hand; so also by default, with
-        a warning, where a reference would not do: the base has no name, or the kept layers aren't what it gives.
-        Adapters added by `add_adapter` are files of their own beside it. A file is replaced only by a whole one, and
-        those of an earlier save go. Raises InputError where a reference is asked for and would not do, for what can't
-        be loaded again, and for the base's own folder.
+        With `self_contained` the kept layers and the base's tokenizer too; so also by default, with a warning, where a
+        reference would not do: the base has no name, or the kept layers aren't what it gives. Files of an earlier save
+        go. Raises InputError for what can't be loaded again, and for the base's own folder.
         """
         folder = Path(save_directory)
         _refuse(kwargs, "save_pretrained", "variant", "distributed_checkpoint")
@@ -161,9 +158,10 @@ class ConvertedModel:
         """Why a reference to the base would not do; None if it does."""
         if self._reference.get("name") is None:
             return "the base has no name to refer to that gives its tensors"
-        if any(p.requires_grad for name, p in self.named_parameters() if name in _kept(state)):
+        kept = _kept(state)
+        if any(p.requires_grad for name, p in self.named_parameters() if name in kept):
             return "weights of the base are trained, a reference to it would lose them"
-        if self._gives != (self.config.split, sha256(_kept(state))):
+        if self._gives != (self.config.split, sha256(kept)):
             return "the kept layers aren't known to be the base's, a reference to it would lose what differs"
         return None
 
@@ -183,10 +181,9 @@ class ConvertedModel:
                         **kwargs) -> "ConvertedModel":
         """Load what `save_pretrained` wrote, from a folder or the hub; `kwargs` are those of transformers.
 
-        `base`, a GGUF one with its `gguf_file`, says where the base is now, if not where the checkpoint says; a
-        relative name there is looked for from here, then from the checkpoint's folder upwards. Fields of the
-        configuration may be given too, but for those that the weights were made with. Raises InputError when a file is
-        truncated or altered, when the base isn't the one that was converted, and for a folder of another model.
+        `base` says where the base is now, if not where the checkpoint says; a relative name is looked for from here,
+        then from the checkpoint's folder upwards. Fields of the configuration may be given, but for those that the
+        weights were made with. Raises InputError for altered files, another base, and a folder of another model.
         """
         _refuse(kwargs, "from_pretrained", "variant", "quantization_config", "state_dict")
         hub = {name: kwargs.pop(name) for name in HUB & kwargs.keys()}

@@ -156,7 +156,7 @@ def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
-    """R = mean over the removed layers of (W_i - W), (out, in), float32 at least, for one of the looped projections."""
+    """R = mean over the removed layers of (W_i - W), (out, in), of a recurrent projection, in float32 at least."""
     def weight(index: int) -> torch.Tensor:
         tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

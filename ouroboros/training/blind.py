@@ -18,6 +18,8 @@ class WideStatic(nn.Module):
     What it can emit a table can emit as well: it is wider, not richer. The matrix starts at zero, as the heads do.
     """
 
+    pools = False
+
     def __init__(self, config: OuroborosConfig):
         super().__init__()
         self.rank = config.rank
@@ -36,6 +38,8 @@ class WideStatic(nn.Module):
 class BlindController(Controller):
     """The Controller without its input: the same network, the same parameters, a constant where it reads the state."""
 
+    pools = False
+
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""
         return super().forward(h.new_ones(1, 1, h.shape[-1]), t, None)
@@ -52,7 +56,8 @@ class OtherController(Controller):
         if isinstance(mask, list) and len(h) > 1:
             raise InputError("position_ids: 'controller_other' reads another row, whose packed documents end elsewhere;"
                              " give one row a batch, or one document a row")
-        return super().forward(h.roll(1, dims=0), t, mask.roll(1, dims=0) if isinstance(mask, torch.Tensor) else mask)
+        return super().forward(h.roll(1, dims=0), t, mask.roll(1, dims=0) if isinstance(mask, torch.Tensor) else mask,
+                               past)
 
 
 MODULATIONS |= {"static_wide": WideStatic, "controller_blind": BlindController, "controller_other": OtherController}
