@@ -208,8 +208,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         return states
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
-        known = self.config.depth if cache is None else cache.depth
-        depth = check_whole("depth", known if depth is None else depth, least=1)
+        depth = check_whole("depth", (self.config if cache is None else cache).depth if depth is None else depth, least=1)
         if cache is not None and depth != cache.depth:
             raise InputError(f"depth {depth}: the key/value cache was made at depth {cache.depth}; start a new one")
         return depth
@@ -223,7 +222,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             use_cache = self.config.use_cache and not (self.recurrence.training or leaks or packed)
         if past_key_values is None and not use_cache:
             return None
-        if any(module.training and getattr(module, "gradient_checkpointing", False) for module in self.modules()):
+        layers = (*self.base.model.layers, self.recurrence)
+        if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
             raise InputError("use_cache: layers under gradient checkpointing keep no keys and values; call eval() "
                              "first, or pass use_cache=False")
         if leaks:
