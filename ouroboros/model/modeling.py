@@ -208,7 +208,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         return states
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
-        depth = check_whole("depth", (self.config if cache is None else cache).depth if depth is None else depth, least=1)
+        depth = check_whole("depth", (self.config if cache is None else cache).depth if depth is None else depth, 1)
         if cache is not None and depth != cache.depth:
             raise InputError(f"depth {depth}: the key/value cache was made at depth {cache.depth}; start a new one")
         return depth
