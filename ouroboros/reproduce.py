@@ -61,8 +61,8 @@ class Output:
         from IPython.display import Image
 
         folder = self.root / "figures" / self.results.profile.name
-        figures.save(figure, name, self.results, folder)
-        return Image(data=(folder / f"{name}.png").read_bytes())
+        finding = figures.save(figure, name, self.results, folder)
+        return Image(data=(folder / f"{name}.png").read_bytes(), alt=finding)
 
 
 def home() -> Path:

@@ -156,13 +156,12 @@ def test_the_pool_and_the_depth_and_the_reach_are_told(results):
     other = leak["static - Controller reading another sequence"].notna()  # planned at depth 4, not with `depth` flipped
     assert (other == (leak["depth"].eq(4) & ~leak["protocol"].str.endswith("+depth"))).all()
     assert leak["second half replaced"].dropna().to_list() == pytest.approx([0.04] * 12)
-    assert list(audit.leak_table(results, other=False)) == [name for name in leak if "another" not in name]
     depth = audit.depth_table(results).set_index(["protocol", "arm"])
     assert depth.loc[("released", "controller"), "depth rule"] == "drawn"
     assert depth.loc[("corrected+depth", "static"), "depth 1 - depth 4"] == 0
     reach = audit.reach_table(results)
     assert list(reach["arm"].unique()) == ["controller", "static"] and set(reach["depth"]) == {1, 4}
-    assert (reach["largest m"] == 1.5).all() and set(audit.reach_table(results, (4,))["depth"]) == {4}
+    assert (reach["largest m"] == 1.5).all()
 
 
 def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tmp_path):
@@ -179,9 +178,9 @@ def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tm
         assert new["static", "modulation.table"] == 0.25 and math.isnan(new["controller", "modulation.table"])
 
 
-def test_the_table_of_one_quantity_is_that_part_of_the_table_of_all(results):
+def test_the_headlines_are_the_part_of_the_table_at_the_last_places(results):
     whole = audit.switch_table(results)
-    for quantity in audit.HEADLINES:
-        part = whole[whole["quantity"] == quantity].reset_index(drop=True)
-        assert len(part)
-        pd.testing.assert_frame_equal(audit.switch_table(results, quantity), part)
+    part = whole[whole["quantity"].isin(audit.HEADLINES)]
+    last = part.drop_duplicates(["column", "switch", "quantity"], keep="last").reset_index(drop=True)
+    assert 0 < len(last) < len(part)
+    pd.testing.assert_frame_equal(audit.switch_table(results, True), last)

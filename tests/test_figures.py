@@ -2,21 +2,25 @@
 
 import hashlib
 import json
+import math
 import random
 import re
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.text import Text
 from synthetic import write
 
 from ouroboros.analysis import figures, tables, text
 from ouroboros.analysis.comparisons import Comparisons
-from ouroboros.analysis.results import Results, base_run, load_results
+from ouroboros.analysis.results import Results, load_results
+from ouroboros.analysis.statistics import NOTHING, Interval
+from ouroboros.experiment import arms
 from ouroboros.log import Run, Series
 
 ARMS = ("controller", "static", "none")
 FIGURES = {
-    "losses": lambda r: figures.losses_by_depth(r, ARMS),
     "advantage": figures.advantage,
     "curves": lambda r: figures.training_curves(r, ARMS, 4),
     "gate": figures.gate,
@@ -24,14 +28,12 @@ FIGURES = {
     "levels": figures.levels,
     "configurations": figures.configurations,
     "ladder": figures.ladder,
-    "coda": figures.coda,
     "instead": figures.instead,
     "other depths": figures.other_depths,
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
-    "audit": lambda r: figures.audit(r, "static - Controller"),
-    **{f"audit {name}": getattr(figures, f"audit_{name}") for name in text.SWITCH_SENTENCES},
-    "gate opening": lambda r: figures.gate_opening(r, r.profile.depth),
+    "audit": figures.audit,
+    "audit target": figures.audit_target,
 }
 
 
@@ -73,26 +75,71 @@ def test_two_makings_are_the_same_bytes(name, results, tmp_path):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_every_axis_has_a_name_and_units_on_what_has_them(name, results, tmp_path):
-    figure, protocols = FIGURES[name](results), results.profile.protocols
-    if name in ("ladder", "coda", "instead", "levels"):
-        protocols = ("corrected",) * len(figure.axes)
-    several = name.startswith("audit ")  # these show all their protocols on one axis
-    unitless = ("steps", "gate opening", "audit precision", "audit reference")
-    assert "nats per token" in figure.axes[0].get_ylabel() or name in unitless
-    for axis, protocol in zip(figure.axes, [""] * len(figure.axes) if several else protocols, strict=True):
-        assert several or f"({protocol})" in axis.get_title()
-        assert axis.get_ylabel() or axis in figure.axes[0].get_shared_y_axes().get_siblings(figure.axes[0])
-        assert axis.get_xlabel() or [label.get_text() for label in axis.get_xticklabels()]
+def test_units_and_protocols_are_named_and_panels_share_an_axis(name, results, tmp_path):
+    figure = FIGURES[name](results)
+    first, named = figure.axes[0], " ".join(label.get_text() for label in figure.findobj(Text))
+    assert "nats per token" in named or name == "steps"
+    if name in ("curves", "gate", "configurations", "other depths", "interventions", "steps"):
+        assert [axis.get_title() for axis in figure.axes[:2]] == list(results.profile.protocols)
+    if name != "advantage":  # losses beside differences
+        shared = first.get_shared_y_axes().get_siblings(first)
+        assert set(figure.axes[:2]) <= set(shared)
     figures.save(figure, name, results, tmp_path)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_text_is_words_and_legible_at_half_a_page(name, results, tmp_path):
+    figure = FIGURES[name](results)
+    figures.save(figure, name, results, tmp_path)
+    shown = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    assert min(text.get_fontsize() for text in shown) >= 7
+    ids = {name for name in arms.ARMS if "_" in name} | {"controller", "none"}
+    assert not [text.get_text() for text in shown if ids & set(re.findall(r"\w+", text.get_text()))]
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_the_title_is_the_finding_that_the_sidecar_keeps(name, results, few, tmp_path):
+    for found in (results, few):
+        figure = FIGURES[name](found)
+        finding = sidecar(figure, found, tmp_path)["finding"]
+        assert finding == " ".join(figure.get_suptitle().split()) and finding[0].isupper() and "nan" not in finding
+
+
+def test_a_finding_turns_with_the_numbers_and_claims_nothing_from_few_seeds():
+    ahead, behind = (Interval(mean, mean - 0.01, mean + 0.01, 3) for mean in (-0.125, 0.125))
+    assert text.compared(ahead, "the loop", "the table", " at depth 1") == (
+        "The loop is 0.125 nats ahead of the table at depth 1")
+    assert text.compared(behind, "the loop", "the table") == "The loop is 0.125 nats behind the table"
+    open_ = replace(ahead, low=-1.0, high=1.0)
+    assert "no detectable difference" in text.compared(open_, "the loop", "the table").lower()
+    assert text.compared(replace(ahead, n=2), "the loop", "the table").startswith("Too few seeds to judge the loop")
+    assert text.compared(NOTHING, "the loop", "the table") == "Not run yet: the loop against the table"
+
+
+def test_the_audits_title_names_the_largest_effect_that_is_judged():
+    effects = [("target", "released", Interval(0.5, 0.4, 0.6, 3)), ("rate", "corrected", Interval(-0.7, -0.8, -0.6, 3)),
+               ("packing", "released", Interval(9, math.nan, math.nan, 1)), ("all ten", "full", Interval(8, 7, 9, 3))]
+    assert "rate changes" in text.shown_switches(effects) and "-0.7 nats, all else corrected" in (
+        text.shown_switches(effects))
+    assert "target changes" in text.shown_switches(effects[:1] + effects[2:])
+    assert text.shown_switches(effects[2:]).endswith("too few seeds to judge")
+    assert text.shown_switches([]).endswith("not run yet")
+
+
+def test_training_that_still_moves_is_said_with_its_size():
+    assert text.shown_slopes(8, {"Controller": -0.3, "static table": 0.1}).startswith(
+        "At depth 8 the Controller's loss still falls by 0.30 nats")
+    assert text.shown_slopes(8, {"Controller": 0.001}).startswith("At depth 8 no loss changes")
+    assert "too few evaluations" in text.shown_slopes(8, {"Controller": math.nan})
 
 
 def test_the_sidecar_names_logs_by_their_seals_and_pictures_by_their_hashes(results, tmp_path):
     data = sidecar(figures.advantage(results), results, tmp_path)
     lost = "static-d4-r8-corrected-s1"  # diverged: read, and in no mean
-    assert data["inputs"] == {name: run.manifest["seal"] for name, run in sorted(results.runs.items())
-                              if whole(run, "corrected", "released") and run.manifest["arm"] in ARMS[:2]
-                              and run.manifest["rank"] == 8 and not run.manifest["level"]}
+    looped = {name: run.manifest["seal"] for name, run in results.runs.items()
+              if whole(run, "corrected", "released") and run.manifest["arm"] in ARMS[:2]
+              and run.manifest["rank"] == 8 and not run.manifest["level"]}
+    assert {name: seal for name, seal in data["inputs"].items() if name.startswith(ARMS[:2])} == looped
     assert lost in data["inputs"] and "controller-dmixed-r8-released-s2" in data["inputs"]
     assert set(data["files"]) == {"png", "pdf"}
     for kind, digest in data["files"].items():
@@ -104,15 +151,14 @@ def whole(run, *protocols) -> bool:
 
 
 def test_a_figure_of_three_arms_names_no_run_of_another(results, tmp_path):
-    data = sidecar(figures.losses_by_depth(results, ARMS), results, tmp_path)
+    data = sidecar(figures.training_curves(results, ARMS, 4), results, tmp_path)
     found = [results.runs[name].manifest for name in data["inputs"]]
-    assert {manifest["arm"] for manifest in found} == {"full", "cut", *ARMS}
+    assert {manifest["arm"] for manifest in found} == set(ARMS)
     assert {manifest["level"] for manifest in found} == {None}
     seeds, both = results.profile.seeds, (0, 1, 2)
-    expected = {f"{arm}-any-s{seed}" for arm in ("full", "cut") for seed in seeds}
-    expected |= {f"{arm}-d{depth}{rank}-corrected-s{seed}" for depth in (1, 4, 8, 16) for seed in seeds
-                 for arm, rank in (("controller", "-r8"), ("static", "-r8"), ("none", ""))}
-    expected |= {f"{arm}-d{depth}{rank}-released-s{seed}" for depth in (1, 4, 8, 16) for seed in both
+    expected = {f"{arm}-d4{rank}-corrected-s{seed}" for seed in seeds
+                for arm, rank in (("controller", "-r8"), ("static", "-r8"), ("none", ""))}
+    expected |= {f"{arm}-d4{rank}-released-s{seed}" for seed in both
                  for arm, rank in (("static", "-r8"), ("none", ""))}
     expected |= {f"controller-dmixed-r8-released-s{seed}" for seed in both}
     assert set(data["inputs"]) == expected
@@ -145,7 +191,7 @@ def drawn(name, results) -> tuple[set[str], list]:
 
 
 # a run minus itself is drawn, which is 0 whatever it measured
-IDLE = {"audit depth": {"controller-dmixed-r4-released", "controller-dmixed-r4-corrected+depth"}}
+IDLE = {}
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -171,7 +217,6 @@ def test_a_figure_made_of_kept_tables_names_the_same_runs(name, irregular):
 
 
 def test_what_shows_no_run_names_none(results, tmp_path):
-    assert sidecar(figures.reach(), results, tmp_path)["inputs"] == {}
     assert sidecar(figures.cost([results.profile]), results, tmp_path)["inputs"] == {}
 
 
@@ -179,7 +224,7 @@ def test_the_sidecar_holds_what_was_plotted_intervals_too(results, tmp_path):
     data = sidecar(figures.advantage(results), results, tmp_path)
     table = tables.difference_table(results, Comparisons.compare, "static", "controller", by="depth")
     table = table.query("protocol == 'corrected'")
-    line = data["plotted"][1]
+    [line] = [each for each in data["plotted"] if each["label"] == "corrected"]
     assert line["axes"] == 1 and line["x"] == [1, 4, 8, 16]
     assert line["y"] == pytest.approx(table["difference"].tolist(), rel=1e-5)
     assert line["low"] == pytest.approx(table["difference_low"].tolist(), rel=1e-4, abs=1e-5)
@@ -188,8 +233,9 @@ def test_the_sidecar_holds_what_was_plotted_intervals_too(results, tmp_path):
 
 def test_a_line_that_is_one_run_says_so(results, tmp_path):
     labels = {(line["axes"], line["label"]) for line in
-              sidecar(figures.losses_by_depth(results, ARMS), results, tmp_path)["plotted"]}
-    assert {(0, "controller (one run)"), (1, "controller"), (0, "static"), (1, "cut"), (0, "full")} <= labels
+              sidecar(figures.advantage(results), results, tmp_path)["plotted"]}
+    assert {(0, "Controller"), (0, "static table"), (0, "cut model"), (0, "full model"), (1, "corrected"),
+            (1, "released (one Controller run)")} <= labels
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -202,25 +248,13 @@ def test_missing_runs_leave_gaps_and_smoke_is_watermarked(name, few, tmp_path):
 def test_results_of_other_profiles_are_not_watermarked(results, tmp_path):
     figure = figures.advantage(results)
     figures.save(figure, "name", results, tmp_path)
-    assert not figure.texts
-
-
-def test_the_base_curve_is_made_from_the_bases_log(results, tmp_path):
-    write(tmp_path, keep=lambda spec: False)
-    base = base_run(results.profile, tmp_path)
-    data = sidecar(figures.base_curve(base), results, tmp_path)
-    assert data["inputs"] == {"base": base.manifest["seal"]}
-    tokens = [0, 10 * 8 * 256, 20 * 8 * 256]  # 10 and 20 updates of 8 blocks of 256 tokens
-    assert [(line["label"], line["x"]) for line in data["plotted"]] == [("heldout", tokens), ("dev", tokens)]
-    assert data["plotted"][0]["y"] == [8, 6, 4]
-    empty = sidecar(figures.base_curve(None), results, tmp_path)
-    assert empty["plotted"] == [] and empty["inputs"] == {}
+    assert "smoke: not a result" not in [text.get_text() for text in figure.texts]
 
 
 def test_costs_are_shown_in_percent_of_the_full_model(results, tmp_path):
     plotted = sidecar(figures.cost([results.profile]), results, tmp_path)["plotted"]
     lines = {line["label"]: line for line in plotted}
-    assert lines["full"]["y"] == [100, 100]
+    assert lines["full model"]["y"] == [100, 100]
     loop = lines["FLOPs, forward"]
     assert loop["x"] == list(results.profile.depths) and loop["y"] == sorted(loop["y"])
     assert len(set(lines["weights held"]["y"])) == 1 and lines["weights held"]["y"][0] < 100
@@ -233,6 +267,6 @@ def test_an_arm_whose_norms_did_not_reach_the_stream_says_so_in_each_legend(irre
             far = {("model", "stream_rms"): Series([8], [[10.0]]), ("model", "step_norm"): Series([8], [[1.0]])}
             runs[name] = Run(run.manifest, run.series | far)
     results = Results(irregular.profile, runs)
-    for name in ("losses", "ladder", "overview", "instead"):
+    for name in ("advantage", "ladder", "overview", "instead"):
         labels = {line["label"] for line in drawn(name, results)[1] if "norms not converged" in line["label"]}
-        assert labels and all("none" in label or "step norms" in label for label in labels), name
+        assert labels and all("no modulation" in label or "step norms" in label for label in labels), name

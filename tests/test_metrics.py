@@ -604,7 +604,7 @@ def test_the_slope_is_of_the_last_fifth(results):
     points = tables.curve(run, "heldout", "loss_t+1")
     assert points["update"].is_unique and len(points) == results.profile.evaluation.points
     late = points[points["update"] >= 160]["value"].tolist()  # of 200 updates
-    assert tables.last_slope(run) == pytest.approx(late[-1] - late[0])
+    assert tables.last_slope(points) == pytest.approx(late[-1] - late[0])
     table = tables.arm_table(results)
     assert np.allclose(table["last_slope"].dropna(), late[-1] - late[0])
     settled = table[(table["arm"] == "none") & (table["n"] > 0)]["converged"]

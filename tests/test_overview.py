@@ -4,7 +4,7 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros.analysis import overview
+from ouroboros.analysis import overview, text
 from ouroboros.analysis.results import load_results
 from ouroboros.experiment.profile import load_profile
 
@@ -59,8 +59,9 @@ def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):
                      (spec.arm, spec.depth, spec.seed) == ("controller", SMOKE.depth, min(SMOKE.seeds)))
     answers = cells(few, results)
     assert answers[QUESTIONS["controller/cut"]][0].startswith("Too few seeds to judge: ")
-    assert answers[QUESTIONS["controller/lora"]][0] == overview.NOT_RUN
+    assert answers[QUESTIONS["controller/lora"]][0] == text.NOT_RUN
     page = overview.page(few, results)
+    assert "![Too few seeds to judge the Controller against the cut model at depth 4. " in page  # the figure's text
     assert "`smoke`, depth 4" in page and "`tiny-first`, depth 8" in page
     assert f"{len(few.runs)} of {len(few.profile.runs())} planned runs" in page
 

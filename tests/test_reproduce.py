@@ -295,7 +295,7 @@ def test_verify_checks_every_profile_with_committed_logs_or_the_one_that_is_name
     for arguments in ([], ["--profile", "tiny"], ["--profile", "tiny-first"]):
         assert verified(capsys, two, *arguments) == []
     edit(two / "results/tiny/claims.md", "no runs", "holds")
-    edit(two / "figures/tiny-first/gate.json", r'("y": \[\s+)(-?[\d.]+)', first_number_times(2))
+    edit(two / "figures/tiny-first/gate.json", r'("x": \[\s+)(-?[\d.]+)', first_number_times(2))
     (few,), (whole,) = (verified(capsys, two, "--profile", name) for name in ("tiny", "tiny-first"))
     assert few.startswith("results/tiny/claims.md: line ")
     assert whole.startswith("figures/tiny-first/gate.json: line ")
@@ -364,7 +364,7 @@ def test_reproduce_rewrites_only_what_verify_would_fault(committed, capsys):
     edit(table, CELL, first_number_times(1 + 1e-8))
     kept = table.read_bytes()
     os.utime(other, (1, 1))
-    edit(committed / "figures/tiny-first/gate.json", r'("y": \[\s+)(-?[\d.]+)', first_number_times(2))
+    edit(committed / "figures/tiny-first/gate.json", r'("x": \[\s+)(-?[\d.]+)', first_number_times(2))
     (committed / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
     reproduce.reproduce(["tiny-first"], committed)
     assert table.read_bytes() == kept and other.stat().st_mtime == 1

@@ -129,31 +129,16 @@ def measured_by(profile: str) -> dict[str, list[str]]:
 def as_page(text: str, profile: str) -> str:
     """A notebook whose code is folded, whose pictures have texts, and that says its profile."""
     notebook = json.loads(text)
-    heading = ""
     cells = [cell for cell in notebook["cells"] if "parameters" not in cell["metadata"].get("tags", [])]
     for cell in cells:
-        source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            heading = (re.findall(r"^#+ (.*)", source, re.MULTILINE) or [heading])[-1]
         if cell["cell_type"] == "code":
             cell["metadata"].setdefault("tags", []).append("hide-input")
             if pictures := [output for output in cell["outputs"] if "image/png" in output.get("data", {})]:
-                given = pictures[0]["metadata"].get("image/png", {}).get("alt")  # as `IPython.display.Image` keeps it
-                alt = given or described(source, heading, profile)
+                alt = pictures[0]["metadata"]["image/png"]["alt"]  # as `IPython.display.Image` keeps it
                 cell["metadata"]["mystnb"] = {"image": {"alt": alt}}
     title, _, rest = "".join(cells[0]["source"]).partition("\n")
     cells[0]["source"] = f"{title} ({profile})\n\n[The claims at this profile](../claims.md)\n{rest}"
     return json.dumps(notebook | {"cells": cells})
-
-
-def described(source: str, heading: str, profile: str) -> str:
-    """The text of a figure whose notebook gives none: what is asked above it, and the labels of what is plotted."""
-    if not (found := re.search(r'output\.figure\(.*"(\w+)"\)', source, re.DOTALL)):
-        return f"figure: {heading}"
-    name = found[1]
-    sidecar = json.loads((ROOT / "figures" / profile / f"{name}.json").read_text(encoding="utf-8"))
-    labels = dict.fromkeys(line["label"] for line in sidecar["plotted"])
-    return f"{name.replace('_', ' ')}: {heading}" + (f"; plotted: {', '.join(labels)}" if labels else "")
 
 
 def resolve(app, tree: nodes.document) -> None:

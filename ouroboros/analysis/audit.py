@@ -54,9 +54,9 @@ def deepest(results: Results) -> int:
 
 # ------------------------------------------------------------------------------------- every switch, every quantity
 
-def quantities(found: Comparisons, depth: int, rank: int, only: str = "") -> dict[str, BySeed | Ratio]:
+def quantities(found: Comparisons, depth: int, rank: int, only: tuple[str, ...] = ()) -> dict[str, BySeed | Ratio]:
     """The headline numbers that a protocol reports at one depth and rank, the losses behind them and what these differ
-    by; or `only` one of them, so that no run of another is read."""
+    by; or `only` some of them, so that no run of another is read."""
     def loss(arm: str) -> BySeed:
         return found.loss(arm, depth, rank if ARMS[arm].modulated else None)
 
@@ -65,7 +65,7 @@ def quantities(found: Comparisons, depth: int, rank: int, only: str = "") -> dic
     measured |= {f"{a} - {b}": lambda a=a, b=b: minus(loss(a.lower()), loss(b.lower())) for a, b in pairs}
     measured |= {"loss reduction (%)": lambda: found.reduction("controller", depth, rank),
                  "gap recovery (%)": lambda: found.recovery("controller", depth, rank)}
-    return {name: measure() for name, measure in measured.items() if only in ("", name)}
+    return {name: measure() for name, measure in measured.items() if not only or name in only}
 
 
 def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> Interval:
@@ -90,19 +90,20 @@ def effect_on(results: Results, column: str, switch: str, measure: Callable[[Com
 
 
 @per_results
-def switch_table(results: Results, quantity: str = "") -> pd.DataFrame:
-    """Every quantity (or one) under every protocol of the audit, and the effect on it of the switch's released setting:
-    one row a column (what all else is), switch, depth, rank and quantity. It contains completed runs only."""
+def switch_table(results: Results, headlines: bool = False) -> pd.DataFrame:
+    """Every quantity (or the headline numbers, at the last of the places) under every protocol of the audit, and the
+    effect on it of the switch's released setting: one row a column (what all else is), switch, depth, rank and
+    quantity. It contains completed runs only."""
     rows, kept = [], {}
 
     def read(*place) -> dict[str, BySeed | Ratio]:
         """Read once: every switch is set against its column."""
         if place not in kept:
-            kept[place] = quantities(Comparisons(results, place[0]), *place[1:], quantity)
+            kept[place] = quantities(Comparisons(results, place[0]), *place[1:], HEADLINES if headlines else ())
         return kept[place]
 
     for column, switch, protocol in flipped(results):
-        for depth, rank in places(results, switch):
+        for depth, rank in places(results, switch)[-1 if headlines else 0:]:
             before = read(column, depth, rank)
             for name, part in read(protocol, depth, rank).items():
                 moved = effect(column, before[name], part) if switch else NOTHING
@@ -138,13 +139,13 @@ def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOP
     return pd.DataFrame(rows)
 
 
-def leak_table(results: Results, other: bool = True) -> pd.DataFrame:
+def leak_table(results: Results) -> pd.DataFrame:
     """What the next-token loss on a block's first half rises by when its second half is replaced, by what the
     Controller pools; 0 where it doesn't look ahead. A part of the leak: tokens of the first half stay in the pool.
 
-    Beside it the Controller's lead over static, and (unless `other` is false) that of one trained to read another
-    sequence, always at the given depth: not set against a Controller whose depths are drawn. Also where the rule for
-    the depth is flipped: the pool stays, and the depth is one that both have."""
+    Beside it the Controller's lead over static, and that of one trained to read another sequence, always at the given
+    depth: not set against a Controller whose depths are drawn. Also where the rule for the depth is flipped: the pool
+    stays, and the depth is one that both have."""
     rows = []
     for where, setting, found in _under(results, "pooling", "depth"):
         for depth in results.profile.audit_depths:
@@ -154,13 +155,12 @@ def leak_table(results: Results, other: bool = True) -> pd.DataFrame:
                            **columns("second half replaced", interval(minus(replaced, own))),
                            **columns("static - Controller",
                                      interval(found.difference("static", "controller", depth=depth)))}
-            if other:
-                lead = found.difference("static", "controller_other", depth=depth)
-                informed = BySeed()
-                if setting["depth"] == "given":
-                    informed = found.difference("controller_other", "controller", depth=depth)
-                row |= columns("static - Controller reading another sequence", interval(lead))
-                row |= columns("Controller reading another sequence - Controller", interval(informed))
+            lead = found.difference("static", "controller_other", depth=depth)
+            informed = BySeed()
+            if setting["depth"] == "given":
+                informed = found.difference("controller_other", "controller", depth=depth)
+            row |= columns("static - Controller reading another sequence", interval(lead))
+            row |= columns("Controller reading another sequence - Controller", interval(informed))
             rows.append(row)
     return pd.DataFrame(rows)
 
@@ -193,14 +193,14 @@ def _first_format(run: Run) -> int:
     return run.manifest.get("converted", run.manifest)["format"]
 
 
-def reach_table(results: Results, depths: tuple[int, ...] | None = None) -> pd.DataFrame:
-    """At each depth of the audit, or some: the largest |m| met on held-out text, mean over seeds, beside where an entry
+def reach_table(results: Results) -> pd.DataFrame:
+    """At each depth of the audit: the largest |m| met on held-out text, mean over seeds, beside where an entry
     of a table would be that moves by the whole logged rate at every update, and the m that would add the whole mean
     residual."""
     rows = []
     for where, setting, found in _under(results, "rate", "precision"):
         for arm in LOOPS[:2]:
-            for depth in results.profile.audit_depths if depths is None else depths:
+            for depth in results.profile.audit_depths:
                 runs = found.runs_of(arm, depth)
                 largest = [run.last("model", "max_modulation", math.nan) for run in runs]
                 reached = math.nan

@@ -1,6 +1,7 @@
 """One style, one function a figure; each is saved as PNG and PDF with a sidecar of what it was made from.
 
-Never imports torch. Losses are nats per token, bars are 95 % intervals (docs/statistics.md).
+A figure's title is the sentence that says what it shows (`text`). Losses are nats per token, bars are 95 % intervals
+(docs/statistics.md), in forest plots a hollow mark has too few seeds to judge. Never imports torch.
 """
 
 import functools
@@ -8,9 +9,11 @@ import hashlib
 import io
 import json
 import os
+import textwrap
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 os.environ["MPLBACKEND"] = "Agg"  # importing matplotlib fails at a backend that it doesn't know
 import matplotlib
@@ -18,20 +21,20 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.container import ErrorbarContainer
 from PIL import Image
 
 from ..experiment import cost as counted
+from ..experiment.arms import ARMS
 from ..experiment.profile import Profile
-from ..experiment.protocol import COLUMNS, SWITCHES
-from ..log import Run, write_atomic
+from ..experiment.protocol import COLUMNS
+from ..log import write_atomic
 from . import audit as audited
-from . import reported, tables
+from . import tables, text
 from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
 from .levels import LEVELS, levels_table
 from .results import Results, shown_depth
-from .statistics import FEWEST, Interval, family, interval
+from .statistics import FEWEST, Interval, family, interval, minus
 from .tables import interval_of
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
@@ -40,13 +43,17 @@ LOOKS = {  # colour and marker
     "none": ("#009E73", "^"), "controller_nogate": ("#CC79A7", "v"), "controller_nogate_nonorm": ("#E69F00", "D"),
     "lora": ("#CC79A7", "P"), "linear": ("#E69F00", "X"), "affine": ("#56B4E9", "p"), "refine": ("#F0E442", "d"),
     "bare": ("#7f7f7f", "+"), "unigram": ("#7f7f7f", "1"), "bigram": ("#7f7f7f", "2"),  # nothing was trained for these
-    "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # a switch's settings, where no arm is told apart
-STYLE = {"figure.figsize": (7.0, 3.2), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
+    "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # protocols, where no arm is told apart
+PLAIN = [{"color": color, "marker": marker} for color, marker in (("#000000", "o"), ("#666666", "s"), ("#a0a0a0", "^"))]
+SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation"}
+SHORT_OF_NORMS = " (norms not converged)"
+STYLE = {"figure.figsize": (7.0, 3.4), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
-         "figure.constrained_layout.use": True, "pdf.fonttype": 42, "svg.hashsalt": "ouroboros"}
+         "legend.fontsize": 8, "figure.titlesize": 10, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
+         "svg.hashsalt": "ouroboros"}
 plt.rcdefaults()  # a user's matplotlibrc changes no figure
 plt.rcParams.update(STYLE)
-DEPTH, DIFFERENCE = "depth (recurrence steps)", "difference (nats per token)"
+DEPTH, ARM_CUT = "depth (recurrence steps)", "loss - cut model's (nats per token)"
 
 
 # ---------------------------------------------------------------------------------------------------------- saving
@@ -63,8 +70,10 @@ def _shows_runs(draw):
     return drawn
 
 
-def save(figure, name: str, results: Results, folder: Path) -> None:
-    """Write <folder>/<name>.png, .pdf and .json: the arrays plotted, and the seals of the raw logs that it shows."""
+def save(figure, name: str, results: Results, folder: Path) -> str:
+    """Write <folder>/<name>.png, .pdf and .json: the finding, the arrays plotted, and the seals of the raw logs that it
+    shows. Returns the finding."""
+    finding = " ".join(figure.get_suptitle().split())
     if results.profile.name == "smoke":
         figure.text(0.5, 0.5, "smoke: not a result", fontsize=40, color="red", alpha=0.25, ha="center", va="center",
                     rotation=20)
@@ -77,10 +86,11 @@ def save(figure, name: str, results: Results, folder: Path) -> None:
         write_atomic(folder / f"{name}.{kind}", content)
         files[kind] = hashlib.sha256(content).hexdigest()
     inputs = {name: run.manifest["seal"] for name, run in getattr(figure, "runs", {}).items()}
-    sidecar = {"figure": name, "profile": results.profile.name, "inputs": inputs, "files": files,
-               "plotted": _plotted(figure)}
+    sidecar = {"figure": name, "profile": results.profile.name, "finding": finding, "inputs": inputs,
+               "files": files, "plotted": _plotted(figure)}
     write_atomic(folder / f"{name}.json", json.dumps(sidecar, indent=1) + "\n")
     plt.close(figure)
+    return finding
 
 
 def _indexed(png: io.BytesIO) -> bytes:
@@ -101,8 +111,9 @@ def _plotted(figure) -> list[dict]:
                 x, y = (container.lines[0] if bars else container).get_data()
                 arrays = {"x": x, "y": y}
                 if bars:
+                    side = 0 if container.has_xerr else 1
                     ends = np.array(container.lines[2][0].get_segments())  # (points, 2, xy)
-                    arrays |= {"low": ends[:, 0, 1], "high": ends[:, 1, 1]}
+                    arrays |= {"low": ends[:, 0, side], "high": ends[:, 1, side]}
                 rounded = {key: [float(f"{v:.6g}") for v in np.asarray(values, dtype=float)]
                            for key, values in arrays.items()}
                 lines.append({"axes": number, "label": label} | rounded)
@@ -116,97 +127,87 @@ def _style(arm: str) -> dict:
     return dict(zip(("color", "marker"), LOOKS.get(arm) or LOOKS[arm.split("_")[0]], strict=True))
 
 
-def _name(found: Comparisons, arm: str, depth: int | None = None, name: str | None = None) -> str:
-    """An arm's name in a figure, with what its reader must know."""
-    short = found.norms_converged(arm, depth) is False
-    return f"{name or arm} (norms not converged)" if short else name or arm
+def _words(arm: str) -> str:
+    return SHORT.get(arm) or ARMS[arm].label.removeprefix("the ")
 
 
-def _lines(results: Results, title: str, x: str, y: str, draw: Callable, ticks: Sequence = (), legend: bool = True):
-    """A panel a protocol, each drawn by `draw(axis, comparisons)`."""
-    several = by_protocol(results)
-    figure, axes = plt.subplots(1, len(several), squeeze=False)
-    for axis, found in zip(axes[0], several, strict=True):
-        axis.set(title=f"{title} ({found.protocol})", xlabel=x, ylabel=y)
-        draw(axis, found)
-        if ticks:
-            axis.set_xticks(ticks)
-        if legend and axis.get_legend_handles_labels()[1]:
-            axis.legend()
+def _name(arm: str, depth: int | None, *several: Comparisons) -> str:
+    """An arm in words, and whether its step norms ended far from the stream's size under any of some protocols."""
+    short = any(found.norms_converged(arm, depth) is False for found in several)
+    return _words(arm) + SHORT_OF_NORMS * short
+
+
+def _titled(figure, finding: str):
+    if "corrected" in {axis.get_title() for axis in figure.axes}:
+        finding += " (corrected protocol)"
+    figure.suptitle(textwrap.fill(finding, 92), x=0.01, ha="left")
     return figure
 
 
-def _points(axis, points: Iterable[tuple[float, Interval]], arm: str, label: str, **style) -> None:
-    """Means with their intervals, each (x, interval); a mean of one seed has no bar."""
+def _lines(results: Results, finding: str, x: str, y: str, draw: Callable, ticks: Sequence = ()):
+    """A panel a protocol, all with the same scale, each drawn by `draw(axis, comparisons)`."""
+    several = by_protocol(results)
+    figure, axes = plt.subplots(1, len(several), squeeze=False, sharey=True)
+    for axis, found in zip(axes[0], several, strict=True):
+        draw(axis, found)
+        _named(axis, found.protocol, x, y if axis is axes[0][0] else "", ticks)
+    _legend(figure)
+    return _titled(figure, finding)
+
+
+def _named(axis, title: str, x: str, y: str, ticks: Sequence = ()) -> None:
+    axis.set(title=title, xlabel=x, ylabel=y, **({"xticks": ticks} if ticks else {}))
+
+
+def _legend(figure) -> None:
+    """One legend of all panels, below them."""
+    shown = {label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(),
+                                                                            strict=True)}
+    if shown:
+        columns = min(3, max(1, 80 // (6 + max(map(len, shown)))))  # 80 characters fit side by side
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns)
+
+
+def _points(axis, points: Iterable[tuple[float, Interval]], label: str, across: bool = False, **style) -> None:
+    """Means with their intervals, each (place, interval), `across` the panel or up; a mean of one seed has no bar."""
     shown = sorted(((x, found) for x, found in points if np.isfinite(found.mean)), key=lambda point: point[0])
     if shown:
-        x, found = zip(*shown, strict=True)
+        places, found = zip(*shown, strict=True)
+        means = [each.mean for each in found]
         sides = [[each.mean - each.low for each in found], [each.high - each.mean for each in found]]
         bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
-        axis.errorbar(x, [each.mean for each in found], yerr=bars, label=label, capsize=3, **_style(arm) | style)
+        drawn = {"x": means, "y": places, "xerr": bars} if across else {"x": places, "y": means, "yerr": bars}
+        axis.errorbar(**drawn, label=label, capsize=3, **style)
 
 
-def _parts(axis, parts: dict, arm: str, label: str, shift: float = 0.0) -> None:
+def _parts(axis, parts: dict, label: str, shift: float = 0.0, **style) -> None:
     """The intervals of parts whose names end in a number, against that number, `shift` beside it."""
-    _points(axis, ((int(name.split()[-1]) + shift, found) for name, found in family(parts).items()), arm, label)
+    _points(axis, ((int(name.split()[-1]) + shift, found) for name, found in family(parts).items()), label, **style)
 
 
-def _categories(axis, shown: list[tuple[str, str, Interval]]) -> None:
-    """Intervals side by side, each (label, arm, interval); one without runs, or undefined, leaves its place empty."""
-    axis.axhline(0, color="black", linewidth=0.8)
-    for place, (label, arm, found) in enumerate(shown):
-        hollow = {"markerfacecolor": "none"} if found.n < FEWEST else {}  # too few seeds to judge
-        _points(axis, [(place, found)], arm, label.replace("\n", ", "), linestyle="none", **hollow)
-        if found.n and not np.isfinite(found.mean):
-            axis.annotate("undefined", (place, 0), rotation=90, ha="center", va="bottom", fontsize=7)
-    axis.set_xticks(range(len(shown)), [label for label, _, _ in shown], fontsize=7)
-    axis.set_xlim(-0.5, max(len(shown), 1) - 0.5)
-    if sum(max(map(len, label.split("\n"))) for label, _, _ in shown) > 40:  # characters that fit side by side
-        axis.set_xticks(range(len(shown)), [label.replace("\n", " ") for label, _, _ in shown], rotation=45, ha="right",
-                        rotation_mode="anchor", fontsize=7)
-
-
-class Panel(NamedTuple):
-    """Intervals side by side, as `_categories` takes them (None: nothing is drawn); `switch`: a legend of its settings
-    is shown."""
-
-    title: str
-    shown: list[tuple[str, str, Interval]] | None
-    x: str = ""
-    y: str = ""
-    switch: str = ""
-
-
-def _panels(panels: Sequence[Panel], sharey: bool = False, height: float = 3.2, below: bool = False):
-    """Panels beside, or below, each other."""
-    figure, axes = plt.subplots(*((len(panels), 1) if below else (1, len(panels))), sharey=sharey, squeeze=False)
-    figure.set_size_inches(7.0, height)
-    for axis, panel in zip(axes.flat, panels, strict=True):
-        if panel.shown is not None:
-            _categories(axis, panel.shown)
-            if panel.switch:
-                _settings(axis, panel.switch)
-        axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-    return figure
-
-
-def _rows(table: pd.DataFrame, column: str, label: str, switch: str = "", setting: str = "") -> list:
-    """The intervals in a column of a table's rows that were run. `label` is a template of a row's fields; a mark's
-    style is its arm's, or of a `switch` that of the setting in a row's field `setting`."""
-    rows = [(row, interval_of(row, column)) for row in table.to_dict("records")]
-    return [(label.format(**row), _setting(switch, row[setting]) if switch else row["arm"], found)
-            for row, found in rows if found.n]
-
-
-def _setting(switch: str, value: str) -> str:
-    """The style of a switch's setting: the column's that has it."""
-    return COLUMNS[SWITCHES[switch].index(value)]
-
-
-def _settings(axis, switch: str) -> None:
-    """A legend of a switch's two settings."""
-    handles = [plt.Line2D([], [], linestyle="none", **_style(column)) for column in COLUMNS]
-    axis.legend(handles, SWITCHES[switch], title=switch, fontsize=7, title_fontsize=7)
+def _forest(panels: dict[str, list[tuple[str, str, Interval]]], finding: str, x: str, sharex: bool = False):
+    """Intervals below each other: {title: [(row, whose style, interval)]}. Panels share the rows; one that was run in
+    none of them is left out."""
+    rows = list(dict.fromkeys(row for shown in panels.values() for row, _, found in shown if found.n))
+    figure, axes = plt.subplots(1, len(panels), squeeze=False, sharex=sharex, sharey=True,
+                                figsize=(7.0, 1.3 + 0.25 * max(len(rows), 4)))
+    for axis, (title, shown) in zip(axes[0], panels.items(), strict=True):
+        axis.axvline(0, color="black", linewidth=0.8)
+        seen = Counter()
+        for row, arm, found in (mark for mark in shown if mark[2].n):
+            place, style = rows.index(row) + 0.3 * seen[row], _style(arm)
+            seen[row] += 1
+            style |= {"markerfacecolor": "none"} if found.n < FEWEST else {}
+            _points(axis, [(place, found)], f"{row}, all else {arm}" if arm in COLUMNS else row, across=True,
+                    linestyle="none", **style)
+            if np.isnan(found.mean):
+                axis.annotate("undefined", (0, place), va="center", fontsize=7)
+        axis.set_title(title)
+    axes[0][0].set_yticks(range(len(rows)), [row.replace(SHORT_OF_NORMS, " \u2020") for row in rows], fontsize=8)
+    axes[0][0].set_ylim(max(len(rows), 1) - 0.4, -0.6)
+    note = "\n\u2020 step norms not converged" if any(SHORT_OF_NORMS in row for row in rows) else ""
+    figure.supxlabel(x + note, fontsize=9)
+    return _titled(figure, finding)
 
 
 # ----------------------------------------------------------------------------------- before and beside any training
@@ -217,102 +218,78 @@ def levels(results: Results):
     table = levels_table(results).set_index(["split", "target"]).loc["heldout"]
     names = [name for name in ("uniform", *LEVELS) if table[name].notna().all()]
     figure, axis = plt.subplots()
-    for target, marker in (("t+1", "o"), ("t+2", "D")):
-        axis.plot(range(len(names)), table.loc[target, names], marker, label=target)
-    axis.set(xticks=range(len(names)), xticklabels=names, ylabel="held-out loss (nats per token)",
-             title="What each target gives before anything is trained (corrected)")
+    for number, (target, label) in enumerate((("t+1", "the next token"), ("t+2", "the token after it"))):
+        axis.plot(table.loc[target, names], range(len(names)), label=label, linestyle="none", **PLAIN[number])
+    axis.set_yticks(range(len(names)), [_words(LEVELS[name]) if name in LEVELS else "uniform guess" for name in names])
+    axis.invert_yaxis()
+    axis.set_xlabel("held-out loss, nothing trained (nats per token)")
     axis.legend()
-    return figure
-
-
-def reach():
-    """How far an entry that moves by the whole rate at each update gets by the released settings, in both formats."""
-    figure, axis = plt.subplots()
-    axis.axhline(reported.ADDS_RESIDUAL, color="black", linestyle="--", label="adds the whole residual")
-    shown = np.linspace(0, reported.UPDATES, 26).round().astype(int)
-    for name, half, arm in (("float32", False, "controller"), ("bfloat16", True, "static")):
-        reached = reported.reach([reported.PEAK] * reported.UPDATES, half)
-        axis.plot(shown, reached[shown], label=name, **_style(arm))
-    axis.set(title="the most that m can reach", xlabel="update", ylabel="m (no unit)")
-    axis.legend()
-    return figure
-
-
-def base_curve(run: Run | None):
-    """The base's pretraining: held-out and dev loss against tokens; empty where the base was fetched."""
-    figure, axis = plt.subplots()
-    axis.set(title="pretraining of the base" if run else "the base was not pretrained here", xlabel="tokens",
-             ylabel="loss, t+1 (nats per token)")
-    for split, arm in (("heldout", "controller"), ("dev", "static")) if run else ():
-        recipe, part = run.manifest["config"]["base"]["pretraining"], tables.curve(run, split, "loss_t+1")
-        axis.plot(part["update"] * recipe["batch"] * recipe["block"], part["value"], label=split, **_style(arm))
-        axis.legend()
-    figure.runs = {"base": run} if run else {}
-    return figure
+    return _titled(figure, text.shown_levels(table.loc["t+1", "full"], table.loc["t+2", "full"]))
 
 
 def cost(profiles: list[Profile]):
     """What the Controller's loop costs against depth, in percent of the full model, a panel a profile."""
-    figure, axes = plt.subplots(1, len(profiles), squeeze=False)
-    for axis, profile in zip(axes[0], profiles, strict=True):
-        table = counted.table(profile)
-        loop = table[table["arm"] == "controller"]
-        axis.axhline(100, color=LOOKS["full"][0], linestyle=":", label="full")
-        for (name, column), arm in zip((("FLOPs, forward", "% of full's forward"), ("key/value cache",
-                                       "% of full's cache"), ("weights held", "% of full's weights")), LOOPS,
-                                       strict=True):
-            axis.plot(loop["depth"].astype(int), loop[column], label=name, **_style(arm))
-        axis.set(title=f"cost of the loop (shape of {profile.name})", xlabel=DEPTH, ylabel="percent of the full model")
-        axis.set_xticks(profile.depths)
-        axis.legend()
-    return figure
+    figure, axes = plt.subplots(1, len(profiles), squeeze=False, sharey=True)
+    loops = [table[table["arm"] == "controller"] for table in map(counted.table, profiles)]
+    kinds = {"FLOPs, forward": "% of full's forward", "key/value cache": "% of full's cache",
+             "weights held": "% of full's weights"}
+    for axis, profile, loop in zip(axes[0], profiles, loops, strict=True):
+        axis.axhline(100, color=LOOKS["full"][0], linestyle=":", label="full model")
+        for number, (name, column) in enumerate(kinds.items()):
+            axis.plot(loop["depth"].astype(int), loop[column], label=name, **PLAIN[number])
+        _named(axis, f"the shape of {profile.name}", DEPTH, "percent of the full model" * (axis is axes[0][0]),
+               profile.depths)
+    _legend(figure)
+    deepest = loops[0].iloc[-1]
+    return _titled(figure, text.shown_cost(int(deepest["depth"]), *(deepest[column] for column in kinds.values())))
 
 
 # ----------------------------------------------------------------------------------------------- against depth, update
 
 @_shows_runs
-def losses_by_depth(results: Results, arms: tuple[str, ...]):
-    """Loss against depth for some arms, between the full and the cut model, and what a unigram reaches."""
-    beside = {"full": ":", "cut": "--", "unigram": "-."}
-    table = tables.arm_table(results, (*beside, *arms), results.profile.protocols)
-
-    def draw(axis, found: Comparisons) -> None:
-        part = table[table["protocol"] == found.protocol]
-        for arm, dashes in beside.items():
-            for loss in part[part["arm"] == arm]["loss"].dropna():
-                axis.axhline(loss, color=LOOKS[arm][0], linestyle=dashes, label=arm)
-        for arm in arms:
-            rows = part[part["arm"] == arm]
-            known = {"one run": rows["shared"].all(), "norms not converged": rows["norms converged"].eq(False).any()}
-            notes = ", ".join(note for note, holds in known.items() if holds)
-            _points(axis, ((row["depth"], interval_of(row, "loss")) for row in rows.to_dict("records")), arm,
-                    f"{arm} ({notes})" if notes else arm)
-
-    return _lines(results, "loss by depth", DEPTH, "loss (nats per token)", draw, results.profile.depths)
-
-
-@_shows_runs
 def advantage(results: Results):
-    """Static minus Controller, paired by seed, against depth; above 0 the Controller is ahead."""
-    def draw(axis, found: Comparisons) -> None:
-        axis.axhline(0, color="black", linewidth=0.8)
-        _parts(axis, found.compare("static", "controller", by="depth"), "controller", "static - Controller")
-
-    return _lines(results, "static - Controller", DEPTH, DIFFERENCE, draw, results.profile.depths, legend=False)
+    """Loss against depth of the loops, between the full and the cut model, `corrected`; and static minus Controller,
+    paired by seed, under each protocol: above 0 the Controller is ahead."""
+    beside, depths = {"full": ":", "cut": "--", "unigram": "-."}, results.profile.depths
+    table = tables.arm_table(results, (*beside, *LOOPS), ("corrected",))
+    figure, (left, right) = plt.subplots(1, 2)
+    for arm, dashes in beside.items():
+        for loss in table[table["arm"] == arm]["loss"].dropna():
+            left.axhline(loss, color=LOOKS[arm][0], linestyle=dashes, label=_words(arm))
+    for arm in LOOPS:
+        rows = table[table["arm"] == arm]
+        short = SHORT_OF_NORMS * bool(rows["norms converged"].eq(False).any())
+        _points(left, ((row["depth"], interval_of(row, "loss")) for row in rows.to_dict("records")),
+                _words(arm) + short, **_style(arm))
+    right.axhline(0, color="black", linewidth=0.8)
+    leads = {found.protocol: found.compare("static", "controller", by="depth") for found in by_protocol(results)}
+    for protocol, parts in leads.items():
+        one = " (one Controller run)" if protocol == "released" else ""
+        _parts(right, parts, protocol + one, **_style(protocol))
+    _named(left, "corrected", DEPTH, "loss (nats per token)", depths)
+    _named(right, "above 0 the Controller is ahead", DEPTH, "static table - Controller\n(nats per token)", depths)
+    _legend(figure)
+    found = Comparisons(results, "corrected")
+    return _titled(figure, text.shown_by_depth(
+        {depth: interval(found.difference("controller", "static", depth=depth)) for depth in (depths[0], depths[-1])}))
 
 
 @_shows_runs
 def other_depths(results: Results):
     """Held-out loss of the runs of the base depth when they are scored at other depths."""
-    base = results.profile.depth
+    base, scored = results.profile.depth, results.profile.probes.depths
 
     def draw(axis, found: Comparisons) -> None:
         axis.axvline(base, color="black", linewidth=0.8, linestyle="--")
         for arm in LOOPS:
-            _parts(axis, found.at_other_depths(arm), arm, arm)
+            _parts(axis, found.at_other_depths(arm), _words(arm), **_style(arm))
 
-    return _lines(results, f"trained at depth {base}, scored at others", "depth when scored",
-                         "held-out loss, t+1 (nats per token)", draw, results.profile.probes.depths)
+    ends = max(scored), min(scored, key=lambda depth: abs(depth - base))  # the base depth where it is probed
+    parts = Comparisons(results, "corrected").at_other_depths("controller")
+    further = interval(minus(*(parts[f"depth {depth}"] for depth in ends)))
+    finding = text.compared(further, f"the Controller scored at depth {ends[0]}", f"itself at depth {ends[1]}")
+    return _lines(results, finding, f"depth when scored, trained at {base}", "next-token loss (nats per token)", draw,
+                  scored)
 
 
 @_shows_runs
@@ -322,27 +299,33 @@ def interventions(results: Results):
 
     def draw(axis, found: Comparisons) -> None:
         axis.axhline(0, color="black", linewidth=0.8)
-        for number, (kind, arm) in enumerate(zip(INTERVENTIONS, LOOPS, strict=True)):
-            _parts(axis, {f"depth {d}": found.interventions(d)[kind] for d in depths}, arm, kind.replace("_", " "),
-                   shift=0.3 * (number - 1))
+        for number, kind in enumerate(INTERVENTIONS):
+            _parts(axis, {f"depth {d}": found.interventions(d)[kind] for d in depths}, text.SHOWN[kind],
+                   shift=0.3 * (number - 1), **_style("controller") | {"marker": "osD"[number]})
 
-    return _lines(results, "Controller shown something else", DEPTH, "rise of the loss (nats per token)", draw,
-                         depths)
+    rise = Comparisons(results, "corrected").interventions(shown_depth(results))["other_sequence"]
+    finding = text.compared(interval(rise), "the Controller shown another text", "itself shown its own",
+                            f" at depth {shown_depth(results)}")
+    return _lines(results, finding, DEPTH, "rise of the loss (nats per token)", draw, depths)
 
 
 @_shows_runs
 def steps(results: Results, depth: int):
-    """How much each recurrence step changes the state, relative to the state before it."""
-    rows = tables.steps_table(results, depth).to_dict("records")
-
-    def draw(axis, found: Comparisons) -> None:
-        for arm in LOOPS:
-            _points(axis, ((row["step"], interval_of(row, "change")) for row in rows
-                           if (row["protocol"], row["arm"]) == (found.protocol, arm)), arm, arm)
-        axis.set_yscale("log")
-
-    return _lines(results, f"change by step, depth {depth}", "recurrence step", "|new state - state| / |state|",
-                         draw)
+    """How much each recurrence step changes the state, relative to the state before it, and how far the gate opens."""
+    table, several = tables.steps_table(results, depth), by_protocol(results)
+    kinds = {"change": "change of the state\n(share of it)", "gate_open": "gate's opening\n(share of the new state)"}
+    figure, axes = plt.subplots(2, len(several), squeeze=False, sharex=True, sharey="row", figsize=(7.0, 4.6))
+    for first, line, (kind, y) in zip((True, False), axes, kinds.items(), strict=True):
+        for axis, found in zip(line, several, strict=True):
+            for arm in LOOPS:
+                rows = table[(table["protocol"] == found.protocol) & (table["arm"] == arm)].to_dict("records")
+                _points(axis, ((row["step"], interval_of(row, kind)) for row in rows), _words(arm), **_style(arm))
+            _named(axis, found.protocol if first else "", "" if first else "recurrence step",
+                   y if axis is line[0] else "")
+    axes[0][0].set_yscale("log")
+    _legend(figure)
+    own = table[(table["protocol"] == "corrected") & (table["arm"] == "controller")].to_dict("records")
+    return _titled(figure, text.shown_steps(depth, [interval_of(row, "change") for row in own]))
 
 
 @_shows_runs
@@ -354,52 +337,44 @@ def training_curves(results: Results, arms: tuple[str, ...], depth: int):
         for arm in arms:
             part = curves[(curves["protocol"] == found.protocol) & (curves["arm"] == arm)]
             if not part.empty:
-                axis.plot(part["update"], part["value"], label=_name(found, arm, depth), **_style(arm))
+                axis.plot(part["update"], part["value"], label=_name(arm, depth, found), **_style(arm))
 
-    return _lines(results, f"training, depth {depth}", "update", "held-out loss, t+1 (nats per token)", draw)
-
-
-@_shows_runs
-def gate_opening(results: Results, depth: int):
-    """How far the Controller's gate opens at some recurrence steps, over training."""
-    table, shown = tables.gate_table(results, depth), sorted({1, 2, max(1, depth // 2), depth})
-
-    def draw(axis, found: Comparisons) -> None:
-        for step, arm in zip(shown, (*LOOPS, "lora"), strict=False):
-            rows = table[(table["protocol"] == found.protocol) & (table["step"] == step)]
-            if len(rows):
-                axis.plot(rows["update"], rows["gate_open"], label=f"step {step}", markersize=4, **_style(arm))
-
-    return _lines(results, f"gate of the Controller, depth {depth}", "update",
-                         "opening (share of the new state)", draw)
+    own = curves[curves["protocol"] == "corrected"]
+    slopes = {_words(arm): tables.last_slope(part) for arm, part in own.groupby("arm", sort=False)}
+    return _lines(results, text.shown_slopes(depth, slopes), "update", "next-token loss (nats per token)",
+                  draw)
 
 
 # ------------------------------------------------------------------------------------------------------ side by side
 
 @_shows_runs
 def overview(results: Results):
-    """Every way to live without the removed layers, loops at one depth, minus the cut model: the README's figure."""
-    depth = shown_depth(results)
+    """Every way to live without the removed layers, loops at one depth, minus the cut model, `corrected`: README's."""
+    depth, found = shown_depth(results), Comparisons(results, "corrected")
     arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
             "static_nonorm", "controller_nonorm")
-
-    def shown(found: Comparisons) -> list:
-        against = [(arm, interval(found.difference(arm, "cut", depth=depth))) for arm in arms]
-        return [(_name(found, arm, depth), arm, each) for arm, each in against if each.n]
-
-    return _panels([Panel(f"arm - cut, loops at depth {depth} ({found.protocol})", shown(found), y=DIFFERENCE)
-                    for found in by_protocol(results)], height=3.8)
+    shown = [(_name(arm, depth, found), arm, interval(found.difference(arm, "cut", depth=depth))) for arm in arms]
+    figure = _forest({f"loops at depth {depth}; left of 0: better than the cut model": shown},
+                     text.shown_overview(results), ARM_CUT)
+    for place, each in enumerate(each for _, _, each in shown if each.n):
+        figure.axes[0].annotate(f"{each.mean:+.2f}", (each.mean if np.isnan(each.high) else each.high, place), (6, 0),
+                                textcoords="offset points", va="center", fontsize=8)
+    figure.axes[0].margins(x=0.12)
+    return figure
 
 
 @_shows_runs
 def gate(results: Results):
     """Each gateless arm and the gated one, minus the cut model, at the depths where they were run."""
-    planned = results.profile.depths_of
+    planned, several = results.profile.depths_of, by_protocol(results)
     shown = [(arm, depth) for depth in planned("controller_nogate")
              for arm in ("controller", "controller_nogate", "controller_nogate_nonorm") if depth in planned(arm)]
-    return _panels([Panel(f"arm - cut ({found.protocol})", [
-        (f"{_name(found, arm, depth)}\nd{depth}", arm, interval(found.difference(arm, "cut", depth=depth)))
-        for arm, depth in shown], y=DIFFERENCE) for found in by_protocol(results)])
+    depth = max(planned("controller_nogate"), default=results.profile.depth)
+    closed = interval(Comparisons(results, "corrected").difference("controller", "controller_nogate", depth=depth))
+    return _forest({found.protocol: [
+        (f"{_name(arm, at, *several)}, depth {at}", arm, interval(found.difference(arm, "cut", depth=at)))
+        for arm, at in shown] for found in several}, text.compared(
+            closed, "the Controller's loop", "the same loop without its gate", f" at depth {depth}"), ARM_CUT)
 
 
 @_shows_runs
@@ -407,139 +382,76 @@ def configurations(results: Results):
     """Static minus Controller in each configuration; above 0 the Controller is ahead."""
     leads = {found.protocol: family(found.compare("static", "controller", by="configuration"))
              for found in by_protocol(results)}
-    return _panels([Panel(f"static - Controller ({protocol})", [(name, "controller", each) for name, each in
-                                                                found.items()], y=DIFFERENCE)
-                    for protocol, found in leads.items()])
+    return _forest({protocol: [(name, "controller", each) for name, each in found.items()]
+                    for protocol, found in leads.items()}, text.shown_configurations(leads["corrected"]),
+                   "static table - Controller (nats per token)")
 
 
 @_shows_runs
 def ladder(results: Results):
     """A loop with more and more parts minus the cut model, `corrected`, a panel a depth."""
-    depths = results.profile.depths_of("controller_nogate") or (results.profile.depth,)
-    found = Comparisons(results, "corrected")
-    return _panels([Panel(f"depth {depth} (corrected)", [
-        (_name(found, LADDER[name], depth, name), LADDER[name], each)
-        for name, each in family(found.ladder(depth)).items()],
-        y="arm - cut (nats per token)" if depth == depths[0] else "") for depth in depths], sharey=True)
-
-
-@_shows_runs
-def coda(results: Results):
-    """The loops of the base depth with the coda frozen, trained by LoRA and trained whole, minus the cut model."""
-    depth = results.profile.depth
-    found = family(Comparisons(results, "corrected").coda(depth))
-    return _panels([Panel(f"coda frozen and trained, depth {depth} (corrected)", [
-        (name.replace("_", "\n", 1), name.split("_")[0], each) for name, each in found.items()],
-        y="arm - cut (nats per token)")])
+    depths = results.profile.depths_of("none_nonorm") or (results.profile.depth,)
+    found, depth = Comparisons(results, "corrected"), shown_depth(results)
+    norms = {name: SHORT_OF_NORMS * any(found.norms_converged(arm, at) is False for at in depths)
+             for name, arm in LADDER.items()}
+    normed = interval(found.difference("none", "none_nonorm", depth=depth))
+    return _forest({f"depth {at}": [
+        (name + norms[name], LADDER[name], each) for name, each in family(found.ladder(at)).items()]
+        for at in depths}, text.compared(
+            normed, "the unmodulated loop", "the loop without step norms", f" at depth {depth}"), ARM_CUT, sharex=True)
 
 
 @_shows_runs
 def instead(results: Results):
     """Loss minus the cut model's against trained parameters and against the FLOPs of a token."""
-    table = tables.instead_table(results)
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    figure.set_size_inches(7.0, 3.6)
-    for axis, column, what in zip(axes, ("trained parameters", "forward (MFLOP a token)"), ("parameters", "FLOPs"),
-                                  strict=True):
+    table, depth = tables.instead_table(results), shown_depth(results)
+    figure, axes = plt.subplots(1, 2, sharey=True, figsize=(7.0, 3.8))
+    for axis, column in zip(axes, ("trained parameters", "forward (MFLOP a token)"), strict=True):
         axis.axhline(0, color=LOOKS["cut"][0], linestyle="--")
         for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
             hollow = {"markerfacecolor": "none"} if arm not in LOOKS else {}
-            short = " (norms not converged)" if rows["norms converged"].eq(False).any() else ""
-            _points(axis, ((row[column], interval_of(row, "arm - cut")) for row in rows.to_dict("records")), arm,
-                    f"{arm}{short}", linestyle="none", **hollow)
-        axis.set(title=f"against {what} (corrected)", xlabel=column)
+            short = SHORT_OF_NORMS * bool(rows["norms converged"].eq(False).any())
+            _points(axis, ((row[column], interval_of(row, "arm - cut")) for row in rows.to_dict("records")),
+                    _words(arm) + short, linestyle="none", **_style(arm) | hollow)
+        axis.set(xlabel=column)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
-    axes[0].set_ylabel("arm - cut (nats per token)")
-    axes[1].legend(fontsize=7)
-    return figure
+    axes[0].set_ylabel(ARM_CUT)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    plain = interval(Comparisons(results, "corrected").difference("lora", "controller", depth=depth))
+    return _titled(figure, text.compared(plain, "LoRA on the cut model", "the Controller", f" at depth {depth}"))
 
 
 # ---------------------------------------------------------------------------------------------------------- the audit
 
 @_shows_runs
-def audit(results: Results, quantity: str):
-    """What each switch's released setting does to a headline number, a panel a column, a marker a place."""
-    table = audited.switch_table(results, quantity)
+def audit(results: Results):
+    """What each switch's released setting does to each headline number, a panel a number, a mark a column."""
+    table = audited.switch_table(results, True)
     table = table[(table["switch"] != "none") & table["effect"].notna()]
-    unit = "" if "%" in quantity else " (nats per token)"
-    return _panels([Panel(f"released setting - corrected setting, all else as in ({column})", [
-        (f"{row.switch}\n{audited.place(row)}", "full" if row.switch == "all" else "controller",
-         interval_of(row._asdict(), "effect")) for row in table[table["column"] == column].itertuples()],
-        "switch, where", f"effect on\n{quantity}{unit}") for column in COLUMNS], height=7.0, below=True)
+    shown = {name: [("all ten" if row["switch"] == "all" else row["switch"],
+                     "full" if row["switch"] == "all" else row["column"],
+                     replace(interval_of(row, "effect"), p=row["effect_p"]))
+                    for row in table[table["quantity"] == name].to_dict("records")]
+             for name in audited.HEADLINES[::-1]}
+    figure = _forest(shown, text.shown_switches(shown["static - Controller"]), "")
+    for axis, name in zip(figure.axes, shown, strict=True):
+        axis.set_title(name.replace(" (%)", "\n(percentage points)").replace(
+            "static - Controller", "static table - Controller\n(nats per token)"))
+    figure.axes[1].set_xlabel("what the released setting changes it by")
+    handles = [plt.Line2D([], [], linestyle="none", **_style(column)) for column in COLUMNS]
+    figure.legend(handles, [f"all else {column}" for column in COLUMNS], loc="outside lower center", ncols=2)
+    return figure
 
 
 @_shows_runs
 def audit_target(results: Results):
-    """Each arm minus the cut model on held-out text, a panel the target that is scored."""
-    table = audited.target_table(results, LOOPS)
-    return _panels([Panel(f"scored on {target}", _rows(table, f"{target}, arm - cut", "{arm}\n{protocol}"),
-                          "arm, protocol", "arm - cut (nats per token)" if target == "t+1" else "")
-                    for target in ("t+1", "t+2")], sharey=True, height=3.8)
-
-
-@_shows_runs
-def audit_pooling(results: Results):
-    """The leak, and Controller against static, by what the Controller pools."""
-    table = audited.leak_table(results, other=False)
-    return _panels([Panel(title, _rows(table, column, "{protocol}\nd{depth}", "pooling", "pooling"), "protocol, depth",
-                          f"{column} (nats per token)", legend) for title, column, legend in (
-        ("rise of the loss on the first half", "second half replaced", ""),
-        ("who is ahead", "static - Controller", "pooling"))], height=3.8)
-
-
-@_shows_runs
-def audit_depth(results: Results):
-    """What more steps take off the loss, and off the Controller's lead, by the rule for the depth."""
-    table, column, arms, lead = audited.depth_table(results), audited.over_depths(results), None, None
-    if len(table):
-        loops = table["arm"].isin(LOOPS)
-        arms = _rows(table[loops], column, "{arm}\n{protocol}")
-        lead = _rows(table[~loops], column, "{protocol}", "depth", "depth rule")
-    y = f"{column} (nats per token)"
-    return _panels([Panel("loss: above 0 deeper is better", arms, "arm, protocol", y),
-                    Panel("static - Controller: above 0 it shrinks", lead, "protocol", y, "depth")], height=3.8)
-
-
-@_shows_runs
-def audit_reference(results: Results):
-    """Gap recovery by what the full model is read on; a place stays empty where it is undefined."""
-    column = "gap recovery (%)"
-    rows = _rows(audited.reference_table(results), column, "{protocol}\n{reference}", "reference", "reference")
-    return _panels([Panel("gap recovery of the Controller", rows, "protocol, texts of the full model", column,
-                          "reference")])
-
-
-@_shows_runs
-def audit_precision(results: Results):
-    """The share of each trained tensor's elements that moved, a panel an arm, a line a protocol."""
-    table = audited.moved_table(results)
-    kept = table.drop_duplicates("protocol").set_index("protocol")["precision"]
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    figure.set_size_inches(7.0, 3.8)
-    for axis, arm in zip(axes, LOOPS[:2], strict=True):
-        rows = table[table["arm"] == arm].pivot(index="tensor", columns="protocol", values="moved")
-        for number, protocol in enumerate(name for name in kept.index if name in rows):
-            places = np.arange(len(rows)) + 0.2 * (number - (len(kept) - 1) / 2)  # beside each other
-            style = _style(_setting("precision", kept[protocol]))
-            half = {"fillstyle": "left"} if "+" in protocol else {}  # a column's own are whole
-            axis.plot(places, rows[protocol], label=protocol, linestyle="none", **style, **half)
-        axis.set_xticks(range(len(rows)), rows.index, rotation=45, ha="right", fontsize=7)
-        axis.set(title=arm, xlabel="trained tensor")
-        if axis.lines:
-            axis.legend(fontsize=7)
-    axes[0].set_ylabel("share of elements that moved")
-    return figure
-
-
-@_shows_runs
-def audit_rate(results: Results):
-    """Controller against static at shared and own rates, and the largest entry of m beside what adds the residual."""
-    table = audited.reach_table(results, results.profile.audit_depths[-1:])
-    lead = _rows(audited.rate_table(results), "static - Controller", "{protocol}\nd{depth}", "rate", "rates")
-    figure = _panels([
-        Panel("who is ahead", lead, "protocol, depth", "static - Controller (nats per token)", "rate"),
-        Panel("deepest loop; dashed: adds the residual", _rows(table, "largest m", "{arm}\n{protocol}"),
-              "arm, protocol", "largest entry of m (no unit)")], height=3.8)
-    if len(table):
-        figure.axes[1].axhline(table["adds the residual"].iloc[0], color="black", linestyle="--")
-    return figure
+    """Arms minus the cut model on held-out text, a panel the target that is scored, by the target trained on."""
+    table, shown = audited.target_table(results, ("full", *LOOPS[:2])), {}
+    for target, name in (("t+1", "scored on the next token"), ("t+2", "scored on the token after it")):
+        shown[name] = [(_words(row["arm"]) + (f", trained on {row['trained on']}, all else {row['protocol']}".replace(
+            "+target", "") if ARMS[row["arm"]].trained else ""), row["arm"],
+            interval_of(row, f"{target}, arm - cut")) for row in table.to_dict("records")]
+    rows = table.to_dict("records")  # of `released` where that was run
+    row = next((row for row in rows if (row["arm"], row["trained on"]) == ("controller", "t+2")), None)
+    return _forest(shown, text.compared(interval_of(row, "t+1, arm - cut"), "the Controller trained on t+2",
+                                        "the cut model", " on the next token"), ARM_CUT, sharex=True)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import claims
+from . import claims, text
 from .comparisons import Comparisons
 from .results import Results, shown_depth
 from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict, verdicts
@@ -47,7 +47,6 @@ OPENING = {  # by the verdicts on the first two questions: loop against cut, loo
     (WORSE, WORSE): "No. The loop ends above the model that was cut and left alone, and plain LoRA on the cut model, "
                     "with as many trained parameters, wins back {lora} of what cutting cost.",
 }
-NOT_RUN = "not run yet"
 OPEN = {NOT_JUDGED: "Too few seeds to judge", EQUIVALENT: "Equivalent", UNDECIDED: "No detectable difference"}
 OTHERWISE = "Nothing is decided yet; the table says what is known."
 
@@ -59,7 +58,7 @@ def page(*several: Results) -> str:
     made = sum(run.id in first.runs for run in first.profile.runs())
     return "\n".join([
         f"**Does it work?** {opening(first)} (`{name}`, protocol `corrected`, depth {depth}, held-out text.)", "",
-        f"![The main arms minus the cut model, nats per token](figures/{name}/overview.png)", "",
+        f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         f"Losses of the first minus the second, nats per token, 95 % intervals. `{name}`: {made} of "
         f"{len(first.profile.runs())} planned runs are there. {why_released(first)}", "",
@@ -112,7 +111,7 @@ def answer(results: Results, question: Question, depth: int) -> str:
 def _said(question: Question, found: Interval, judged: str, gap: float) -> str:
     """The answer that a difference gives, as it is judged, with its size."""
     if found.n == 0:
-        return NOT_RUN
+        return text.NOT_RUN
     if judged in OPEN:
         return f"{OPEN[judged]}: {found}"
     share = 100 * abs(found.mean) / gap

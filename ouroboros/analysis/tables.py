@@ -81,7 +81,8 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
             row |= columns("reduction", interval(found.reduction(arm, depth)))
             row |= columns("recovery", interval(found.recovery(arm, depth)))
         if ARMS[arm].trained:
-            slopes = [last_slope(results.runs[name]) for name in group[group["status"] == "finished"]["run"]]
+            slopes = [last_slope(curve(results.runs[name], "heldout", "loss_t+1"))
+                      for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
             row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
         if ARMS[arm].step_norm:
@@ -238,12 +239,11 @@ def _means(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.groupby(keys, sort=False)[value].agg(**{value: "mean", "n": "count"}).reset_index()
 
 
-def last_slope(run: Run) -> float:
-    """Change of the held-out next-token loss over the last fifth of the updates, nats per token.
+def last_slope(losses: pd.DataFrame) -> float:
+    """Change of a held-out loss (columns update, value) over the last fifth of the updates, nats per token.
 
-    Taken on held-out blocks, always the same ones: the training loss, on new blocks at each update, is too noisy.
+    Held-out blocks are always the same ones: the training loss, on new blocks at each update, is too noisy.
     """
-    losses = curve(run, "heldout", "loss_t+1")
     losses = losses[losses["update"] >= losses["update"].max() * (1 - LAST_SHARE)]
     if len(losses) < 2:
         return math.nan

@@ -1,4 +1,4 @@
-"""Every sentence that is generated for a notebook, in the notebooks' order. Never imports torch.
+"""Every sentence that is generated for a notebook, in the notebooks' order, and for figures. Never imports torch.
 
 A sentence says no more than its intervals do. Where a direction can flip, all its phrases are written: for an interval
 above 0, below 0, and one that leaves it open.
@@ -11,13 +11,13 @@ import pandas as pd
 
 from ..experiment.profile import load_profile
 from ..experiment.protocol import COLUMNS, SWITCHES, switches
-from . import audit, levels, reported
+from . import audit, levels, reported, statistics
 from .claims import in_no_mean
 from .comparisons import BLIND, Comparisons
 from .ledger import Claim, numbers, read_claims
 from .reported import BLOCK, MICRO_STEPS, PEAK, UPDATES
-from .results import Results
-from .statistics import ALPHA, NOT_JUDGED, Interval, family, holm, interval, minus, verdicts
+from .results import Results, shown_depth
+from .statistics import ALPHA, NOT_JUDGED, NOTHING, Interval, family, holm, interval, minus, verdict, verdicts
 from .tables import CONVERGED_SLOPE, arm_table, interval_of
 
 Words = tuple[str, str, str]  # above 0, below 0, open
@@ -36,6 +36,15 @@ ADDS = ("adds to it", "takes from it", "has no detectable effect on it")
 RAISES = ("raises", "lowers", "has no detectable effect on")
 SHOWN = {"other_sequence": "shown another sequence's state", "corpus_mean": "shown the mean state at each step",
          "step_mean": "replaced by its own mean vector at each step"}
+NOT_RUN, TOO_FEW = "not run yet", "too few seeds to judge"
+COMPARED = {  # what a difference of losses, the first's minus the second's, says of the two
+    NOT_RUN: "not run yet: {first} against {second}{where}",
+    NOT_JUDGED: "too few seeds to judge {first} against {second}{where}",
+    statistics.EQUIVALENT: "{first} and {second} are equivalent{where}",
+    statistics.UNDECIDED: "no detectable difference between {first} and {second}{where}",
+    statistics.BETTER: "{first} is {size} nats ahead of {second}{where}",
+    statistics.WORSE: "{first} is {size} nats behind {second}{where}",
+}
 REPORTED_LOSSES = {"L17": "the cut model on training text", "h17": "the cut model on passages",
                    "gate.before": "the intact model before the refiner", "L36": "the full model"}
 
@@ -456,8 +465,8 @@ def last_table(results: Results) -> pd.DataFrame:
         seeds = sorted({int(n) for n in part["effect_n"]} - {0})
         if not seeds:
             continue
-        evidence = f"seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}; table `switches`" + (
-            f", figure `audit_{switch}`" if switch in SWITCH_SENTENCES else "")
+        evidence = (f"seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}; table `switches`, figure "
+                    "`audit`")
         part = part[(part["effect_n"] > 0) | (part["quantity"] == "gap recovery (%)")]  # which may be undefined
         rows.append({"switch": switch, "finding": _finding(part), "evidence": evidence}
                     | {f"effect on {name}": _effects(part[part["quantity"] == name]) for name in audit.HEADLINES}
@@ -512,3 +521,83 @@ def _effects(part: pd.DataFrame) -> str:
             found[column] = {"everywhere": next(iter(texts.values()))}
     return "; ".join(column + ", ".join(f"{where} {text}" for where, text in texts.items())
                      for column, texts in found.items())
+
+
+# --------------------------------------------------------------------- what a figure shows: its title and alt text
+
+def compared(found: Interval, first: str, second: str, where: str = "") -> str:
+    """Who of two has the lower loss, and by how much, from the first's minus the second's."""
+    said = NOT_RUN if found.n == 0 else verdict(found).partition(" within")[0]
+    size = str(found).partition(" ")[0].removeprefix("-")  # to the digits that its interval allows
+    said = COMPARED[said].format(first=first, second=second, where=where, size=size)
+    return said[0].upper() + said[1:]
+
+
+def shown_overview(results: Results) -> str:
+    """The loop against the cut model and against LoRA on it, at the depth of the first screen."""
+    found, depth = Comparisons(results, "corrected"), shown_depth(results)
+    cut, lora = (interval(found.difference("controller", other, depth=depth)) for other in ("cut", "lora"))
+    return (compared(cut, "the Controller", "the cut model", f" at depth {depth}") + ". "
+            + compared(lora, "it", "LoRA on the cut model"))
+
+
+def shown_by_depth(leads: dict[int, Interval]) -> str:
+    """Controller minus static at the shallowest and the deepest depth."""
+    (shallow, first), *deeper = leads.items()
+    return ". ".join([compared(first, "the Controller", "the static table", f" at depth {shallow}"),
+                      *(compared(found, "it", "the table", f" at depth {depth}") for depth, found in deeper)])
+
+
+def shown_configurations(leads: dict[str, Interval]) -> str:
+    """In how many configurations the Controller is ahead, from static minus Controller in each."""
+    judged = [each.side for each in leads.values() if each.judged]
+    if not judged:
+        most = max(leads.values(), key=lambda each: each.n, default=NOTHING)
+        return compared(most, "the Controller", "the static table", " in any configuration")
+    return (f"The Controller is ahead of the static table in {judged.count(1)} of {len(judged)} configurations with "
+            f"three seeds, behind in {judged.count(-1)}")
+
+
+def shown_levels(one: float, two: float) -> str:
+    """The full model's loss on the next token and on the one after it, which no seed enters."""
+    known = NOTHING if math.isnan(two - one) else Interval(two - one, two - one, two - one, 1, trained=False)
+    return compared(known, "the full model scored on the token after the next", "itself on the next token")
+
+
+def shown_cost(depth: int, flops: float, cache: float, weights: float) -> str:
+    """Each in percent of the full model's."""
+    return (f"At depth {depth} the loop holds {weights:.0f} % of the full model's weights and takes {flops:.0f} % of "
+            f"its FLOPs and {cache:.0f} % of its cache")
+
+
+def shown_steps(depth: int, changes: list[Interval]) -> str:
+    """By how much the Controller's first and last step change the state."""
+    if not changes or not changes[-1].judged:
+        return f"The steps of the Controller at depth {depth}: {TOO_FEW if changes else NOT_RUN}"
+    first, last = changes[0].mean, changes[-1].mean
+    return (f"From step 1 to step {len(changes)} the share of its state that the Controller's loop changes "
+            f"{'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}")
+
+
+def shown_slopes(depth: int, slopes: dict[str, float]) -> str:
+    """What losses still change by over the last fifth of training."""
+    known = {name: slope for name, slope in slopes.items() if not math.isnan(slope)}
+    if not known:
+        return f"Training at depth {depth}: {'too few evaluations to judge its end' if slopes else NOT_RUN}"
+    name = max(known, key=lambda each: abs(known[each]))
+    if abs(known[name]) <= CONVERGED_SLOPE:
+        return f"At depth {depth} no loss changes by more than {CONVERGED_SLOPE:g} nats in the last fifth of training"
+    return (f"At depth {depth} the {name}'s loss still {'falls' if known[name] < 0 else 'rises'} by "
+            f"{abs(known[name]):.2f} nats in the last fifth of training")
+
+
+def shown_switches(effects: list[tuple[str, str, Interval]]) -> str:
+    """Which switch changes the Controller's lead most: (switch, column, effect)."""
+    alone = [each for each in effects if each[1] in COLUMNS]
+    if not any(effect.judged for *_, effect in alone):
+        return f"The Controller's lead, switch by switch: {TOO_FEW if alone else NOT_RUN}"
+    switch, column, effect = max(alone, key=lambda each: abs(each[2].mean) if each[2].judged and each[2].side else 0)
+    if not effect.side:
+        return "No switch has a detectable effect on the Controller's lead over the static table"
+    return (f"Of the switches, {switch} changes the Controller's lead over the static table most: by "
+            f"{effect.mean:+.2g} nats, all else {column}")
