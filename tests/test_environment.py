@@ -277,8 +277,9 @@ def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_pa
                         json.dumps({"argv": ["false"], "display_name": "other", "language": "python"}))):
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(text)
-    script = ("import sys; from pathlib import Path; from ouroboros.reproduce import execute; a = Path(sys.argv[1]); "
-              "execute(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, {}, " + f"{kernel})")
+    script = ("import sys; from pathlib import Path; from ouroboros.reproduce import execute_notebook; "
+              "a = Path(sys.argv[1]); "
+              "execute_notebook(a / 'a.ipynb', a / 'out/a.ipynb', {'profile': 'tiny'}, {}, " + f"{kernel})")
     done = python("-c", script, tmp_path, IPYTHONDIR=tmp_path / "ipython", PYTHONSTARTUP=tmp_path / "startup.py",
                   JUPYTER_PATH=tmp_path / "jupyter", JUPYTER_DATA_DIR=tmp_path / "jupyter")
     assert done.returncode == 0, done.stderr

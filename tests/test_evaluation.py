@@ -227,6 +227,7 @@ def test_a_run_that_its_last_update_breaks_is_diverged(text, root, monkeypatch):
     """No training loss tells of it: only the evaluation after the update does."""
     data = profile_data(text)
     data["training"] |= {"updates": 1, "accumulation": 1}
+    data["evaluation"]["points"] = 2
     monkeypatch.setattr("ouroboros.training.run.rates_of", lambda *_: Rates(3e37, 3e37))
     profile = parse_profile(data, "test.yaml")
     run_id = "controller_nogate-d2-r4-corrected-s0"

@@ -118,7 +118,7 @@ def test_a_data_set_that_cannot_be_loaded_is_refused_in_one_line(paper, tmp_path
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "a.jsonl").write_text('{"words": "no text"}\n')
     rows = profile.corpus.model_copy(update={"packages": (str(tmp_path / "rows"),)})
-    with pytest.raises(InputError, match="row without a field 'text'"):
+    with pytest.raises(InputError, match="row 1 has no field 'text'"):
         prepare(profile.model_copy(update={"corpus": rows}), tmp_path)
 
 

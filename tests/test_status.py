@@ -88,7 +88,7 @@ def test_a_run_whose_rate_is_still_searched_is_planned_and_the_others_are_not(pr
 
 
 @pytest.mark.parametrize("change, field", [
-    ({"rank": 8}, "config.rank"), ({"protocol_version": 3}, "protocol_version"),
+    ({"rank": 8}, "config.rank"), ({"protocol_version": 1}, "protocol_version"),
     ({"training": {"updates": 7, "micro_batch": 2, "accumulation": 2, "block": 32}}, "config.training"),
 ])
 def test_a_log_of_another_identity_is_listed_and_never_overwritten(profile, root, text, change, field):
