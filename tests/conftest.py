@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import convert, shake, small_base
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -105,6 +106,19 @@ def root(tmp_path, profile):
     model.save_pretrained(profile.base_folder(tmp_path))
     write_searches(tmp_path, profile)
     return tmp_path
+
+
+@pytest.fixture
+def base(tmp_path):
+    """A folder with a small random base."""
+    small_base().save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+@pytest.fixture
+def model(base):
+    """It converted, every trained tensor with a value that matters."""
+    return shake(convert(base))
 
 
 def write_searches(root, profile) -> None:

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 import torch
-from models import convert, ids, refused, shake, small_base, tokenizer
+from models import convert, ids, refused, shake, tokenizer
 from peft import IA3Config, LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
@@ -17,17 +17,6 @@ from ouroboros.errors import InputError
 from ouroboros.model.checkpoint import Checkpoint
 
 LORA = dict(task_type="CAUSAL_LM", r=2, init_lora_weights=False)
-
-
-@pytest.fixture
-def base(tmp_path):
-    small_base().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def model(base):
-    return shake(convert(base))
 
 
 def load(folder, **options):

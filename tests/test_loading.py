@@ -30,17 +30,6 @@ LOADERS = [OuroborosForCausalLM, AutoModelForCausalLM]
 
 
 @pytest.fixture
-def base(tmp_path):
-    small_base().save_pretrained(tmp_path / "base")
-    return tmp_path / "base"
-
-
-@pytest.fixture
-def model(base):
-    return shake(convert(base))
-
-
-@pytest.fixture
 def folder(model, tmp_path):
     model.save_pretrained(tmp_path / "model")
     return tmp_path / "model"

@@ -454,7 +454,7 @@ UNKNOWN = {  # what no run here can settle
 
 
 def last_table(results: Results) -> pd.DataFrame:
-    """One row a switch: what its released setting is told to move, against the corrected one; the runs behind that, the
+    """One row a switch: what its released setting moves, against the corrected one; the runs behind that, the
     effect on each headline number in both columns, and what isn't known. It contains completed runs only."""
     rows, table = [], audit.switch_table(results)
     table = table[table["quantity"].isin(audit.HEADLINES)]
@@ -476,19 +476,19 @@ def last_table(results: Results) -> pd.DataFrame:
 
 
 def _finding(part: pd.DataFrame) -> str:
-    """What a switch's released setting is told to move, and which protocols leave a number undefined.
+    """What a switch's released setting moves, and which protocols leave a number undefined.
 
     Holm's correction is over its effects: one run that stands at several depths is one effect, and one that is 0 in
     every seed is none.
     """
     if part["effect_n"].max() < 2:
-        return "one seed: nothing can be told"
+        return "one seed: can't be judged"
     effects = list(zip(part["column"], part["quantity"], part["effect"], strict=True))
     moving = ~((part["effect_low"] == 0) & (part["effect_high"] == 0))
     adjusted = holm({effect: p for effect, p, moves in zip(effects, part["effect_p"], moving, strict=True) if moves})
     sure = pd.Series([adjusted.get(effect, 1.0) < ALPHA for effect in effects], index=part.index, dtype=bool)
     alone = ((part["effect_low"] > 0) | (part["effect_high"] < 0)) & ~sure
-    found = [_directions(part[sure]) or "No headline number is told to move"]
+    found = [_directions(part[sure]) or "No detectable effect on a headline number"]
     if alone.any():
         found.append(f"By its own interval only: {_directions(part[alone])}")
     if len(undefined := part[part["value"].isna()]):

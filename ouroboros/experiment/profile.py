@@ -522,7 +522,7 @@ class _Loader(yaml.SafeLoader):
 def read_yaml(path: Path):
     """What a YAML file holds. Raises InputError naming it where it can't be read, is no YAML or names a key twice."""
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
+        return _Loader(path.read_text(encoding="utf-8")).get_single_data()
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"{path}: can't be read as YAML ({' '.join(str(error).split())})") from None
 

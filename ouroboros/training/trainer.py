@@ -170,7 +170,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
             score(model, sets, spec, profile, log, update, ("t+1",), curve=True)
 
     state = None
-    with accelerator.main_process_first():  # it removes what can't be gone on from
+    with accelerator.main_process_first():  # it removes a checkpoint that isn't this run's
         if checkpoints:
             state = checkpoints.restore(named, optimizer, log)
     if state is None:
