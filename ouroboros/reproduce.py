@@ -292,12 +292,12 @@ def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
 
 # -------------------------------------------------------------------------------------------------------- commands
 
-def readme_block(*told: Results) -> str:
+def readme_block(*several: Results) -> str:
     """What stands between the verdict marks of README.md."""
-    return f"{BEGIN}\n{overview.page(*told)}\n{END}"
+    return f"{BEGIN}\n{overview.page(*several)}\n{END}"
 
 
-def _told(all_results: dict[str, Results], root: Path) -> list[Results]:
+def _shown(all_results: dict[str, Results], root: Path) -> list[Results]:
     """The profiles with committed logs whose verdicts open the README; those that weren't asked for are read."""
     return [all_results.get(profile) or load_results(profile, root)
             for profile in README_PROFILES if profile in committed(root)]
@@ -329,7 +329,7 @@ def reproduce(profiles: list[str], root: Path) -> None:
         write_atomic(root / LOGS, inventory.markdown(root, all_results))
     if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
         text = readme.read_text(encoding="utf-8")
-        if (new := _readme_with(readme_block(*_told(all_results, root)), text)) != text:
+        if (new := _readme_with(readme_block(*_shown(all_results, root)), text)) != text:
             write_atomic(readme, new)
 
 
@@ -383,5 +383,5 @@ def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
         return
-    if found := _same_text(text, _readme_with(readme_block(*_told(all_results, root)), text)):
+    if found := _same_text(text, _readme_with(readme_block(*_shown(all_results, root)), text)):
         yield f"README.md: {found}"

@@ -45,11 +45,11 @@ def test_every_row_is_there_digit_for_digit():
 
 def test_numbers_are_the_typed_digits():
     assert LEDGER["h17"].numbers == [5.69] and LEDGER["h17"].decimals == 3
-    assert LEDGER["h17"].told == "5.690 nats per token"
+    assert LEDGER["h17"].reported_text == "5.690 nats per token"
     assert LEDGER["Lc"].numbers == [5.073, 5.082]
-    assert LEDGER["Lc"].told == "5.073 to 5.082 nats per token"
-    assert LEDGER["gate"].told == "-3.49 nats per token (before: 9.42, after: 5.93)"
-    assert LEDGER["heldout"].told == "no improvement" and LEDGER["flat"].told == "as stated"
+    assert LEDGER["Lc"].reported_text == "5.073 to 5.082 nats per token"
+    assert LEDGER["gate"].reported_text == "-3.49 nats per token (before: 9.42, after: 5.93)"
+    assert LEDGER["heldout"].reported_text == "no improvement" and LEDGER["flat"].reported_text == "as stated"
     values = ledger.numbers(CLAIMS)
     assert str(values["nogate"]) == "0.20" and str(values["Lc.low"]) == "5.073" and "ahead" not in values
     assert str(values["gate.before"]) == "9.42"
@@ -115,7 +115,7 @@ def read(folder, *entries):
 
 
 def test_a_good_claim_is_read(tmp_path):
-    assert read(tmp_path, GOOD)[0].reported == "5.690"
+    assert read(tmp_path, GOOD)[0].reported_text == "5.690"
 
 
 @pytest.mark.parametrize("change, field, value", [({"reported": 5.69}, "reported", "5.69"),

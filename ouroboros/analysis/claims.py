@@ -194,7 +194,7 @@ def records(claim: Claim, results: Results) -> list[dict]:
         with results.reading() as read:
             judged = judge(claim, results, protocol)
         rows.append({
-            "id": claim.id, "claim": claim.what, "reported": claim.told, "source": claim.sources,
+            "id": claim.id, "claim": claim.what, "reported": claim.reported_text, "source": claim.sources,
             "recomputed": "" if again is None else f"{again:.{claim.decimals}f}", "protocol": protocol,
             "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
             "verdict": str(judged.verdict), "why": judged.why, "runs": " ".join(sorted(read)),

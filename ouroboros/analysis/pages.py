@@ -106,7 +106,7 @@ def one(name: str, results: Results) -> str:
     Raises InputError for an id that no claim has."""
     claim = find(name)
     rows = records(claim, results)
-    lines = [f"{claim.id}: {claim.what}", f"reported: {claim.told}; source {claim.sources}",
+    lines = [f"{claim.id}: {claim.what}", f"reported: {claim.reported_text}; source {claim.sources}",
              f"judged by: {_judged_by(claim)}; rule: {RULES[claim.rule]}"]
     if rows[0]["recomputed"] and claim.recompute.of:
         lines.append(f"formula: {claim.recompute.function} of {', '.join(claim.recompute.of)}; of the reported values "
@@ -123,7 +123,7 @@ def one(name: str, results: Results) -> str:
 def sheet() -> pd.DataFrame:
     """What will be judged and how, before any run: one row a claim, nothing measured."""
     rows = [{"id": claim.id, "claim": claim.what, "source": claim.sources,
-             "reported": claim.told, "open": claim.unsupported or claim.open or "",
+             "reported": claim.reported_text, "open": claim.unsupported or claim.open or "",
              "judged by": _judged_by(claim), "rule": RULES[claim.rule], "margin": _margin(claim)}
             for claim in read_claims()]
     return pd.DataFrame(rows)
@@ -152,8 +152,8 @@ def _margin(claim: Claim) -> str:
 
 def sheet_markdown() -> str:
     """The whole of docs/claims.md."""
-    told = numbers(read_claims())
-    gap = float(told["L17"] - told["L36"])
+    reported = numbers(read_claims())
+    gap = float(reported["L17"] - reported["L36"])
     return f"""# What the paper claims, and how each claim is judged
 
 Made from `ouroboros/analysis/claims.yaml` by `pages.sheet_markdown()`, before and without any run; verdicts

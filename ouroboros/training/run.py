@@ -25,7 +25,7 @@ from . import evaluation, measure, probes
 from .build import FIT_BATCH, build, fit_maps, load_base, load_own, part_of
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
-from .prelude import keep
+from .prelude import kept
 from .resume import Checkpoints, asked_to_stop
 from .status import hold, made, refuse_frozen
 from .trained import folder_of
@@ -62,7 +62,7 @@ def score_run(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict
     if watch.largest:
         log.row(update, "model", "max_modulation", watch.largest)
     if spec.seed in (profile.probes.seeds or (spec.seed,)):
-        few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
+        few = evaluation.spaced(sets["heldout"][:profile.probes.blocks])
         for name, losses in _probed(model, spec, profile, few, watch):
             check_finite(losses)
             log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
@@ -129,7 +129,8 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
     hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
               "base": base_sha256(profile, root)}
-    model, flops = _build(spec, profile, base, corpus, root, hashes["base"], accelerator.device)
+    model = _build(spec, profile, base, corpus, root, accelerator.device)
+    flops = None if isinstance(model, Counts) else measure.flops(model, spec, profile)
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
     log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
     stream = _measure_streams(model, base, spec, profile, corpus, sets, log)
@@ -142,21 +143,21 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
                 "packages": environment["packages"], **hashes, **profile.identity(spec)}
     # what a closed form reads is as many tokens as a run's updates
     status, update = "finished", profile.training.updates if fit != "none" else 0
+    saved_states = spec.trained and ARMS[spec.arm].middle in ("loop", "affine")
     try:
-        if fit == "least squares":
-            blocks = training_blocks(spec, profile, corpus)
-            fit_maps(model, base.to(accelerator.device), profile.split,
-                     (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
-        if fit == "gradient":
-            train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
-                  Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
-        score_run(model, spec, profile, corpus, sets, log, update)
+        with kept(model, profile, root, hashes["base"]) if saved_states else nullcontext():
+            if fit == "least squares":
+                blocks = training_blocks(spec, profile, corpus)
+                fit_maps(model, base.to(accelerator.device), profile.split,
+                         (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
+            if fit == "gradient":
+                train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
+                      Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
+            score_run(model, spec, profile, corpus, sets, log, update)
     except Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
         return
-    if status == "finished" and spec.id in profile.checkpoints:
-        save_checkpoint(model, spec, profile, path.parents[1] / "checkpoints" / spec.id)
     if status == "finished" and (fit != "none" or stream):
         _describe(model, spec, before, stream, log, update)
     log.finish(path, {
@@ -169,21 +170,18 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained), "flops": flops,
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
+    if status == "finished" and spec.id in profile.checkpoints:  # after the log, which a failure here must not cost
+        save_checkpoint(model, spec, profile, path.parents[1] / "checkpoints" / spec.id)
 
 
-def _build(spec: RunSpec, profile: Profile, base, corpus: Corpus, root: Path, base_hash: str,
-           device: torch.device) -> tuple[nn.Module | Counts, dict | None]:
-    """The run's model on its device, and what a token costs it (`measure.flops`; None for counts)."""
-    middle = ARMS[spec.arm].middle
-    if middle == "counts":
+def _build(spec: RunSpec, profile: Profile, base, corpus: Corpus, root: Path,
+           device: torch.device) -> nn.Module | Counts:
+    """The run's model, on its device."""
+    if ARMS[spec.arm].middle == "counts":
         text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
-        return Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram"), None
+        return Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
     load_own(spec.arm, profile, base.config, root)
-    model = build(spec, profile, base).to(device)
-    flops = measure.flops(model, spec, profile)
-    if spec.trained and middle in ("loop", "affine"):
-        keep(model, profile, root, base_hash)
-    return model, flops
+    return build(spec, profile, base).to(device)
 
 
 def _measure_streams(model, base, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray],

@@ -142,7 +142,7 @@ def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarr
     settings, untrained = profile.training, spec.protocol == "any"
     blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
                            switches("corrected" if untrained else spec.protocol)["packing"], spec.seed)
-    return evaluation.apart(blocks, settings.micro_batch) if _reads_others(spec) else blocks
+    return evaluation.spaced(blocks, settings.micro_batch) if _reads_others(spec) else blocks
 
 
 def _reads_others(spec: RunSpec) -> bool:
@@ -241,7 +241,7 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
             depths = evaluation.Depths(spec.depth, spec.seed)
             if _reads_others(spec):
                 batch = profile.training.micro_batch if depths.drawn else evaluation.GIVEN_DEPTH_BATCH
-                tokens_of_split = evaluation.apart(tokens_of_split, batch)
+                tokens_of_split = evaluation.spaced(tokens_of_split, batch)
             if isinstance(model, Counts):
                 losses = {target: model.block_losses(tokens_of_split, 1 + evaluation.TARGETS.index(target),
                                                      evaluation.LOOK_AHEAD) for target in scored}
