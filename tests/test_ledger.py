@@ -115,7 +115,7 @@ def read(folder, *entries):
 
 
 def test_a_good_claim_is_read(tmp_path):
-    assert read(tmp_path, GOOD)[0].reported_text == "5.690"
+    assert read(tmp_path, GOOD)[0].reported == "5.690"
 
 
 @pytest.mark.parametrize("change, field, value", [({"reported": 5.69}, "reported", "5.69"),
