@@ -1,5 +1,6 @@
 """The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
 
+import copy
 from math import isfinite
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -14,6 +15,7 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
+PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an entry a layer
 POOLINGS = ("causal", "sequence")
 COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more
 AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration
@@ -32,6 +34,16 @@ def check_whole(field: str, value, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{field} {value!r}: must be a whole number, {least} or more")
     return int(value)
+
+
+def take_layers(config: PretrainedConfig, indices: list[int]) -> PretrainedConfig:
+    """A copy of a configuration for the layers with these indices, in this order, some of them more than once."""
+    taken = copy.copy(config)
+    taken.num_hidden_layers = len(indices)
+    for field in PER_LAYER:
+        if getattr(config, field, None):
+            setattr(taken, field, [getattr(config, field)[index] for index in indices])
+    return taken
 
 
 class OuroborosConfig(PretrainedConfig):
@@ -111,12 +123,10 @@ class OuroborosConfig(PretrainedConfig):
         """Prelude, recurrent layer and coda."""
         return Split(prelude=self.n_prelude, recurrent=self.recurrent_layer, coda=self.n_coda)
 
-    @property
-    def layer_kinds(self) -> list[str]:
-        """`full_attention` or `sliding_attention` of each kept layer, as the base's family says it."""
-        # Mistral has no `layer_types`: its window, if any, is every layer's
-        every = "full_attention" if getattr(self.base, "sliding_window", None) is None else "sliding_attention"
-        return getattr(self.base, "layer_types", None) or [every] * self.base.num_hidden_layers
+    def looped(self, depth: int) -> PretrainedConfig:
+        """The base's configuration with its recurrent layer `depth` times."""
+        layers, first = list(range(self.base.num_hidden_layers)), self.n_prelude
+        return take_layers(self.base, layers[:first] + [first] * depth + layers[first + 1:])
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

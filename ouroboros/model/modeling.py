@@ -21,8 +21,6 @@ from .configuration import PROJECTIONS, OuroborosConfig, check_whole
 from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
-MASKS = {"full_attention": masking_utils.create_causal_mask,
-         "sliding_attention": masking_utils.create_sliding_window_causal_mask}
 # what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
 KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 LOSS = {"num_items_in_batch", "shift_labels", "ignore_index"}
@@ -168,44 +166,42 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         that isn't (B, S), and packed documents with a mask or a cache.
         """
         depth = self._depth(depth, cache)
-        model, config = self.base.model, self.config
-        first, last = config.n_prelude, config.n_prelude + depth
-        h = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
         seen = 0 if cache is None else cache.get_seq_length()
-        if attention_mask is not None and attention_mask.shape != (h.shape[0], seen + h.shape[1]):
+        if attention_mask is not None and attention_mask.shape != (tokens.shape[0], seen + tokens.shape[1]):
             raise InputError(f"attention_mask of shape {tuple(attention_mask.shape)}: must be (batch, tokens), here "
-                             f"{(h.shape[0], seen + h.shape[1])}")
-        documents = _documents(position_ids, attention_mask, h)
+                             f"{(tokens.shape[0], seen + tokens.shape[1])}")
+        documents = _documents(position_ids, attention_mask, tokens)
         if documents and cache is not None:
             raise InputError("position_ids: begin again within a row, and packed documents have no key/value cache; "
                              "pass use_cache=False")
         if position_ids is None:
-            position_ids = _positions(h, attention_mask, seen)
-        rotary = model.rotary_emb(h, position_ids)
-        masks = _masks(config, h, attention_mask, position_ids, cache)
+            position_ids = _positions(tokens, attention_mask, seen)
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
-
-        def arguments(index: int, slot: int) -> dict:
-            past = None if cache is None else Slot(cache, slot)
-            return dict(attention_mask=masks[index], position_ids=position_ids, position_embeddings=rotary,
-                        past_key_values=past, use_cache=cache is not None, **kernel)
-
-        states = [h]
-        for index in range(first):
-            states.append(model.layers[index](states[-1], **arguments(index, index)))
         if getattr(self.recurrent_layer, "gradient_checkpointing", False):  # the step is recomputed as a whole: the
             self.recurrent_layer.gradient_checkpointing = False  # layer alone would be without its modulation by then
         layer = self.recurrent_layer.__call__
         places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
         apply = self.recurrence if cache is None else self.recurrence._call_impl
-        for step in range(depth):
-            past = None if cache is None else cache.means[step]
-            states.append(apply(states[-1], step, layer, places, pooled, past, **arguments(first, first + step)))
-        for slot, index in enumerate(range(first + 1, len(model.layers)), last):
-            states.append(model.layers[index](states[-1], **arguments(index, slot)))
-        states[-1] = model.norm(states[-1])
-        return states
+        means, states = [None] * depth if cache is None else cache.means, []
+
+        def step(t: int) -> Callable:
+            return lambda h, **arguments: apply(h, t, layer, places, pooled, means[t], **arguments)
+
+        def in_slot(slot: int, call: Callable) -> Callable:
+            def called(h: torch.Tensor, past_key_values: Cache | None = None, **arguments) -> torch.Tensor:
+                states.append(h)
+                return call(h, past_key_values=None if cache is None else Slot(cache, slot), **arguments)
+            return called
+
+        model, first = self.base.model, self.config.n_prelude
+        calls = [*model.layers[:first], *map(step, range(depth)), *model.layers[first + 1:]]
+        looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
+        looped.__dict__ |= {"layers": [in_slot(*pair) for pair in enumerate(calls)], "config": self.config.looped(depth)}
+        out = type(model).forward(looped, input_ids, attention_mask, position_ids, cache, inputs_embeds,
+                                  use_cache=cache is not None, return_dict=True, **kernel)
+        return [*states, out.last_hidden_state]
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
         depth = check_whole("depth", (self.config if cache is None else cache).depth if depth is None else depth, 1)
@@ -353,15 +349,6 @@ def _positions(h: torch.Tensor, mask: torch.Tensor | None, seen: int) -> torch.T
     if mask is None:
         return torch.arange(seen, seen + h.shape[1], device=h.device)[None]
     return (mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
-
-
-def _masks(config: OuroborosConfig, h: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor,
-           cache: RecurrentCache | None) -> list:
-    """Each kept layer's attention mask: causal under every implementation, sliding where the base says so."""
-    arguments = dict(config=config.base, inputs_embeds=h, attention_mask=mask, past_key_values=cache,
-                     position_ids=positions)
-    made = {kind: MASKS[kind](**arguments) for kind in set(config.layer_kinds)}
-    return [made[kind] for kind in config.layer_kinds]
 
 
 AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)

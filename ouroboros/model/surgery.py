@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import InputError
 from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
-from .configuration import FAMILIES, PROJECTIONS, Split
+from .configuration import FAMILIES, PROJECTIONS, Split, take_layers
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
@@ -134,13 +134,9 @@ def _checked(base: Base) -> Base:
 
 def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
     """The configuration of the base with the kept layers only."""
-    kept = kept_layers(config.num_hidden_layers, split)
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers = len(kept)
+    cut = take_layers(copy.deepcopy(config), kept_layers(config.num_hidden_layers, split))
     if gguf_file_of(config):
         del cut.quantization_config  # of the file that the base was read from: the kept tensors are plain
-    if getattr(config, "layer_types", None):
-        cut.layer_types = [config.layer_types[i] for i in kept]
     return cut
 
 
