@@ -14,7 +14,10 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
+FAMILIES = (  # model types whose loop is compared with the base's own cut, tests/test_families.py
+    "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3", "stablelm", "gemma", "gemma2",
+    "gemma3_text", "granite", "cohere", "cohere2", "ministral3", "exaone4", "ernie4_5", "helium", "hunyuan_v1_dense",
+    "seed_oss")
 PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an entry a layer
 POOLINGS = ("causal", "sequence")
 COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more

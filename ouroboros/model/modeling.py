@@ -4,6 +4,7 @@ Shapes: B batch, T positions, d width, V vocabulary.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -100,10 +101,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["recurrence"]
 
     def __init__(self, config: OuroborosConfig):
+        self._supports_sdpa = AutoModelForCausalLM._model_mapping[type(config.base)]._supports_sdpa
         super().__init__(config)
         if config.base.num_hidden_layers != (kept := config.n_prelude + 1 + config.n_coda):
             raise InputError(f"base: its configuration has {config.base.num_hidden_layers} layers, the split keeps "
@@ -175,8 +176,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if documents and cache is not None:
             raise InputError("position_ids: begin again within a row, and packed documents have no key/value cache; "
                              "pass use_cache=False")
-        if position_ids is None:
-            position_ids = _positions(tokens, attention_mask, seen)
+        if position_ids is None and attention_mask is not None:  # padding on the left doesn't count
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
         if getattr(self.recurrent_layer, "gradient_checkpointing", False):  # the step is recomputed as a whole: the
             self.recurrent_layer.gradient_checkpointing = False  # layer alone would be without its modulation by then
@@ -197,8 +198,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
         model, first = self.base.model, self.config.n_prelude
         calls = [*model.layers[:first], *map(step, range(depth)), *model.layers[first + 1:]]
+        layers = [in_slot(slot, call) for slot, call in enumerate(calls)]
         looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
-        looped.__dict__ |= {"layers": [in_slot(*pair) for pair in enumerate(calls)], "config": self.config.looped(depth)}
+        looped.__dict__ |= {"layers": layers, "config": self.config.looped(depth)}
         out = type(model).forward(looped, input_ids, attention_mask, position_ids, cache, inputs_embeds,
                                   use_cache=cache is not None, return_dict=True, **kernel)
         return [*states, out.last_hidden_state]
@@ -250,12 +252,13 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             raise InputError("output_attentions: a step's attention isn't kept; register a forward hook on "
                              "model.recurrent_layer.self_attn")
         kwargs.pop("cache_position", None)  # older code's: where the cache ends
-        if unknown := sorted(kwargs.keys() - KERNEL):
+        if unknown := sorted(kwargs.keys() - KERNEL - LOSS):
             raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
+        kernel = {name: kwargs[name] for name in KERNEL & kwargs.keys()}
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         packed = attention_mask is None and _documents(position_ids, None, tokens) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
-        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kwargs)
+        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kernel)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPast(states[-1], cache, hidden_states=tuple(states) if shown else None)
 
@@ -291,13 +294,12 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         Labels are shifted inside, -100 is ignored. `logits_to_keep` last positions, or those at its indices, get
         logits; 0 means all. The rest is as in `OuroborosModel.forward`.
         """
-        of_loss = {name: kwargs.pop(name) for name in LOSS & kwargs.keys()}
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, depth,
-                         output_hidden_states, return_dict=True, **kwargs)
-        logits, loss = _logits(self.base, out.last_hidden_state, logits_to_keep), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.base.vocab_size, **of_loss)
-        return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states)
+        base = copy.copy(self.base)  # the base's own forward makes logits and loss of what the loop gives
+        loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states,
+                                 return_dict=True)
+        base.__dict__["_modules"] = base._modules | {base.base_model_prefix: loop}
+        return type(base).forward(base, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
+                                  use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         """As transformers', with the cache that `forward` makes. Raises InputError where another kind is asked for."""
@@ -321,13 +323,6 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         return generation_config, arguments
 
 
-def _logits(base: PreTrainedModel, h: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
-    """(B, T, d) last states -> logits as the base's own class makes them, with its soft caps and multipliers."""
-    given = copy.copy(base)
-    given.__dict__["_modules"] = base._modules | {base.base_model_prefix: lambda **_: BaseModelOutputWithPast(h)}
-    return type(base).forward(given, inputs_embeds=h, logits_to_keep=kept, return_dict=True).logits
-
-
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens: torch.Tensor) -> list[int] | None:
     """The lengths of packed documents, row after row, where position ids begin again within a row; else None."""
     if positions is None or positions.shape[-1] == 1:
@@ -342,13 +337,6 @@ def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens
         return None
     rows = torch.arange(tokens.shape[0], device=index.device)[:, None] * index.shape[1]  # no document spans two
     return (rows + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
-
-
-def _positions(h: torch.Tensor, mask: torch.Tensor | None, seen: int) -> torch.Tensor:
-    """(B or 1, T) position ids of the new tokens; padding on the left doesn't count."""
-    if mask is None:
-        return torch.arange(seen, seen + h.shape[1], device=h.device)[None]
-    return (mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
 
 
 AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)

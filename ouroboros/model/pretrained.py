@@ -41,7 +41,7 @@ class ConvertedModel:
                   revision: str | None = None, gguf_file: str | None = None, subfolder: str = "",
                   dtype: torch.dtype | str | None = None, attn_implementation: str | None = None, device_map=None,
                   **options) -> "ConvertedModel":
-        """Convert a pretrained dense Qwen2, Qwen3, Llama or Mistral model (system.md 2 and 3).
+        """Convert a pretrained model of one of the FAMILIES (system.md 2 and 3).
 
         `base` is a folder, a hub name (with a `revision`), a GGUF file, a folder or repository with a `gguf_file`, or a
         model in memory. Safetensors are read a tensor at a time, GGUF whole and dequantised to float32. `dtype` is the
@@ -56,7 +56,7 @@ class ConvertedModel:
         source = open_base(base, revision, gguf_file, subfolder, **hub)
         config = OuroborosConfig(base=cut_config(source.config, split), **options)
         config.base_reference = source.reference()
-        own = source.weights["model.norm.weight"].dtype
+        own = source.weights["model.embed_tokens.weight"].dtype
         found = own if dtype in (None, "auto") else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if found not in FLOATS:
             raise InputError(f"dtype {dtype!r}: must be one of {', '.join(str(kind) for kind in FLOATS)} or 'auto'")
@@ -207,7 +207,7 @@ class ConvertedModel:
         if (found := sha256(tensors)) != stored.weights_sha256:
             raise InputError(f"{folder}: the weights were altered, sha256 {found}, config.json says "
                              f"{stored.weights_sha256}; save or fetch them again")
-        if "base.model.norm.weight" not in tensors:  # cloned: a base in memory keeps its own, a file may be replaced
+        if "base.model.embed_tokens.weight" not in tensors:  # cloned: a base in memory keeps its own, a file may change
             kept = {f"base.{name}": tensor.clone()
                     for name, tensor in _kept_of_reference(stored, folder, base, gguf_file, hub)}
         adapter = dict(kwargs.pop("adapter_kwargs", None) or {})  # from an Auto class, with the path

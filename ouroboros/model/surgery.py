@@ -16,6 +16,7 @@ from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf
 from .configuration import FAMILIES, PROJECTIONS, Split, take_layers
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+WEIGHTS = {f"{parent}.{name}.weight" for name, parent in PROJECTIONS.items()}
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
 FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
 FULL_SHARE = 1 / 16  # and where more than this share of the triplets is wanted the randomized SVD would err by over 1 %
@@ -114,22 +115,30 @@ def _checked(base: Base) -> Base:
     for match in filter(None, map(LAYER.fullmatch, base.weights)):
         if not match[2].endswith(HARMLESS):
             layers.setdefault(int(match[1]), set()).add(match[2])
-    for index in range(getattr(base.config, "num_hidden_layers", 0)):
-        for name, parent in PROJECTIONS.items():
-            if f"{parent}.{name}.weight" not in layers.get(index, ()):
-                present = {name.removesuffix(".weight") for name in layers.get(index, ())
-                           if name.endswith(("weight", "proj"))}
-                raise InputError(f"{base}: layer {index} has no {parent}.{name} (it has "
-                                 f"{', '.join(sorted(present)) or 'no weights'}); fused projections and mixtures of "
-                                 f"experts aren't supported, choose a dense {', '.join(FAMILIES)} model")
     if base.config.model_type not in FAMILIES:
-        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, its layers may be "
-                         f"called otherwise; one of {', '.join(FAMILIES)}")
+        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
+                         f"{_why(layers.get(0, set()))}; one of {', '.join(FAMILIES)}")
+    for index in range(base.config.num_hidden_layers):
+        if missing := WEIGHTS - layers.get(index, set()):
+            raise InputError(f"{base}: layer {index} has no {min(missing)}; give the base's own weights, not quantised")
     for index, names in layers.items():
         if odd := names if index >= base.config.num_hidden_layers else names ^ layers[0]:
             raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer that config.json "
                              "says, or in more; give the base's own config.json and weights")
     return base
+
+
+def _why(names: set[str]) -> str:
+    """What sets the layers of another family apart, by the names of one layer's tensors."""
+    if any("expert" in name for name in names):
+        return "its MLPs are mixtures of experts"
+    if any(fused in name for name in names for fused in ("qkv", "gate_up")):
+        return "its projections are fused"
+    if any(name.startswith("mlp.") for name in names) and "mlp.gate_proj.weight" not in names:
+        return "its MLPs have two matrices, no gate projection"
+    if not names >= WEIGHTS:
+        return "its layers name their projections otherwise"
+    return "its layers may depend on more than they are given"
 
 
 def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
