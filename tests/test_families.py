@@ -6,6 +6,7 @@ from models import FAMILIES, OTHERS, convert, ids, shake, small_base
 
 from ouroboros import OuroborosForCausalLM
 from ouroboros.model import configuration
+from ouroboros.model.modulation import places_in
 
 REMOVED = (1, 2, 4)  # by the split of `convert`
 KEPT = dict(modulation="none", gate=False, step_norm=False, depth=1)
@@ -34,6 +35,12 @@ def test_one_plain_step_is_the_bases_own_cut(family, attention):
     assert (whole - expected).abs().max() > 1e-2  # the removed layers do something
     torch.testing.assert_close(model(ids()).logits, expected, rtol=0, atol=1e-5)
     torch.testing.assert_close(model(ids(), logits_to_keep=2).logits, expected[:, -2:], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_each_projection_has_its_own_diagonal(family):
+    model = convert(small_base(family, None))
+    assert [id(projection) for projection in model.projections] == places_in(model.recurrent_layer)
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -4,7 +4,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..errors import InputError
-from .configuration import OuroborosConfig
+from .configuration import OuroborosConfig, take_layers
 
 
 class RunningMean(DynamicLayer):
@@ -44,7 +44,7 @@ class RecurrentCache(DynamicCache):
     """
 
     def __init__(self, config: OuroborosConfig, depth: int, pools: bool):
-        slots = DynamicCache(config=config.looped(depth)).layers
+        slots = DynamicCache(config=take_layers(config.base, config.order(depth))).layers
         means = [RunningMean() for _ in range(depth if pools else 0)]
         Cache.__init__(self, layers=slots + means)
         self.depth, self.means = depth, means or [None] * depth

@@ -126,10 +126,10 @@ class OuroborosConfig(PretrainedConfig):
         """Prelude, recurrent layer and coda."""
         return Split(prelude=self.n_prelude, recurrent=self.recurrent_layer, coda=self.n_coda)
 
-    def looped(self, depth: int) -> PretrainedConfig:
-        """The base's configuration with its recurrent layer `depth` times."""
-        layers, first = list(range(self.base.num_hidden_layers)), self.n_prelude
-        return take_layers(self.base, layers[:first] + [first] * depth + layers[first + 1:])
+    def order(self, depth: int) -> list[int]:
+        """Indices of the kept layers as they are applied: prelude, the recurrent one `depth` times, coda."""
+        layers = list(range(self.base.num_hidden_layers))
+        return layers[:self.n_prelude] + [self.n_prelude] * depth + layers[self.n_prelude + 1:]
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

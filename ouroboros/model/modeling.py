@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ..errors import InputError
 from .cache import RecurrentCache, RunningMean, Slot
-from .configuration import PROJECTIONS, OuroborosConfig, check_whole
+from .configuration import PROJECTIONS, OuroborosConfig, check_whole, take_layers
 from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
@@ -200,7 +200,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         calls = [*model.layers[:first], *map(step, range(depth)), *model.layers[first + 1:]]
         layers = [in_slot(slot, call) for slot, call in enumerate(calls)]
         looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
-        looped.__dict__ |= {"layers": layers, "config": self.config.looped(depth)}
+        looped.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
         out = type(model).forward(looped, input_ids, attention_mask, position_ids, cache, inputs_embeds,
                                   use_cache=cache is not None, return_dict=True, **kernel)
         return [*states, out.last_hidden_state]

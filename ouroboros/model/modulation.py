@@ -117,7 +117,7 @@ class Controller(nn.Module):
     The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
     """
 
-    pools = True  # over earlier tokens; a class that doesn't say is taken to
+    pools = reads = True  # earlier tokens, any tokens; a class that doesn't say is taken to
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -143,7 +143,7 @@ class Controller(nn.Module):
 class StaticModulation(nn.Module):
     """The comparison: a learned diagonal per step and projection, blind to the input (system.md 6)."""
 
-    pools = False
+    pools = reads = False
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()

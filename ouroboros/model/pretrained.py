@@ -14,14 +14,14 @@ import torch
 from accelerate import dispatch_model
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
-from transformers import AutoConfig, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.integrations.accelerate import _get_device_map, check_and_set_device_map
 from transformers.utils import logging
 
 from ..errors import InputError
-from .checkpoint import FLOATS, TOKENIZER, Checkpoint, check_tied, read_config, resolve, sha256
-from .configuration import AS_BASE, OuroborosConfig
-from .surgery import cut_config, kept_tensors, open_base, residual_bases
+from .checkpoint import FLOATS, TOKENIZER, Checkpoint, check_tied, read_config, resolve, sha256, tensors_of
+from .configuration import AS_BASE, PROJECTIONS, OuroborosConfig, take_layers
+from .surgery import cut_config, kept_tensors, open_base, residual_bases, taken_tensors
 
 logger = logging.get_logger(__name__)
 FIELDS = set(inspect.signature(OuroborosConfig).parameters) - {"base", "base_reference", "weights_sha256", "kwargs"}
@@ -77,6 +77,30 @@ class ConvertedModel:
         if device_map is not None:
             dispatch_model(model, _get_device_map(model, check_and_set_device_map(device_map), None, None))
         return model.eval()
+
+    @torch.no_grad()
+    def unroll(self, depth: int | None = None) -> PreTrainedModel:
+        """The same function as a plain, deeper model of the base's own class: each step a layer with its own weights.
+
+        A step's W + (alpha / r) B diag(m) A is merged in the base's dtype. Raises InputError for a gate, step norms and
+        a modulation that reads the hidden states, which no weights take the place of, and for adapters on the base.
+        """
+        depth, first, loop = self._depth(depth, None), self.config.n_prelude, self.recurrence
+        reads = loop.modulation is not None and getattr(loop.modulation, "reads", True)
+        for part, there in (("gate", loop.gate), ("step norms", loop.step_norm), ("modulation by the state", reads)):
+            if there:
+                raise InputError(f"unroll: a plain model has no {part}; convert with gate=False, step_norm=False and "
+                                 "modulation 'static' or 'none'")
+        order = self.config.order(depth)
+        config = copy.deepcopy(take_layers(self.config.base, order))
+        plain = AutoModelForCausalLM.from_config(config, dtype=self.dtype).to(self.device)
+        kept = {name: tensor for name, tensor in tensors_of(self.base).items() if not name.endswith((".A", ".B"))}
+        _copy(plain, taken_tensors(kept, order))
+        for step in range(depth if self.projections else 0):
+            m = loop.modulation(self.get_input_embeddings().weight[None, :1], min(step, loop.max_steps - 1), None)
+            for (name, parent), projection, d in zip(PROJECTIONS.items(), self.projections, m[0, 0], strict=True):
+                plain.get_submodule(f"model.layers.{first + step}.{parent}.{name}").weight += projection.update(d)
+        return plain.eval()
 
     def save_pretrained(self, save_directory, self_contained: bool | None = None, state_dict: dict | None = None,
                         push_to_hub: bool = False, **kwargs):

@@ -149,15 +149,19 @@ def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
     return cut
 
 
-def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the kept layers under their new indices, embeddings, last norm and head; one at a time."""
-    place = {old: new for new, old in enumerate(kept_layers(base.config.num_hidden_layers, split))}
-    for name in (name for name in base.weights if not name.endswith(HARMLESS)):
+def taken_tensors(weights: Mapping[str, torch.Tensor], order: list[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the layers in `order` under their new indices, embeddings, last norm and head; one at a time."""
+    for name in (name for name in weights if not name.endswith(HARMLESS)):
         match = LAYER.fullmatch(name)
         if match is None:
-            yield name, base.weights[name]
-        elif int(match[1]) in place:
-            yield f"model.layers.{place[int(match[1])]}.{match[2]}", base.weights[name]
+            yield name, weights[name]
+        for new in [new for new, old in enumerate(order) if match and old == int(match[1])]:
+            yield f"model.layers.{new}.{match[2]}", weights[name]
+
+
+def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the base with the kept layers only."""
+    return taken_tensors(base.weights, kept_layers(base.config.num_hidden_layers, split))
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
