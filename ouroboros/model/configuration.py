@@ -19,6 +19,7 @@ FAMILIES = (  # model types whose loop is compared with the base's own cut, test
     "gemma3_text", "granite", "cohere", "cohere2", "ministral3", "exaone4", "ernie4_5", "helium", "hunyuan_v1_dense",
     "seed_oss")
 PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an entry a layer
+SINKS = 4  # first positions of a text, where the residual stream is far larger than elsewhere
 POOLINGS = ("causal", "sequence")
 COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more
 AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration

@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ..errors import InputError
 from .cache import RecurrentCache, RunningMean, Slot
-from .configuration import PROJECTIONS, OuroborosConfig, check_whole, take_layers
+from .configuration import PROJECTIONS, SINKS, OuroborosConfig, check_whole, take_layers
 from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
@@ -41,6 +41,28 @@ class StepNorm(nn.Module):
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return (x * self.weight[t]).to(h.dtype)
+
+    @torch.no_grad()
+    def match(self, forward: Callable[[], object], mask: torch.Tensor | None = None) -> list[float]:
+        """Start where the stream is: while `forward` runs the loop, each step's weight becomes the root mean square of
+        what that step reads, the median over tokens without each row's first SINKS and those where `mask` (B, T) is 0.
+
+        Returns it, a number a step; later steps have the last one (protocol.md `matched`).
+        """
+        found = []
+
+        def measure(module, inputs) -> None:
+            h, t = inputs
+            h = h[:, SINKS:] if mask is None else h[:, SINKS:][mask[:, SINKS:].bool()]
+            found.append(h.float().square().mean(-1).sqrt().median().item())
+            self.weight[t:] = found[-1]
+
+        hook = self.register_forward_pre_hook(measure)
+        try:
+            forward()
+        finally:
+            hook.remove()
+        return found
 
 
 class Gate(nn.Module):
