@@ -66,8 +66,7 @@ class OuroborosConfig(PretrainedConfig):
         gate, step_norm: whether the recurrence has them.
         gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
         state_width, step_width, hidden_width, output_width: Controller widths, system.md 4.
-        base_reference: `name`, `revision` and `sha256` of the base's weights, and `gguf_file` where one holds them;
-            None if the model wasn't converted.
+        base_reference: `name`, `revision`, `sha256` of the base's weights and any `gguf_file`; empty if not converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
 
     Raises InputError for a value out of range.
@@ -89,7 +88,7 @@ class OuroborosConfig(PretrainedConfig):
         self.gate, self.step_norm, self.gate_bias = gate, step_norm, gate_bias
         self.state_width, self.step_width = state_width, step_width
         self.hidden_width, self.output_width = hidden_width, output_width
-        self.base_reference, self.weights_sha256, self.use_cache = base_reference, weights_sha256, use_cache
+        self.base_reference, self.weights_sha256, self.use_cache = base_reference or {}, weights_sha256, use_cache
         from .modulation import MODULATIONS  # here: that file reads this one
 
         for field, choices in (("modulation", (*MODULATIONS, "none")), ("pooling", POOLINGS)):
@@ -102,9 +101,8 @@ class OuroborosConfig(PretrainedConfig):
             if isinstance(value, bool) != flag or not isinstance(value, Real) or not isfinite(value):
                 raise InputError(f"{field} {value!r}: must be {'true or false' if flag else 'a number'}")
         if base is not None:
-            kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
-            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                kwargs.setdefault(token, getattr(base, token, None))
+            defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+            kwargs = {name: getattr(base, name, None) for name in defaults} | kwargs
             kwargs |= {name: getattr(base, name, None) for name in AS_BASE}
         super().__init__(**kwargs)
 

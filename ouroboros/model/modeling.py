@@ -44,10 +44,10 @@ class StepNorm(nn.Module):
 
     @torch.no_grad()
     def match(self, forward: Callable[[], object], mask: torch.Tensor | None = None) -> list[float]:
-        """Start where the stream is: while `forward` runs the loop, each step's weight becomes the root mean square of
-        what that step reads, the median over tokens without each row's first SINKS and those where `mask` (B, T) is 0.
+        """Start where the stream is (docs/protocol.md, matched): `forward` runs the loop; a number a step.
 
-        Returns it, a number a step; later steps have the last one (protocol.md `matched`).
+        A step's weights become the root mean square of what it reads, the median over tokens but each row's first SINKS
+        and those where `mask` (B, T) is 0; steps that `forward` doesn't reach have the last one's.
         """
         found = []
 
@@ -114,9 +114,8 @@ class Recurrence(GradientCheckpointingLayer):
 class OuroborosModel(ConvertedModel, PreTrainedModel):
     """A cut base model whose recurrent layer is applied `depth` times; only `recurrence` is trained.
 
-    `base` is the base model's own class with the kept layers, its head too, so that one file is read with and without
-    head. All its weights are frozen, and so are the SVD bases. `recurrence` stays in float32 when the base is in half
-    precision.
+    `base` is the base's own class with the kept layers, its head too, so that one file is read with and without head.
+    Its weights and the SVD bases are frozen; `recurrence` stays in float32 beside a base in half precision.
     """
 
     config_class = OuroborosConfig
@@ -139,8 +138,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 linear = getattr(part, name)
                 if config.rank > min(linear.weight.shape):
                     raise InputError(f"rank {config.rank}: larger than projection {name}, which is "
-                                     f"{linear.out_features} x {linear.in_features}; choose at most "
-                                     f"{min(linear.weight.shape)}")
+                                     f"{linear.out_features} x {linear.in_features}; choose its smaller side or less")
                 setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha))
         self.recurrence = Recurrence(config)
         self.post_init()
@@ -180,8 +178,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                depth: int | None = None, position_ids: torch.Tensor | None = None,
                inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None,
                **kernel) -> list[torch.Tensor]:
-        """(B, T) token ids -> the hidden states (B, T, d): embeddings, after each prelude layer, recurrence step and
-        coda layer, the last one normed.
+        """(B, T) token ids -> states (B, T, d): embeddings, after each prelude layer, step, coda layer; last normed.
 
         `attention_mask` (B, S) covers the tokens in `cache` too. Padding on either side neither enters the pool nor
         changes other rows. Where `position_ids` begin again within a row, documents are packed: neither attention nor
@@ -196,8 +193,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                              f"{(tokens.shape[0], seen + tokens.shape[1])}")
         documents = _documents(position_ids, attention_mask, tokens)
         if documents and cache is not None:
-            raise InputError("position_ids: begin again within a row, and packed documents have no key/value cache; "
-                             "pass use_cache=False")
+            raise InputError("position_ids: begin again within a row, and packed documents need use_cache=False")
         if position_ids is None and attention_mask is not None:  # padding on the left doesn't count
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
@@ -209,18 +205,17 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         apply = self.recurrence if cache is None else self.recurrence._call_impl
         means, states = [None] * depth if cache is None else cache.means, []
 
-        def step(t: int) -> Callable:
-            return lambda h, **arguments: apply(h, t, layer, places, pooled, means[t], **arguments)
-
-        def in_slot(slot: int, call: Callable) -> Callable:
+        def in_slot(slot: int, call: Callable, *of_step) -> Callable:
             def called(h: torch.Tensor, past_key_values: Cache | None = None, **arguments) -> torch.Tensor:
                 states.append(h)
-                return call(h, past_key_values=None if cache is None else Slot(cache, slot), **arguments)
+                past = None if cache is None else Slot(cache, slot)
+                return call(h, *of_step, past_key_values=past, **arguments)
             return called
 
         model, first = self.base.model, self.config.n_prelude
-        calls = [*model.layers[:first], *map(step, range(depth)), *model.layers[first + 1:]]
-        layers = [in_slot(slot, call) for slot, call in enumerate(calls)]
+        calls = [(kept,) for kept in model.layers]
+        calls[first:first + 1] = [(apply, t, layer, places, pooled, means[t]) for t in range(depth)]
+        layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
         looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
         looped.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
         out = type(model).forward(looped, input_ids, attention_mask, position_ids, cache, inputs_embeds,
@@ -244,8 +239,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             return None
         layers = (*self.base.model.layers, self.recurrence)
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            raise InputError("use_cache: layers under gradient checkpointing keep no keys and values; call eval() "
-                             "first, or pass use_cache=False")
+            raise InputError("use_cache: layers under gradient checkpointing keep no keys and values; call eval()")
         if leaks:
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
@@ -271,14 +265,12 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")
         if kwargs.pop("output_attentions", None) or self.config.output_attentions:
-            raise InputError("output_attentions: a step's attention isn't kept; register a forward hook on "
-                             "model.recurrent_layer.self_attn")
+            raise InputError("output_attentions: isn't kept; use a forward hook on model.recurrent_layer.self_attn")
         kwargs.pop("cache_position", None)  # older code's: where the cache ends
         if unknown := sorted(kwargs.keys() - KERNEL - LOSS):
             raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
         kernel = {name: kwargs[name] for name in KERNEL & kwargs.keys()}
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        packed = attention_mask is None and _documents(position_ids, None, tokens) is not None
+        packed = attention_mask is None and _documents(position_ids, None, position_ids) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
         states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kernel)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -317,8 +309,7 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         logits; 0 means all. The rest is as in `OuroborosModel.forward`.
         """
         base = copy.copy(self.base)  # the base's own forward makes logits and loss of what the loop gives
-        loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states,
-                                 return_dict=True)
+        loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)
         base.__dict__["_modules"] = base._modules | {base.base_model_prefix: loop}
         return type(base).forward(base, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
                                   use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs)

@@ -37,8 +37,7 @@ def diagonal_of(module: nn.Module) -> torch.Tensor | None:
 class ModulatedLinear(nn.Linear):
     """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
 
-    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). Where no m is emitted it is
-    the linear layer as it was, bit for bit.
+    `A` (r, in), `B` (out, r): the truncated SVD of the mean residual (system.md 3). Without m, the layer as it was.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):

@@ -40,11 +40,6 @@ def kept_layers(n_layers: int, split: Split) -> list[int]:
     return [*range(prelude), recurrent, *range(n_layers - coda, n_layers)]
 
 
-def removed_layers(n_layers: int, split: Split) -> list[int]:
-    """Indices of the layers that the mean residual is taken over."""
-    return sorted(set(range(n_layers)) - set(kept_layers(n_layers, split)))
-
-
 @dataclasses.dataclass(frozen=True)
 class Base:
     """A pretrained causal LM to convert: its configuration, its tensors, and what names it."""
@@ -93,9 +88,7 @@ def _named(base: Base, name: str | None) -> Base:
         found = open_base(name, None, gguf_file_of(base.config), local_files_only=True)
     except InputError:
         return base
-    same = found.weights.keys() == base.weights.keys() and all(
-        tensor.dtype == base.weights[name].dtype and torch.equal(tensor, base.weights[name].to(tensor.device))
-        for name, tensor in found.weights.items())
+    same = sha256(found.weights) == sha256(base.weights)
     return dataclasses.replace(found, config=base.config, weights=base.weights) if same else base
 
 
@@ -130,15 +123,13 @@ def _checked(base: Base) -> Base:
 
 def _why(names: set[str]) -> str:
     """What sets the layers of another family apart, by the names of one layer's tensors."""
-    if any("expert" in name for name in names):
-        return "its MLPs are mixtures of experts"
-    if any(fused in name for name in names for fused in ("qkv", "gate_up")):
-        return "its projections are fused"
-    if any(name.startswith("mlp.") for name in names) and "mlp.gate_proj.weight" not in names:
-        return "its MLPs have two matrices, no gate projection"
-    if not names >= WEIGHTS:
-        return "its layers name their projections otherwise"
-    return "its layers may depend on more than they are given"
+    text = " ".join(names)
+    reasons = {"its MLPs are mixtures of experts": "expert" in text,
+               "its projections are fused": "qkv" in text or "gate_up" in text,
+               "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate_proj" not in text,
+               "its layers name their projections otherwise": not names >= WEIGHTS,
+               "its layers may depend on more than they are given": True}
+    return next(reason for reason, found in reasons.items() if found)
 
 
 def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
@@ -159,18 +150,14 @@ def taken_tensors(weights: Mapping[str, torch.Tensor], order: list[int]) -> Iter
             yield f"model.layers.{new}.{match[2]}", weights[name]
 
 
-def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the base with the kept layers only."""
-    return taken_tensors(base.weights, kept_layers(base.config.num_hidden_layers, split))
-
-
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
     """R = mean over the removed layers of (W_i - W), (out, in), of a recurrent projection, in float32 at least."""
     def weight(index: int) -> torch.Tensor:
         tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    removed = removed_layers(base.config.num_hidden_layers, split)
+    layers = range(base.config.num_hidden_layers)
+    removed = sorted(set(layers) - set(kept_layers(len(layers), split)))
     return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)
 
 
