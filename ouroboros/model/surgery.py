@@ -16,7 +16,7 @@ from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf
 from .configuration import FAMILIES, PROJECTIONS, Split, take_layers
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-WEIGHTS = {f"{parent}.{name}.weight" for name, parent in PROJECTIONS.items()}
+WEIGHTS = [f"{parent}.{name}.weight" for name, parent in PROJECTIONS.items()]
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
 FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
 FULL_SHARE = 1 / 16  # and where more than this share of the triplets is wanted the randomized SVD would err by over 1 %
@@ -112,8 +112,8 @@ def _checked(base: Base) -> Base:
         raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
                          f"{_why(layers.get(0, set()))}; one of {', '.join(FAMILIES)}")
     for index in range(base.config.num_hidden_layers):
-        if missing := WEIGHTS - layers.get(index, set()):
-            raise InputError(f"{base}: layer {index} has no {min(missing)}; give the base's own weights, not quantised")
+        if missing := [name for name in WEIGHTS if name not in layers.get(index, ())]:
+            raise InputError(f"{base}: layer {index} has no {missing[0]}; give the base's own, not quantised")
     for index, names in layers.items():
         if odd := names if index >= base.config.num_hidden_layers else names ^ layers[0]:
             raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer that config.json "
@@ -127,7 +127,7 @@ def _why(names: set[str]) -> str:
     reasons = {"its MLPs are mixtures of experts": "expert" in text,
                "its projections are fused": "qkv" in text or "gate_up" in text,
                "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate_proj" not in text,
-               "its layers name their projections otherwise": not names >= WEIGHTS,
+               "its layers name their projections otherwise": not names.issuperset(WEIGHTS),
                "its layers may depend on more than they are given": True}
     return next(reason for reason, found in reasons.items() if found)
 
