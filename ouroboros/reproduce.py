@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, inventory, overview
+from .analysis import claims, figures, inventory, overview, pages
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
@@ -52,7 +52,7 @@ class Output:
         """Write a table as CSV (10 digits) and Markdown (4 digits); returns it to be shown."""
         folder = self.root / "results" / self.results.profile.name / "tables"
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g"))
-        mark = claims.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
+        mark = pages.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
         write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
         return frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
 
@@ -152,7 +152,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
         running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
-        write_atomic(folder / "claims.md", claims.markdown(results))
+        write_atomic(folder / "claims.md", pages.markdown(results))
         write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
         for notebook in running:
             notebook.result()  # what it raised
@@ -292,12 +292,12 @@ def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
 
 # -------------------------------------------------------------------------------------------------------- commands
 
-def readme_block(*told: Results) -> str:
+def readme_block(*several: Results) -> str:
     """What stands between the verdict marks of README.md."""
-    return f"{BEGIN}\n{overview.page(*told)}\n{END}"
+    return f"{BEGIN}\n{overview.page(*several)}\n{END}"
 
 
-def _told(all_results: dict[str, Results], root: Path) -> list[Results]:
+def _shown(all_results: dict[str, Results], root: Path) -> list[Results]:
     """The profiles with committed logs whose verdicts open the README; those that weren't asked for are read."""
     return [all_results.get(profile) or load_results(profile, root)
             for profile in README_PROFILES if profile in committed(root)]
@@ -323,13 +323,13 @@ def reproduce(profiles: list[str], root: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             derive(results, root, Path(temporary))
             changed = _take_over(profile, root, Path(temporary))
-        print(f"{claims.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
+        print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
         write_atomic(root / LOGS, inventory.markdown(root, all_results))
     if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
         text = readme.read_text(encoding="utf-8")
-        if (new := _readme_with(readme_block(*_told(all_results, root)), text)) != text:
+        if (new := _readme_with(readme_block(*_shown(all_results, root)), text)) != text:
             write_atomic(readme, new)
 
 
@@ -383,5 +383,5 @@ def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
         return
-    if found := _same_text(text, _readme_with(readme_block(*_told(all_results, root)), text)):
+    if found := _same_text(text, _readme_with(readme_block(*_shown(all_results, root)), text)):
         yield f"README.md: {found}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import claims, text
+from . import pages, text
 from .comparisons import Comparisons
 from .results import Results, shown_depth
 from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict, verdicts
@@ -63,7 +63,7 @@ def page(*several: Results) -> str:
         f"Losses of the first minus the second, nats per token, 95 % intervals. `{name}`: {made} of "
         f"{len(first.profile.runs())} planned runs are there. {why_released(first)}", "",
         "## The paper's claims", "",
-        f"{claims.summary(*several)}", "",
+        f"{pages.summary(*several)}", "",
         "Why, and the rest, absolute values among it that can't be tested at these scales: "
         + ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several) + "."])
 
