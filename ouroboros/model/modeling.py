@@ -239,7 +239,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             return None
         layers = (*self.base.model.layers, self.recurrence)
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            raise InputError("use_cache: layers under gradient checkpointing keep no keys and values; call eval()")
+            raise InputError("use_cache: layers under gradient checkpointing keep none; call eval() or pass use_cache=False")
         if leaks:
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
@@ -310,7 +310,7 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         """
         base = copy.copy(self.base)  # the base's own forward makes logits and loss of what the loop gives
         loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)
-        base.__dict__["_modules"] = base._modules | {base.base_model_prefix: loop}
+        base.__dict__[base.base_model_prefix] = loop
         return type(base).forward(base, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
                                   use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs)
 
