@@ -239,7 +239,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             return None
         layers = (*self.base.model.layers, self.recurrence)
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            raise InputError("use_cache: layers under gradient checkpointing keep none; call eval(), or use_cache=False")
+            raise InputError("use_cache: layers under gradient checkpointing keep none; eval(), or use_cache=False")
         if leaks:
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
