@@ -128,7 +128,7 @@ def test_the_repositorys_notebooks_hold_no_outputs_and_have_parameters():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, 4).cells
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
-        profile = "tiny" if path.name == reproduce.TOUR else "tiny-first"  # which is read, never trained again
+        profile = "tiny" if path.name == reproduce.TOUR else "smollm2"  # the headline
         tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
         assert tagged == [f'profile = "{profile}"']
         assert cells[0].source.startswith("# ") and cells[0].source.splitlines()[0].endswith("?")
