@@ -528,7 +528,7 @@ def test_a_small_difference_is_told_as_small(documented):
     found = interval(Comparisons(documented, "corrected").difference("static", "controller", depth=4))
     assert verdict(found) == "worse within the margin"
     assert text.phrase(found, ("is behind", "is ahead", "is open")) == "is behind, within the margin"
-    assert "the Controller is ahead, within the margin" in text.advantage(documented, "corrected")
+    assert "The Controller is ahead, within the margin: " in text.advantage(documented, "corrected")
     judged = claims.judge(next(c for c in read_claims() if c.what == "Controller ahead of static at every depth"),
                           documented, "corrected")
     assert judged.verdict == "holds within the margin" and "smaller than the margin of 0.01 nats" in judged.why
@@ -581,12 +581,12 @@ def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
         if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
             write_run(root, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed))
     same = load_results("smoke", root)
-    assert text.newer(same, "corrected").endswith("none is told otherwise than on held-out text.")
+    assert "`corrected`: 4 of 4 verdicts on held-out text are the same on text" in text.newer(same, "corrected")
     for name, run in same.runs.items():
         if name.startswith("static-d1") and "corrected" in name:
             run.series["newer", "loss_t+1"] = Series([8], [1.0])
     words = text.newer(Results(profile, same.runs), "corrected")
-    assert "of 4 comparisons" in words and "1 are told otherwise" in words
+    assert "`corrected`: 3 of 4 verdicts" in words
     assert "static - Controller, depth 1 (worse on held-out, better on newer text)" in words
 
 

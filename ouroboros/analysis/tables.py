@@ -52,6 +52,36 @@ def interval_of(row: Mapping | None, name: str) -> Interval:
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_n"]))
 
 
+def sized(found: Interval) -> str:
+    """A mean with its interval, for where the number of seeds stands elsewhere."""
+    return str(found).rpartition(" (")[0]
+
+
+def brief(frame: pd.DataFrame, headings: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns of a table, {column: heading}, to be read: an interval in one cell, arms in words, four digits, and
+    no row whose intervals weren't run. Empty where the table lacks a column."""
+    if not set(headings) <= set(frame):
+        return pd.DataFrame()
+    measured = [column for column in headings if f"{column}_low" in frame]
+    if measured:
+        frame = frame[frame[[f"{column}_n" for column in measured]].gt(0).any(axis=1)]
+    rows = frame.to_dict("records")
+    return pd.DataFrame({heading: [_cell(row, column) for row in rows] for column, heading in headings.items()})
+
+
+def _cell(row: Mapping, column: str) -> str:
+    value = row[column]
+    if f"{column}_low" in row:
+        if pd.isna(row[f"{column}_n"]):  # a column that means nothing to this arm
+            return ""
+        return sized(interval_of(row, column))  # how many seeds is a column of its own
+    if column == "arm" and value in ARMS:
+        return ARMS[value].label.removeprefix("the ")
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.1f}" if column.startswith("%") else f"{value:.4g}"
+    return "" if value is pd.NA else str(value)
+
+
 def _base_cells(results: Results) -> pd.DataFrame:
     """The rows at the base rank and the chosen rate."""
     cells = results.cells
