@@ -34,7 +34,7 @@ from . import tables, text
 from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
 from .levels import LEVELS, levels_table
 from .results import Results, shown_depth
-from .statistics import FEWEST, Interval, family, interval, minus
+from .statistics import FEWEST, Interval, family, interval, minus, t_interval
 from .tables import interval_of
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
@@ -193,11 +193,31 @@ def _points(axis, points: Iterable[tuple[float, Interval]], label: str, across: 
         bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
         drawn = {"x": means, "y": places, "xerr": bars} if across else {"x": places, "y": means, "yerr": bars}
         axis.errorbar(**drawn, label=label, capsize=3, **style)
+        if not across and style.get("linestyle") != "none":
+            _band(axis, places, found, style)
+
+
+def _band(axis, places: Sequence, found: Sequence[Interval], style: dict) -> None:
+    """The 95 % interval along a line, where three seeds carry one."""
+    judged = [each.n >= FEWEST for each in found]
+    low, high = ([getattr(each, side) for each in found] for side in ("low", "high"))
+    axis.fill_between(places, low, high, where=judged, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _seeds(axis, lines: Iterable[tuple[Sequence, Sequence]], style: dict) -> None:
+    """Each seed as a thin line of its own, where there are too few for an interval."""
+    for places, values in lines:
+        axis.plot(places, values, color=style["color"], linewidth=0.6, alpha=0.7)
 
 
 def _parts(axis, parts: dict, label: str, shift: float = 0.0, **style) -> None:
     """The intervals of parts whose names end in a number, against that number, `shift` beside it."""
-    _points(axis, ((int(name.split()[-1]) + shift, found) for name, found in family(parts).items()), label, **style)
+    places = {name: int(name.split()[-1]) + shift for name in parts}
+    _points(axis, ((places[name], found) for name, found in family(parts).items()), label, **style)
+    few = sorted({seed for values in parts.values() if len(values) < FEWEST for seed in values})
+    of = {seed: [name for name in parts if seed in parts[name]] for seed in few}
+    _seeds(axis, (([places[name] for name in names], [parts[name][seed] for name in names])
+                  for seed, names in of.items()), style)
 
 
 def _forest(panels: dict[str, list[tuple[str, str, Interval]]], finding: str, x: str, sharex: bool = False):
@@ -346,17 +366,24 @@ def steps(results: Results, depth: int):
 
 @_shows_runs
 def training_curves(results: Results, arms: tuple[str, ...], depth: int):
-    """Held-out next-token loss during training, mean over seeds, at one depth."""
+    """Held-out next-token loss during training at one depth: the mean over seeds with its interval, or each seed."""
     curves = tables.curves(results, arms, depth)
 
     def draw(axis, found: Comparisons) -> None:
         for arm in arms:
             part = curves[(curves["protocol"] == found.protocol) & (curves["arm"] == arm)]
-            if not part.empty:
-                axis.plot(part["update"], part["value"], label=_name(arm, depth, found), **_style(arm))
+            if part.empty:
+                continue
+            means = part.groupby("update")["value"].mean()
+            axis.plot(means.index, means, label=_name(arm, depth, found), **_style(arm))
+            if part["seed"].nunique() >= FEWEST:
+                _band(axis, means.index, [t_interval(each) for _, each in part.groupby("update")["value"]], _style(arm))
+            else:
+                _seeds(axis, ((each["update"], each["value"]) for _, each in part.groupby("seed")), _style(arm))
 
     own = curves[curves["protocol"] == "corrected"]
-    slopes = {_words(arm): tables.last_slope(part) for arm, part in own.groupby("arm", sort=False)}
+    slopes = {_words(arm): tables.last_slope(part.groupby("update", as_index=False)["value"].mean())
+              for arm, part in own.groupby("arm", sort=False)}
     return _lines(results, text.shown_slopes(depth, slopes), "update", "next-token loss (nats per token)",
                   draw)
 

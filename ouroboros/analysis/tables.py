@@ -250,17 +250,17 @@ def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
 
 
 def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
-    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole
-    column), arm, update, value, n."""
-    parts, cells = [pd.DataFrame(columns=["protocol", "arm", "update", "value"])], _base_cells(results)
+    """The held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole column), arm, seed,
+    update, value."""
+    parts, cells = [pd.DataFrame(columns=["protocol", "arm", "seed", "update", "value"])], _base_cells(results)
     cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)
                   & cells["protocol"].isin(results.profile.protocols)]
     for row in cells[cells["status"] == "finished"].itertuples():
         if ARMS[row.arm].trained:
             results.note([row.run])
             part = curve(results.runs[row.run], "heldout", "loss_t+1")
-            parts.append(part.assign(protocol=row.protocol, arm=row.arm))
-    return _means(pd.concat(parts[1:] or parts)[list(parts[0])])
+            parts.append(part.assign(protocol=row.protocol, arm=row.arm, seed=row.seed))
+    return pd.concat(parts[1:] or parts)[list(parts[0])]
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

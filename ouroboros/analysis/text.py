@@ -490,8 +490,8 @@ def audit_rate(results: Results) -> list[str]:
             lines.append(f"All else `{column}` ({lead}). {' '.join(parts)}")
     arms = {protocol: [_row(reach, protocol=protocol, arm=arm) for arm in ("static", "controller")]
             for protocol in COLUMNS}
-    reached = [f"`{protocol}` {static['largest m']:.3g}, within a reach of about {static['reach of a table']:.3g} "
-               f"(the Controller's {controller['largest m']:.3g})"
+    reached = [f"`{protocol}` {static['largest m']:.3g}, beside {static['reach of a table']:.3g} at the whole matrix "
+               f"rate each update (the Controller's: {controller['largest m']:.3g})"
                for protocol, (static, controller) in arms.items()
                if static and controller and static["largest m_n"] and controller["largest m_n"]]
     if reached:
@@ -647,14 +647,15 @@ def shown_overview(results: Results) -> str:
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
     cut, lora = (interval(found.difference("controller", other, depth=depth)) for other in ("cut", "lora"))
     return (compared(cut, "the Controller", "the cut model", f" at depth {depth}") + ". "
-            + compared(lora, "it", "LoRA on the cut model"))
+            + compared(lora, "the loop", "LoRA on the cut model"))
 
 
 def shown_by_depth(leads: dict[int, Interval]) -> str:
     """Controller minus static at the shallowest and the deepest depth."""
     (shallow, first), *deeper = leads.items()
-    return ". ".join([compared(first, "the Controller", "the static table", f" at depth {shallow}"),
-                      *(compared(found, "it", "the table", f" at depth {depth}") for depth, found in deeper)])
+    said = [compared(first, "the Controller", "the static table", f" at depth {shallow}")]
+    return ". ".join(said + [compared(found, "the Controller", "the table", f" at depth {depth}")
+                             for depth, found in deeper])
 
 
 def shown_configurations(leads: dict[str, Interval]) -> str:
