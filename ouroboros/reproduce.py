@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, inventory, overview, tables, text
+from .analysis import claims, figures, inventory, overview, pages, tables, text
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
@@ -75,7 +75,7 @@ class Output:
         """
         folder = self.root / "results" / self.results.profile.name / "tables"
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g"))
-        mark = claims.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
+        mark = pages.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
         write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
         rounded = frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
         return Shown(rounded, title or name, f"../tables/{name}.csv") if len(rounded) else None
@@ -191,7 +191,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
         running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
-        write_atomic(folder / "claims.md", claims.markdown(results))
+        write_atomic(folder / "claims.md", pages.markdown(results))
         write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
         for notebook in running:
             notebook.result()  # what it raised
@@ -362,7 +362,7 @@ def reproduce(profiles: list[str], root: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             derive(results, root, Path(temporary))
             changed = _take_over(profile, root, Path(temporary))
-        print(f"{claims.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
+        print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
         write_atomic(root / LOGS, inventory.markdown(root, all_results))

@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros.analysis import claims, statistics, tables, text
+from ouroboros.analysis import claims, pages, statistics, tables, text
 from ouroboros.analysis.claims import judge
 from ouroboros.analysis.comparisons import INTERVENTIONS, Comparisons
 from ouroboros.analysis.ledger import Measure, read_claims
@@ -183,7 +183,7 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
     assert judged.parts[""].n == 2 and f"diverged, so in no mean: `{lost[0]}`" in judged.why
     judged = judge(LEDGER["gate_essential"], all_, "corrected")
     assert judged.verdict == "undecided" and all(name in judged.why for name in lost)
-    assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", claims.summary(some))
+    assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", pages.summary(some))
     assert lost[2] in text.gate(all_, "corrected")
     assert "diverged" not in text.gate(all_, "released")
 
@@ -232,7 +232,7 @@ def test_the_ledger_has_a_row_a_claim_and_protocol(results):
     assert len(table) == len(LEDGER) * 2 and not table[["claim", "reported", "verdict", "why"]].eq("").any(axis=None)
     row = table[(table["id"] == "rec") & (table["protocol"] == "corrected")].iloc[0]
     assert row["reported"] == "51.3 %" and row["recomputed"] == "51.3" and row["measured"].startswith("50 ")
-    text = claims.markdown(results)
+    text = pages.markdown(results)
     assert all(f"## {name}\n" in text for name in TRENDS) and "smoke" not in text
     assert all(f"| {name} " in text for name in LEDGER if name not in TRENDS)
     shown = text.partition("<details><summary>all of them")[0]
@@ -263,11 +263,11 @@ def test_the_command_prints_a_claim_as_text_and_as_data(tmp_path, capsys):
 
 
 def test_the_summary_follows_the_verdicts(results, flipped):
-    summary = claims.summary(results)
+    summary = pages.summary(results)
     run = [name for name in TRENDS if AS_REPORTED[name] != "no runs"]
     assert summary.count("\n") == len(run) + 1  # a row a claim, below the table's head
     assert re.search(r"ahead of static at every depth +\| holds +\| holds ", summary)
-    assert re.search(r"ahead of static at every depth +\| fails +\| fails ", claims.summary(flipped))
+    assert re.search(r"ahead of static at every depth +\| fails +\| fails ", pages.summary(flipped))
 
 
 # --------------------------------------------------------------------------------------------------- found, in words

@@ -135,7 +135,7 @@ MATPLOTLIBRC = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\nsavefig.dp
 ANALYSIS = """
 import sys
 from pathlib import Path
-from ouroboros.analysis import claims, figures, inventory, tables
+from ouroboros.analysis import claims, figures, inventory, pages, tables
 from ouroboros.analysis.results import load_results
 from ouroboros.reproduce import Output
 root, out = map(Path, sys.argv[1:])
@@ -144,7 +144,7 @@ output = Output(results, out)
 output.figure(figures.advantage(results), "advantage")
 output.table(tables.arm_table(results), "arms")
 out.mkdir(exist_ok=True)
-(out / "claims.md").write_bytes(claims.markdown(results).encode())
+(out / "claims.md").write_bytes(pages.markdown(results).encode())
 (out / "logs.md").write_bytes(inventory.markdown(root, {"tiny-first": results}).encode())
 """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ouroboros.analysis import claims, ledger
+from ouroboros.analysis import claims, ledger, pages
 from ouroboros.analysis.comparisons import Comparisons
 from ouroboros.analysis.ledger import read_claims
 from ouroboros.analysis.statistics import margin
@@ -195,11 +195,11 @@ def test_two_claims_of_one_id_are_refused(tmp_path):
 
 def test_the_committed_sheet_is_the_ledgers():
     committed = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
-    assert committed == claims.sheet_markdown(), "write claims.sheet_markdown() to docs/claims.md"
+    assert committed == pages.sheet_markdown(), "write pages.sheet_markdown() to docs/claims.md"
 
 
 def test_the_sheet_says_what_will_judge_each_claim():
-    sheet = claims.sheet().set_index("id")
+    sheet = pages.sheet().set_index("id")
     assert list(sheet.index) == list(LEDGER) and sheet.shape[1] + 1 <= 8
     assert not sheet[["claim", "source", "reported", "judged by", "rule",
                       "margin"]].eq("").any(axis=None)

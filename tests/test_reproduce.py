@@ -15,7 +15,7 @@ import pytest
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
 from ouroboros import log, reproduce
-from ouroboros.analysis import claims, inventory
+from ouroboros.analysis import inventory, pages
 from ouroboros.analysis import results as analysed
 from ouroboros.analysis.results import Results, load_results
 from ouroboros.cli import main
@@ -67,7 +67,7 @@ def committed(reproduced, tmp_path, monkeypatch):
         if results.profile.name == "tiny-first":
             shutil.copytree(again, out, dirs_exist_ok=True)
         else:
-            write_atomic(out / "results" / results.profile.name / "claims.md", claims.markdown(results))
+            write_atomic(out / "results" / results.profile.name / "claims.md", pages.markdown(results))
 
     monkeypatch.setattr(reproduce, "derive", derive)
     return copy
@@ -156,7 +156,7 @@ def test_the_readme_opens_with_the_verdicts(reproduced, results):
     root, _ = reproduced
     assert (root / "README.md").read_text() == README.replace(
         f"{reproduce.BEGIN}\n{reproduce.END}", reproduce.readme_block(results))  # the other has no logs there
-    assert claims.summary(results) in (root / "README.md").read_text()
+    assert pages.summary(results) in (root / "README.md").read_text()
 
 
 def test_the_repositorys_readme_has_the_marks():

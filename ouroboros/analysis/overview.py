@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from . import claims, text
+from . import pages, text
 from .comparisons import Comparisons
 from .results import Results, shown_depth
 from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict, verdicts
@@ -69,7 +69,7 @@ def page(*several: Results) -> str:
         "", "## The paper's claims", "",
         "*Holds*: our runs say what the paper says. *Fails*: they say the opposite. *Undecided*: too few seeds, or an "
         "interval that leaves it open.", "",
-        f"{claims.summary(*several)}", "",
+        f"{pages.summary(*several)}", "",
         "Reasons, sizes, and the claims that can't be tested at these scales: "
         + ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several) + "."])
 
