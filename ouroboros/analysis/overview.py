@@ -67,10 +67,9 @@ def page(*several: Results) -> str:
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds. The gap is what "
         f"cutting costs. `{name}`: {made} of {len(first.profile.runs())} planned runs are there. {why_released(first)}",
         "", "## The paper's claims", "",
-        "*Holds*: our runs say what the paper says. *Fails*: they say the opposite. *Undecided*: too few seeds, or an "
-        "interval that leaves it open.", "",
         f"{pages.summary(*several)}", "",
-        "Reasons, sizes, and the claims that can't be tested at these scales: "
+        "*Holds*: our runs say what the paper says. *Fails*: they say the opposite. *Undecided*: too few seeds, or an "
+        "interval that leaves it open. Reasons, sizes, and the claims that can't be tested at these scales: "
         + ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several) + "."])
 
 
