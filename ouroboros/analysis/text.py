@@ -263,15 +263,15 @@ def configurations(results: Results, protocol: str) -> str:
     """Controller against static over depths, ranks and rates, and how far the Controller spreads."""
     found = Comparisons(results, protocol)
     leads = family(found.compare("static", "controller", by="configuration"))
-    leads = {name: each for name, each in leads.items() if each.n > 1}
+    leads = {name: each for name, each in leads.items() if each.judged}
     if not leads:
-        return f"`{protocol}`: no configuration has two seeds yet."
+        return f"`{protocol}`: no configuration has three seeds yet."
     ahead, behind = ([name for name, each in leads.items() if each.side == side] for side in (1, -1))
     spread = interval(found.spread("controller"))
     spread = "not measured, since some weren't run" if spread.n == 0 else sized(spread)
     if switches(protocol)["depth"] == "drawn":
         spread = "0, since they are one run"
-    return (f"`{protocol}`: of {len(leads)} configurations with two seeds or more the Controller is ahead in "
+    return (f"`{protocol}`: of {len(leads)} configurations with three seeds or more the Controller is ahead in "
             f"{len(ahead)} ({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}). "
             f"Over them the Controller's largest minus its smallest loss is {spread}.{_lost(found)}")
 
