@@ -308,7 +308,8 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
             patch.setattr(synthetic, "write_inside", still)
             synthetic.write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed), 4.0)
     found = text.interventions(load_results("tiny-first", tmp_path), "corrected")
-    assert {*phrases(found).values()} == {"No detectable change of the loss: equivalent"} and len(phrases(found)) == 3
+    told = [*phrases(found).values()]
+    assert len(told) == 3 and all(phrase.startswith("No detectable change of the loss") for phrase in told)
     assert phrases(text.by_text(results, "released"))["heldout"] == "Better than the cut model"
 
 
