@@ -330,6 +330,6 @@ def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
     found = text.converged(again)
     whole = tables.arm_table(again)
     moving = whole["converged"].eq(False) & ~whole["protocol"].str.contains("+", regex=False)
-    assert f"{moving.sum()} of " in found and f"released ({slope:+.3f})" in found
+    assert f"{moving.sum()} of " in found and f"({slope:+.3f})" in found
     write(tmp_path, "smoke")  # evaluated at 0, 4 and 8 updates: one point in the last fifth
     assert "Too few evaluations" in text.converged(load_results("smoke", tmp_path))

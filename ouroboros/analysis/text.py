@@ -229,15 +229,15 @@ def converged(results: Results) -> str:
     table, training = arm_table(results), results.profile.training
     budget = f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. "
     flat = " A flat end under a rate that has decayed doesn't show that more training would change nothing."
-    known, whole = table[table["last_slope"].notna()], ~table["protocol"].str.contains("+", regex=False)
-    moving = known[known["converged"].eq(False) & whole]
+    known = table[table["last_slope"].notna() & table["protocol"].isin(COLUMNS)]
+    moving = known[known["converged"].eq(False)]
     if known.empty:
         return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."
     if moving.empty:
         return (f"{budget}No arm's held-out loss still moved by more than {CONVERGED_SLOPE:g} nats per token over the "
                 f"last fifth of training.{flat}")
     most = moving.loc[moving["last_slope"].abs().idxmax()]
-    return (f"{budget}Over the last fifth, {len(moving)} of {(known['last_slope'].notna() & whole).sum()} rows still "
+    return (f"{budget}Over the last fifth, {len(moving)} of {len(known)} rows still "
             f"moved by more than {CONVERGED_SLOPE:g} nats per token (`last_slope` in the table of every arm), so they "
             f"hold for this budget only. The largest: `{most['arm']}`, depth {most['depth']}, {most['protocol']} "
             f"({most['last_slope']:+.3f}).{flat}")
