@@ -4,6 +4,7 @@ Everything is derived into a folder of its own and then compared with what is co
 digits, figures by the arrays plotted (their pixels may differ between machines). Never imports torch.
 """
 
+import html
 import json
 import math
 import multiprocessing
@@ -12,14 +13,14 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, inventory, overview, pages
+from .analysis import claims, figures, inventory, overview, pages, tables, text
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
@@ -42,24 +43,62 @@ BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 # -------------------------------------------------------------------------------------------- what notebooks call
 
 @dataclass(frozen=True)
+class Shown:
+    """A table in a notebook; with a title it is folded behind it, beside a link to its CSV."""
+
+    frame: pd.DataFrame
+    title: str = ""
+    link: str = ""
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            table = self.frame.to_html(index=False, na_rep="", border=0)
+        if not self.title:
+            return table
+        rows = f"{len(self.frame)} row{'s' * (len(self.frame) != 1)}"
+        return (f"<details><summary>{html.escape(self.title)} ({rows}, <a href=\"{self.link}\">CSV</a>)</summary>\n"
+                f"{table}\n</details>")
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {self.link}" if self.title else self.frame.to_string(index=False)
+
+
+@dataclass(frozen=True)
 class Output:
     """Where a notebook's tables and figures go: below `root`, in results/<profile>/tables and figures/<profile>."""
 
     results: Results
     root: Path
 
-    def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Write a table as CSV (10 digits) and Markdown (4 digits); returns it to be shown."""
+    def table(self, frame: pd.DataFrame, name: str, title: str = "") -> "Shown | None":
+        """Write a table as CSV (10 digits) and Markdown (4 digits); returns it folded behind its title, if it has rows.
+        """
         folder = self.root / "results" / self.results.profile.name / "tables"
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g"))
         mark = pages.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
         write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
-        return frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
+        rounded = frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
+        return Shown(rounded, title or name, f"../tables/{name}.csv") if len(rounded) else None
+
+    def say(self, lines: Iterable[str], *arms: str):
+        """Generated sentences as a list; last, how many runs of some arms are planned and not run."""
+        from IPython.display import Markdown
+
+        lines = [line for line in [*lines, text.planned(self.results, *arms) if arms else ""] if line]
+        lines = lines or [f"{text.NOT_RUN}, or not planned at this profile.".capitalize()]
+        return Markdown("\n".join(f"- {line}" for line in lines))
+
+    def brief(self, frame: pd.DataFrame, headings: Mapping[str, str]) -> "Shown | None":
+        """Some columns of a table, to be read (`tables.brief`), if a row of it was run."""
+        shown = tables.brief(frame, headings)
+        return Shown(shown) if len(shown) else None
 
     def figure(self, figure, name: str):
-        """Write a figure with its sidecar; returns the picture to be shown."""
+        """Write a figure with its sidecar; returns the picture to be shown, if it shows anything."""
         from IPython.display import Image
 
+        if figures.empty(figure):
+            return None
         folder = self.root / "figures" / self.results.profile.name
         finding = figures.save(figure, name, self.results, folder)
         return Image(data=(folder / f"{name}.png").read_bytes(), alt=finding)

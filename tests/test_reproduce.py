@@ -103,15 +103,26 @@ def test_each_set_of_logs_is_dated(reproduced):
     assert inventory.markdown(reproduced[0], {}) == text  # the same from the first lines alone
 
 
-def test_every_notebook_leaves_tables_a_figure_and_a_finding(reproduced):
+def test_every_notebook_answers_first_and_shows_a_figure_and_a_table(reproduced):
     for path in sorted((reproduced[0] / "results/tiny-first/notebooks").glob("*.ipynb")):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
-        assert any("image/png" in output.get("data", {}) for output in outputs)
-        assert any("text/html" in output.get("data", {}) for output in outputs)
-        counted = path.stem == "10_cost"  # under no protocol
-        told_of = "`paper`" if counted else "`corrected`"
-        assert told_of in outputs[-1]["data"]["text/markdown"]
+        answer, figure, table = (output["data"] for output in outputs[:3])
+        assert all(line.startswith("- ") for line in answer["text/markdown"].splitlines()), path
+        assert "image/png" in figure and "<details>" not in table["text/html"], path
         assert not [output for output in outputs if output["output_type"] in ("error", "stream")]
+
+
+def test_a_table_in_a_notebook_is_small_or_folded_beside_its_csv(reproduced):
+    """Of the committed notebooks too, which hold more runs than the synthetic ones."""
+    for path in [*reproduced[0].glob("results/*/notebooks/*.ipynb"), *ROOT.glob("results/*/notebooks/*.ipynb")]:
+        for cell in nbformat.read(path, 4).cells if path.name != reproduce.TOUR else ():
+            for page in [output["data"]["text/html"] for output in cell.get("outputs", ())
+                         if "text/html" in output.get("data", {})]:
+                if folded := re.fullmatch('<details><summary>.*<a href="([^"]+)">CSV</a>.*</details>', page, re.DOTALL):
+                    assert (path.parent / folded[1]).exists(), (path, folded[1])
+                else:
+                    rows = page.partition("<tbody>")[2].count("<tr>")
+                    assert 1 <= rows <= 12 and page.count("<th>") <= 8, (path, cell.source)
 
 
 def test_executed_notebooks_tell_no_time_and_no_place(reproduced):
@@ -128,7 +139,7 @@ def test_the_repositorys_notebooks_hold_no_outputs_and_have_parameters():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, 4).cells
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
-        profile = "tiny" if path.name == reproduce.TOUR else "tiny-first"  # which is read, never trained again
+        profile = "tiny" if path.name == reproduce.TOUR else "smollm2"  # the headline
         tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
         assert tagged == [f'profile = "{profile}"']
         assert cells[0].source.startswith("# ") and cells[0].source.splitlines()[0].endswith("?")
