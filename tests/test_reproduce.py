@@ -347,7 +347,8 @@ def test_a_difference_of_rounding_alone_is_none():
 
 @pytest.mark.parametrize("old, new", [
     ("3235181", "3235182"), ("9214592", "9214593"), ("-1", "1"), ("fd214403466", "fd214403467"),
-    ("82e12345", "82e12346"), ("12345678e1f", "12345679e1f"), ("a_12345678", "a_12345679"), ("r1.23456789x", "r1.23456780x"), ("0.5", ".05"),
+    ("82e12345", "82e12346"),
+    ("12345678e1f", "12345679e1f"), ("a_12345678", "a_12345679"), ("r1.23456789x", "r1.23456780x"), ("0.5", ".05"),
 ])
 def test_counts_and_hashes_are_compared_to_the_last_digit(old, new):
     assert reproduce._same_text(f"| {old} |", f"| {new} |") == f"line 1: committed '| {old} |', derived '| {new} |'"
