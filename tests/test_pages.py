@@ -119,7 +119,7 @@ def protocol(paper, tiny_first) -> list[tuple[str, str]]:
     stream = 50 * paper.training.micro_batch * paper.training.block / tokens(paper)
     return [("docs/protocol.md", f"is {reported.PEAK * paper.training.updates:.1f} ({paper.training.updates:,} updates "
                                  "at 3e-4)"),
-            ("docs/protocol.md", f"norms could travel {protocol_.travel(OWN, tiny_first.training.updates, 'cosine'):.1f} and"),
+            ("docs/protocol.md", f"norms could travel {reach:.1f} and"),
             ("docs/protocol.md", f"The start of the stream is {100 * stream:.2f} % of")]
 
 
