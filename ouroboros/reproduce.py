@@ -12,7 +12,6 @@ import math
 import multiprocessing
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -355,8 +354,7 @@ def _take_over(profile: str, root: Path, out: Path) -> int:
             changed |= group
     for path in sorted(changed):
         if (out / path).exists():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / path, root / path)
+            write_atomic(root / path, (out / path).read_bytes())
         else:
             (root / path).unlink(missing_ok=True)
     return len(changed)

@@ -98,7 +98,7 @@ def test_one_version():
 def test_make_help_names_every_target():
     help = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = {"help", "reproduce", "test", "smoke", "runs", "rerun", "compare", "checkpoints", "verify", "base",
-               "doctor", "bench", "lab", "site", "lint", "clean", "audit-verify"}
+               "doctor", "bench", "lab", "site", "lint", "clean", "audit-verify", "audit-kill"}
     assert set(re.findall(r"^  make ([\w-]+)", help, re.M)) == targets
 
 

@@ -1,6 +1,8 @@
 """From raw logs to committed outputs, and the check that names each place where they disagree."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from kills import finished, killed
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
 from ouroboros import log, reproduce
@@ -382,6 +385,23 @@ def test_reproduce_rewrites_only_what_verify_would_fault(committed, capsys):
     assert reproduce.verify(["tiny-first"], committed) == []
     # a figure is three files, a notebook shows it, and the table that went
     assert "5 outputs written" in capsys.readouterr().out
+
+
+def test_reproduce_killed_at_any_moment_and_given_again_ends_the_same(committed):
+    """`KILLS=100 pytest -k killed` is the long form."""
+    def job():
+        with contextlib.redirect_stdout(None):
+            reproduce.reproduce(["tiny-first"], committed)
+
+    kills, generator, whole = int(os.environ.get("KILLS", 3)), random.Random(1), files(committed)
+    lasted, count = finished([job]), 0
+    while count < kills:
+        for name in whole:
+            (committed / name).unlink(missing_ok=True)
+        (committed / "README.md").write_text(README)
+        count += killed([job], lasted, generator)
+    finished([job])
+    assert files(committed) == whole and reproduce.verify(["tiny-first"], committed) == []
 
 
 # ------------------------------------------------------------------------------------------------------ provenance
