@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -150,15 +151,26 @@ def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]
     for name in (name for name in base.weights if not name.endswith(HARMLESS)):
         match = LAYER.fullmatch(name)
         if match is None:
-            yield name, base.weights[name]
+            yield name, finite(base, name)
         elif int(match[1]) in place:
-            yield f"model.layers.{place[int(match[1])]}.{match[2]}", base.weights[name]
+            yield f"model.layers.{place[int(match[1])]}.{match[2]}", finite(base, name)
+
+
+def finite(base: Base, name: str) -> torch.Tensor:
+    """A tensor of the base. Raises InputError for one that holds NaN or an infinite number."""
+    tensor = base.weights[name].detach()
+    if not all(map(math.isfinite, tensor.aminmax())):
+        raise InputError(f"{base}: {name} holds numbers that aren't finite; save or fetch it again")
+    return tensor
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
     """R = mean over the removed layers of (W_i - W), (out, in), of a recurrent projection, in float32 at least."""
     def weight(index: int) -> torch.Tensor:
-        tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
+        tensor = finite(base, full := f"model.layers.{index}.{parent}.{name}.weight")
+        if tensor.shape != (wanted := base.weights[f"model.layers.{split.recurrent}.{parent}.{name}.weight"].shape):
+            raise InputError(f"{base}: {full} has shape {(*tensor.shape,)}, the looped layer's {(*wanted,)}; give the "
+                             "base's own config.json and weights")
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
     removed = removed_layers(base.config.num_hidden_layers, split)
