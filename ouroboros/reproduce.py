@@ -223,14 +223,18 @@ def _picture_fault(picture: Path) -> str | None:
 
 
 def _shown(notebook: Path) -> set[str]:
-    """The SHA-256 of each picture that an executed notebook shows."""
+    """Each picture that an executed notebook shows, in base64."""
     found = PICTURE.findall(notebook.read_text(encoding="utf-8"))
-    return {content_sha256(base64.b64decode(encoded.replace("\\n", ""))) for encoded in found if encoded}
+    return {encoded.replace("\\n", "") for encoded in found if encoded}
+
+
+def _encoded(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def _differences(profile: str, root: Path, out: Path) -> Iterator[tuple[Path, str]]:
     committed, derived = _outputs(root, profile), _outputs(out, profile)
-    figures = {content_sha256(path.read_bytes()) for path in root.glob(f"figures/{profile}/*.png")}
+    figures = {_encoded(path) for path in root.glob(f"figures/{profile}/*.png")}
     for path in sorted(committed | derived):
         if path not in derived:
             yield path, "committed, but nothing derives it"
@@ -364,8 +368,7 @@ def _groups(profile: str, out: Path) -> Iterator[set[Path]]:
     """Derived files that go together: a figure's three, then a notebook with the figures that it shows."""
     figures = {}
     for path in out.glob(f"figures/{profile}/*.png"):
-        figures[content_sha256(path.read_bytes())] = {path.relative_to(out).with_suffix(kind)
-                                                      for kind in (".png", ".pdf", ".json")}
+        figures[_encoded(path)] = {path.relative_to(out).with_suffix(kind) for kind in (".png", ".pdf", ".json")}
     yield from figures.values()
     for notebook in out.glob(f"results/{profile}/notebooks/*.ipynb"):
         yield {notebook.relative_to(out)}.union(*(figures.get(shown, ()) for shown in _shown(notebook)))
