@@ -13,8 +13,10 @@ def __getattr__(name: str):  # PEP 562
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
     from .model import modeling
     from .release import from_release
+    from .unroll import unroll
 
     modeling.OuroborosForCausalLM.from_release = classmethod(from_release)  # a foreign file's format
+    modeling.OuroborosForCausalLM.unroll = unroll  # a foreign class
     globals().update({name: getattr(modeling, name) for name in __all__})
     return globals()[name]
 

@@ -121,7 +121,7 @@ def _claims(args, root: Path) -> int:
     profile = load_profile(args.profile)
     import json
 
-    from .analysis import claims
+    from .analysis import claims, pages
     from .analysis.results import load_results
 
     results = load_results(profile.name, root)
@@ -129,7 +129,7 @@ def _claims(args, root: Path) -> int:
         found = [claims.find(args.id)] if args.id else claims.read_claims()
         print(json.dumps([row for claim in found for row in claims.records(claim, results)], indent=1))
     else:
-        print(claims.one(args.id, results) if args.id else claims.summary(results))
+        print(pages.one(args.id, results) if args.id else pages.summary(results))
     return 0
 
 

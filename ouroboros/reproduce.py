@@ -6,6 +6,7 @@ digits, figures by the arrays plotted (their pixels may differ between machines)
 
 import base64
 import csv
+import html
 import io
 import json
 import math
@@ -14,14 +15,14 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, inventory, overview
+from .analysis import claims, figures, inventory, overview, pages, tables, text
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
@@ -45,24 +46,62 @@ BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 # -------------------------------------------------------------------------------------------- what notebooks call
 
 @dataclass(frozen=True)
+class Shown:
+    """A table in a notebook; with a title it is folded behind it, beside a link to its CSV."""
+
+    frame: pd.DataFrame
+    title: str = ""
+    link: str = ""
+
+    def _repr_html_(self) -> str:
+        with pd.option_context("display.max_colwidth", None):
+            table = self.frame.to_html(index=False, na_rep="", border=0)
+        if not self.title:
+            return table
+        rows = f"{len(self.frame)} row{'s' * (len(self.frame) != 1)}"
+        return (f"<details><summary>{html.escape(self.title)} ({rows}, <a href=\"{self.link}\">CSV</a>)</summary>\n"
+                f"{table}\n</details>")
+
+    def __repr__(self) -> str:
+        return f"{self.title}: {self.link}" if self.title else self.frame.to_string(index=False)
+
+
+@dataclass(frozen=True)
 class Output:
     """Where a notebook's tables and figures go: below `root`, in results/<profile>/tables and figures/<profile>."""
 
     results: Results
     root: Path
 
-    def table(self, frame: pd.DataFrame, name: str) -> pd.DataFrame:
-        """Write a table as CSV (10 digits) and Markdown (4 digits); returns it to be shown."""
+    def table(self, frame: pd.DataFrame, name: str, title: str = "") -> "Shown | None":
+        """Write a table as CSV (10 digits) and Markdown (4 digits); returns it folded behind its title, if it has rows.
+        """
         folder = self.root / "results" / self.results.profile.name / "tables"
         write_atomic(folder / f"{name}.csv", frame.to_csv(index=False, float_format="%.10g"))
-        mark = claims.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
+        mark = pages.SMOKE + "\n\n" if self.results.profile.name == "smoke" else ""
         write_atomic(folder / f"{name}.md", mark + frame.to_markdown(index=False, floatfmt=".4g") + "\n")
-        return frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
+        rounded = frame.map(lambda value: float(f"{value:.4g}") if isinstance(value, float) else value)
+        return Shown(rounded, title or name, f"../tables/{name}.csv") if len(rounded) else None
+
+    def say(self, lines: Iterable[str], *arms: str):
+        """Generated sentences as a list; last, how many runs of some arms are planned and not run."""
+        from IPython.display import Markdown
+
+        lines = [line for line in [*lines, text.planned(self.results, *arms) if arms else ""] if line]
+        lines = lines or [f"{text.NOT_RUN}, or not planned at this profile.".capitalize()]
+        return Markdown("\n".join(f"- {line}" for line in lines))
+
+    def brief(self, frame: pd.DataFrame, headings: Mapping[str, str]) -> "Shown | None":
+        """Some columns of a table, to be read (`tables.brief`), if a row of it was run."""
+        shown = tables.brief(frame, headings)
+        return Shown(shown) if len(shown) else None
 
     def figure(self, figure, name: str):
-        """Write a figure with its sidecar; returns the picture to be shown."""
+        """Write a figure with its sidecar; returns the picture to be shown, if it shows anything."""
         from IPython.display import Image
 
+        if figures.empty(figure):
+            return None
         folder = self.root / "figures" / self.results.profile.name
         finding = figures.save(figure, name, self.results, folder)
         return Image(data=(folder / f"{name}.png").read_bytes(), alt=finding)
@@ -155,7 +194,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
         running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
-        write_atomic(folder / "claims.md", claims.markdown(results))
+        write_atomic(folder / "claims.md", pages.markdown(results))
         write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
         for notebook in running:
             notebook.result()  # what it raised
@@ -309,12 +348,12 @@ def _unknown_commits(results: Results, root: Path) -> Iterator[str]:
 
 # -------------------------------------------------------------------------------------------------------- commands
 
-def readme_block(*told: Results) -> str:
+def readme_block(*several: Results) -> str:
     """What stands between the verdict marks of README.md."""
-    return f"{BEGIN}\n{overview.page(*told)}\n{END}"
+    return f"{BEGIN}\n{overview.page(*several)}\n{END}"
 
 
-def _told(all_results: dict[str, Results], root: Path) -> list[Results]:
+def _shown(all_results: dict[str, Results], root: Path) -> list[Results]:
     """The profiles with committed logs whose verdicts open the README; those that weren't asked for are read."""
     return [all_results.get(profile) or load_results(profile, root)
             for profile in README_PROFILES if profile in committed(root)]
@@ -340,13 +379,13 @@ def reproduce(profiles: list[str], root: Path) -> None:
         with tempfile.TemporaryDirectory() as temporary:
             derive(results, root, Path(temporary))
             changed = _take_over(profile, root, Path(temporary))
-        print(f"{claims.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
+        print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
         write_atomic(root / LOGS, inventory.markdown(root, all_results))
     if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
         text = readme.read_text(encoding="utf-8")
-        if (new := _readme_with(readme_block(*_told(all_results, root)), text)) != text:
+        if (new := _readme_with(readme_block(*_shown(all_results, root)), text)) != text:
             write_atomic(readme, new)
 
 
@@ -408,5 +447,5 @@ def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
         return
-    if found := _same_text(text, _readme_with(readme_block(*_told(all_results, root)), text)):
+    if found := _same_text(text, _readme_with(readme_block(*_shown(all_results, root)), text)):
         yield f"README.md: {found}"

@@ -109,14 +109,14 @@ def with_reported(**changed):
 
 
 def test_a_reported_number_that_does_not_follow_is_told():
-    said = text.arithmetic(with_reported(adv1="1.5", rec="52.0"))
+    said = " ".join(text.arithmetic(with_reported(adv1="1.5", rec="52.0")))
     assert "12 of 16 checks" in said  # not adv1, rec over the range and at depth 8, the spread
     assert "depth 1 (reported 1.5 nats, recomputed 1.4 nats)" in said
     assert "gap recovery, depth 8 (reported 52.0 %, recomputed 51.3 %)" in said
 
 
 def test_the_sentence_on_the_two_texts_turns_with_the_numbers():
-    assert "Opposite directions suggest" in text.arithmetic()
-    turned = text.arithmetic(with_reported(h17="9.500"))
+    assert "Opposite directions suggest" in " ".join(text.arithmetic())
+    turned = " ".join(text.arithmetic(with_reported(h17="9.500")))
     assert "cut model's by +0.525 nats" in turned and "Both go the same way" in turned
     assert "Opposite" not in turned

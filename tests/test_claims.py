@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros.analysis import claims, statistics, tables, text
+from ouroboros.analysis import claims, pages, statistics, tables, text
 from ouroboros.analysis.claims import judge
 from ouroboros.analysis.comparisons import INTERVENTIONS, Comparisons
 from ouroboros.analysis.ledger import Measure, read_claims
@@ -183,7 +183,7 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
     assert judged.parts[""].n == 2 and f"diverged, so in no mean: `{lost[0]}`" in judged.why
     judged = judge(LEDGER["gate_essential"], all_, "corrected")
     assert judged.verdict == "undecided" and all(name in judged.why for name in lost)
-    assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", claims.summary(some))
+    assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", pages.summary(some))
     assert lost[2] in text.gate(all_, "corrected")
     assert "diverged" not in text.gate(all_, "released")
 
@@ -232,7 +232,7 @@ def test_the_ledger_has_a_row_a_claim_and_protocol(results):
     assert len(table) == len(LEDGER) * 2 and not table[["claim", "reported", "verdict", "why"]].eq("").any(axis=None)
     row = table[(table["id"] == "rec") & (table["protocol"] == "corrected")].iloc[0]
     assert row["reported"] == "51.3 %" and row["recomputed"] == "51.3" and row["measured"].startswith("50 ")
-    text = claims.markdown(results)
+    text = pages.markdown(results)
     assert all(f"## {name}\n" in text for name in TRENDS) and "smoke" not in text
     assert all(f"| {name} " in text for name in LEDGER if name not in TRENDS)
     shown = text.partition("<details><summary>all of them")[0]
@@ -263,30 +263,37 @@ def test_the_command_prints_a_claim_as_text_and_as_data(tmp_path, capsys):
 
 
 def test_the_summary_follows_the_verdicts(results, flipped):
-    summary = claims.summary(results)
+    summary = pages.summary(results)
     run = [name for name in TRENDS if AS_REPORTED[name] != "no runs"]
     assert summary.count("\n") == len(run) + 1  # a row a claim, below the table's head
     assert re.search(r"ahead of static at every depth +\| holds +\| holds ", summary)
-    assert re.search(r"ahead of static at every depth +\| fails +\| fails ", claims.summary(flipped))
+    assert re.search(r"ahead of static at every depth +\| fails +\| fails ", pages.summary(flipped))
 
 
 # --------------------------------------------------------------------------------------------------- found, in words
 
+def phrases(said: str) -> dict[str, str]:
+    """{part: the phrase that it stands behind} of 'Phrase: part (mean), part (mean). Phrase: ...'."""
+    return {part.strip(", "): phrase for phrase, parts in re.findall(r"([A-Z][^:.]*): ((?:[^().]+\([^)]*\))+)", said)
+            for part in re.findall(r"([^()]+) \(", parts)}
+
+
 def test_the_sentences_follow_the_numbers(results, flipped):
-    assert "depth 8 is better than the cut model (-2 " in text.gap(results, "corrected")
+    assert "depth 8 is better than the cut model (-2)" in text.gap(results, "corrected")
     worse = 2 - 0.02 * sum(TINY.seeds) / SEEDS
     assert f"depth 8 is worse than the cut model ({worse:.3f} [" in text.gap(flipped, "corrected")
+    leads = [phrases(text.advantage(found, "corrected")) for found in (results, flipped)]
     for depth in results.profile.depths:
-        assert f"at depth {depth} the Controller is ahead" in text.advantage(results, "corrected")
-        assert f"at depth {depth} static is ahead" in text.advantage(flipped, "corrected")
-    before, after = text.gate(results, "corrected"), text.gate(flipped, "corrected")
-    assert "`controller` at depth 4 is better" in before and "`controller_nogate` at depth 4 is worse" in before
-    assert "`controller` at depth 4 is worse" in after and "`controller_nogate` at depth 4 is better" in after
+        assert [each[f"depth {depth}"] for each in leads] == ["The Controller is ahead", "Static is ahead"]
+    for found, gated, without in ((results, "Better", "Worse"), (flipped, "Worse", "Better")):
+        said = phrases(text.gate(found, "corrected"))
+        assert said["Controller, depth 4"] == f"{gated} than the cut model"
+        assert said["Controller, no gate, depth 4"] == f"{without} than the cut model"
 
 
 def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
     found = text.interventions(results, "corrected")
-    assert "shown another sequence's state, the loss rises" in found and "0.03 " in found
+    assert phrases(found)[text.SHOWN["other_sequence"]] == f"The {text.NEEDED[0][4:]}" and "state (0.03)" in found
     profile = write(tmp_path)
     for seed in TINY.seeds:
         def still(log, profile, spec, value, write_inside=synthetic.write_inside):
@@ -301,14 +308,15 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
             patch.setattr(synthetic, "write_inside", still)
             synthetic.write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed), 4.0)
     found = text.interventions(load_results("tiny-first", tmp_path), "corrected")
-    assert found.count("shows no detectable change") == 3
-    assert "on `heldout` text it is better than the cut model (-2 " in text.by_text(results, "released")
+    told = [*phrases(found).values()]
+    assert len(told) == 3 and all(phrase.startswith("No detectable change of the loss") for phrase in told)
+    assert phrases(text.by_text(results, "released"))["heldout"] == "Better than the cut model"
 
 
 def test_a_sentence_on_one_seed_takes_no_side(tmp_path):
     results = results_of(tmp_path, keep=lambda spec: spec.seed == 0 and spec.arm != "static")
     assert "can't be judged from one seed" in text.gap(results, "corrected")
-    assert "has no finished run (no runs)" in text.advantage(results, "corrected")
+    assert text.advantage(results, "corrected").endswith("No finished run.")
 
 
 def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
@@ -320,6 +328,8 @@ def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
     # tables are kept for each Results
     again = Results(results.profile, results.runs, results.cells)
     found = text.converged(again)
-    assert "Still moving" in found and f"`controller` depth 1 released ({slope:+.3f})" in found
+    whole = tables.arm_table(again)
+    moving = whole["converged"].eq(False) & ~whole["protocol"].str.contains("+", regex=False)
+    assert f"{moving.sum()} of " in found and f"({slope:+.3f})" in found
     write(tmp_path, "smoke")  # evaluated at 0, 4 and 8 updates: one point in the last fifth
     assert "Too few evaluations" in text.converged(load_results("smoke", tmp_path))

@@ -14,12 +14,14 @@ from simulate_coverage import SHARES, coverage, draw, separate
 
 from ouroboros.analysis import statistics
 from ouroboros.analysis.statistics import (
+    BySeed,
     Interval,
     SeedVariance,
     block_interval,
     block_ratio,
     budget_words,
     document_clusters,
+    family,
     margin,
     pool_seed_variance,
     settled,
@@ -251,6 +253,20 @@ def test_three_seeds_or_none_use_no_pooled_variance():
     untrained = block_interval(GOOD[:1], [0, 1, 2], pooled, evaluated_only=True)
     assert untrained == block_interval(GOOD[:1], [0, 1, 2], evaluated_only=True)
     assert verdict(replace(untrained, margin=100)) == "equivalent"  # one row suffices where no seed enters
+
+
+def test_a_family_pools_the_seed_variance_of_the_same_comparison_only():
+    clusters = np.arange(4)
+
+    def part(of: str, *rows) -> BySeed:
+        return BySeed(dict(enumerate(np.mean(rows, axis=1))), dict(enumerate(np.array(rows, dtype=float))), clusters,
+                      of=of)
+
+    three = [[1.0] * 4, [2.0] * 4, [3.0] * 4]  # variance 1, 2 degrees of freedom
+    found = family({"depth 1": part("a - b", *three), "depth 8": part("a - b", [5.0] * 4),
+                    "another": part("c - b", [5.0] * 4)})
+    assert (found["depth 8"].pooled, found["another"].pooled) == (True, False)
+    assert found["depth 8"].high == pytest.approx(5 + T2, rel=1e-6) and math.isnan(found["another"].high)
 
 
 def test_pooling_seed_variances():

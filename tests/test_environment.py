@@ -95,6 +95,13 @@ def test_one_version():
     assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == ouroboros.__version__
 
 
+def test_both_ways_to_cite_say_the_same():
+    """Zenodo reads `.zenodo.json` alone where it is there."""
+    cff, zenodo = (yaml.safe_load((ROOT / name).read_text()) for name in ("CITATION.cff", ".zenodo.json"))
+    assert [zenodo[field] for field in ("title", "version", "license", "publication_date", "creators", "keywords")] == [
+        cff["title"], cff["version"], cff["license"], str(cff["date-released"]), cff["authors"], cff["keywords"]]
+
+
 def test_make_help_names_every_target():
     help = subprocess.run(["make", "-s", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     targets = {"help", "reproduce", "test", "smoke", "runs", "rerun", "compare", "checkpoints", "verify", "base",
@@ -128,7 +135,7 @@ MATPLOTLIBRC = "text.usetex: True\nfont.size: 30\nlines.linewidth: 9\nsavefig.dp
 ANALYSIS = """
 import sys
 from pathlib import Path
-from ouroboros.analysis import claims, figures, inventory, tables
+from ouroboros.analysis import claims, figures, inventory, pages, tables
 from ouroboros.analysis.results import load_results
 from ouroboros.reproduce import Output
 root, out = map(Path, sys.argv[1:])
@@ -137,7 +144,7 @@ output = Output(results, out)
 output.figure(figures.advantage(results), "advantage")
 output.table(tables.arm_table(results), "arms")
 out.mkdir(exist_ok=True)
-(out / "claims.md").write_bytes(claims.markdown(results).encode())
+(out / "claims.md").write_bytes(pages.markdown(results).encode())
 (out / "logs.md").write_bytes(inventory.markdown(root, {"tiny-first": results}).encode())
 """
 

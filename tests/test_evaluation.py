@@ -298,11 +298,11 @@ def test_a_static_table_varies_over_steps_and_never_over_inputs():
 
 def test_blocks_of_one_batch_lie_far_from_each_other_and_none_is_lost():
     blocks = np.arange(128)[:, None]
-    mixed = evaluation.apart(blocks)[:, 0]
+    mixed = evaluation.spaced(blocks)[:, 0]
     assert sorted(mixed) == list(range(128))
     for batch in mixed.reshape(-1, evaluation.GIVEN_DEPTH_BATCH):
         assert np.diff(batch).min() >= 16
-    assert sorted(evaluation.apart(np.arange(6)[:, None])[:, 0]) == list(range(6))
+    assert sorted(evaluation.spaced(np.arange(6)[:, None])[:, 0]) == list(range(6))
 
 
 @pytest.mark.parametrize("kind", ["other_sequence", "corpus_mean", "step_mean"])

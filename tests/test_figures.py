@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
+from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.text import Text
 from synthetic import write
 
@@ -114,6 +115,21 @@ def test_a_finding_turns_with_the_numbers_and_claims_nothing_from_few_seeds():
     assert "no detectable difference" in text.compared(open_, "the loop", "the table").lower()
     assert text.compared(replace(ahead, n=2), "the loop", "the table").startswith("Too few seeds to judge the loop")
     assert text.compared(NOTHING, "the loop", "the table") == "Not run yet: the loop against the table"
+
+
+@pytest.mark.parametrize("draw", [FIGURES["advantage"], FIGURES["curves"]])
+def test_a_curve_has_a_band_where_three_seeds_carry_one_and_thin_lines_where_not(draw, results):
+    def drawn(found) -> tuple[int, int]:
+        figure = draw(found)
+        plt.close(figure)
+        thin = [line for line in figure.findobj(plt.Line2D) if line.get_linewidth() == 0.6]
+        return sum(bool(band.get_paths()) for band in figure.findobj(FillBetweenPolyCollection)), len(thin)
+
+    bands, lines = drawn(results)
+    assert bands >= 3 and not lines
+    two = {name: run for name, run in results.runs.items() if run.manifest["seed"] < 2}
+    bands, lines = drawn(Results(results.profile, two))
+    assert not bands and lines >= 2
 
 
 def test_the_audits_title_names_the_largest_effect_that_is_judged():

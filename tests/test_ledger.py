@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ouroboros.analysis import claims, ledger
+from ouroboros.analysis import claims, ledger, pages
 from ouroboros.analysis.comparisons import Comparisons
 from ouroboros.analysis.ledger import read_claims
 from ouroboros.analysis.statistics import margin
@@ -45,11 +45,11 @@ def test_every_row_is_there_digit_for_digit():
 
 def test_numbers_are_the_typed_digits():
     assert LEDGER["h17"].numbers == [5.69] and LEDGER["h17"].decimals == 3
-    assert LEDGER["h17"].told == "5.690 nats per token"
+    assert LEDGER["h17"].reported_text == "5.690 nats per token"
     assert LEDGER["Lc"].numbers == [5.073, 5.082]
-    assert LEDGER["Lc"].told == "5.073 to 5.082 nats per token"
-    assert LEDGER["gate"].told == "-3.49 nats per token (before: 9.42, after: 5.93)"
-    assert LEDGER["heldout"].told == "no improvement" and LEDGER["flat"].told == "as stated"
+    assert LEDGER["Lc"].reported_text == "5.073 to 5.082 nats per token"
+    assert LEDGER["gate"].reported_text == "-3.49 nats per token (before: 9.42, after: 5.93)"
+    assert LEDGER["heldout"].reported_text == "no improvement" and LEDGER["flat"].reported_text == "as stated"
     values = ledger.numbers(CLAIMS)
     assert str(values["nogate"]) == "0.20" and str(values["Lc.low"]) == "5.073" and "ahead" not in values
     assert str(values["gate.before"]) == "9.42"
@@ -195,11 +195,11 @@ def test_two_claims_of_one_id_are_refused(tmp_path):
 
 def test_the_committed_sheet_is_the_ledgers():
     committed = (ROOT / "docs/claims.md").read_text(encoding="utf-8")
-    assert committed == claims.sheet_markdown(), "write claims.sheet_markdown() to docs/claims.md"
+    assert committed == pages.sheet_markdown(), "write pages.sheet_markdown() to docs/claims.md"
 
 
 def test_the_sheet_says_what_will_judge_each_claim():
-    sheet = claims.sheet().set_index("id")
+    sheet = pages.sheet().set_index("id")
     assert list(sheet.index) == list(LEDGER) and sheet.shape[1] + 1 <= 8
     assert not sheet[["claim", "source", "reported", "judged by", "rule",
                       "margin"]].eq("").any(axis=None)

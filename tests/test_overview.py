@@ -1,5 +1,7 @@
 """README's first screen follows the numbers, and says so where there are none."""
 
+import re
+
 import pytest
 import synthetic
 from synthetic import write
@@ -19,7 +21,8 @@ def results_of(root, loss=synthetic.loss, profile="tiny-first", **options):
 
 def cells(*several) -> dict[str, list[str]]:
     """{question: its answers, a profile each}."""
-    return {row[0]: list(row[1:-1]) for row in overview.questions(*several).itertuples(index=False)}
+    return {re.match(r"\[([^]]*)\]", row[0])[1]: list(row[1:])
+            for row in overview.questions(*several).itertuples(index=False)}
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,8 @@ def turned(arm, depth, protocol, seed):
 
 def test_answers_turn_with_the_numbers(results, tmp_path):
     before, after = cells(results), cells(results_of(tmp_path, turned))
-    for pair, (yes, no) in {"controller/cut": ("Yes: -2 ", "No, worse: "),
-                            "controller/static": ("Yes: -", "No, worse: 0")}.items():
+    for pair, (yes, no) in {"controller/cut": ("Yes, by 2 nats", "No, worse, by 1.9"),
+                            "controller/static": ("Yes, by 0.", "No, worse, by 0.")}.items():
         assert before[QUESTIONS[pair]][0].startswith(yes) and after[QUESTIONS[pair]][0].startswith(no), pair
     assert "50 % of the gap" in before[QUESTIONS["controller/cut"]][0]
 
@@ -71,4 +74,4 @@ def test_another_depth_with_another_answer_is_named(tmp_path):
     def loss(arm, depth, protocol, seed):
         return {"cut": 6, "full": 2, "controller": 4, "static": 5 if depth == 8 else 3}.get(arm, 5) + 0.001 * seed
     answer = cells(results_of(tmp_path, loss))[QUESTIONS["controller/static"]][0]
-    assert answer.startswith("Yes: -1 ") and "at depth 1: No, worse: 1 " in answer
+    assert answer.startswith("Yes, by 1 nats") and "At depth 1: No, worse, by 1 nats" in answer

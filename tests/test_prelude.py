@@ -38,7 +38,7 @@ def test_another_arm_of_the_same_seed_computes_no_training_block_again(kept, roo
 
 def test_a_prelude_that_is_trained_is_never_taken_from_disk(kept, root):
     model = build.build(kept.find("lora-corrected-s0"), kept, build.load_base(kept, root))
-    prelude.keep(model, kept, root, "0" * 64)
-    assert not any(isinstance(module, prelude.KeptPrelude) for module in model.modules())
+    with prelude.kept(model, kept, root, "0" * 64):
+        assert not any(isinstance(module, prelude.KeptPrelude) for module in model.modules())
     execute(kept, "lora-corrected-s0", root, progress=False)
     assert not files(root)

@@ -18,7 +18,7 @@ from kills import finished, killed
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
 from ouroboros import log, reproduce
-from ouroboros.analysis import claims, inventory
+from ouroboros.analysis import inventory, pages
 from ouroboros.analysis import results as analysed
 from ouroboros.analysis.results import Results, load_results
 from ouroboros.cli import main
@@ -70,7 +70,7 @@ def committed(reproduced, tmp_path, monkeypatch):
         if results.profile.name == "tiny-first":
             shutil.copytree(again, out, dirs_exist_ok=True)
         else:
-            write_atomic(out / "results" / results.profile.name / "claims.md", claims.markdown(results))
+            write_atomic(out / "results" / results.profile.name / "claims.md", pages.markdown(results))
 
     monkeypatch.setattr(reproduce, "derive", derive)
     return copy
@@ -106,15 +106,26 @@ def test_each_set_of_logs_is_dated(reproduced):
     assert inventory.markdown(reproduced[0], {}) == text  # the same from the first lines alone
 
 
-def test_every_notebook_leaves_tables_a_figure_and_a_finding(reproduced):
+def test_every_notebook_answers_first_and_shows_a_figure_and_a_table(reproduced):
     for path in sorted((reproduced[0] / "results/tiny-first/notebooks").glob("*.ipynb")):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
-        assert any("image/png" in output.get("data", {}) for output in outputs)
-        assert any("text/html" in output.get("data", {}) for output in outputs)
-        counted = path.stem == "10_cost"  # under no protocol
-        told_of = "`paper`" if counted else "`corrected`"
-        assert told_of in outputs[-1]["data"]["text/markdown"]
+        answer, figure, table = (output["data"] for output in outputs[:3])
+        assert all(line.startswith("- ") for line in answer["text/markdown"].splitlines()), path
+        assert "image/png" in figure and "<details>" not in table["text/html"], path
         assert not [output for output in outputs if output["output_type"] in ("error", "stream")]
+
+
+def test_a_table_in_a_notebook_is_small_or_folded_beside_its_csv(reproduced):
+    """Of the committed notebooks too, which hold more runs than the synthetic ones."""
+    for path in [*reproduced[0].glob("results/*/notebooks/*.ipynb"), *ROOT.glob("results/*/notebooks/*.ipynb")]:
+        for cell in nbformat.read(path, 4).cells if path.name != reproduce.TOUR else ():
+            for page in [output["data"]["text/html"] for output in cell.get("outputs", ())
+                         if "text/html" in output.get("data", {})]:
+                if folded := re.fullmatch('<details><summary>.*<a href="([^"]+)">CSV</a>.*</details>', page, re.DOTALL):
+                    assert (path.parent / folded[1]).exists(), (path, folded[1])
+                else:
+                    rows = page.partition("<tbody>")[2].count("<tr>")
+                    assert 1 <= rows <= 12 and page.count("<th>") <= 8, (path, cell.source)
 
 
 def test_executed_notebooks_tell_no_time_and_no_place(reproduced):
@@ -131,7 +142,7 @@ def test_the_repositorys_notebooks_hold_no_outputs_and_have_parameters():
     for path in (ROOT / "notebooks").glob("*.ipynb"):
         cells = nbformat.read(path, 4).cells
         assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
-        profile = "tiny" if path.name == reproduce.TOUR else "tiny-first"  # which is read, never trained again
+        profile = "tiny" if path.name == reproduce.TOUR else "smollm2"  # the headline
         tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", ())]
         assert tagged == [f'profile = "{profile}"']
         assert cells[0].source.startswith("# ") and cells[0].source.splitlines()[0].endswith("?")
@@ -148,7 +159,7 @@ def test_the_readme_opens_with_the_verdicts(reproduced, results):
     root, _ = reproduced
     assert (root / "README.md").read_text() == README.replace(
         f"{reproduce.BEGIN}\n{reproduce.END}", reproduce.readme_block(results))  # the other has no logs there
-    assert claims.summary(results) in (root / "README.md").read_text()
+    assert pages.summary(results) in (root / "README.md").read_text()
 
 
 def test_the_repositorys_readme_has_the_marks():

@@ -11,10 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    GemmaConfig,
-    GemmaForCausalLM,
+    DiffLlamaConfig,
+    DiffLlamaForCausalLM,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    NemotronConfig,
+    NemotronForCausalLM,
     Phi3Config,
     Phi3ForCausalLM,
 )
@@ -80,9 +84,11 @@ def test_sliding_windows_slide():
 
 
 @pytest.mark.parametrize("kind, config, complaint", [
-    (Phi3ForCausalLM, Phi3Config(**SHAPE), r"layer 0 has no self_attn.q_proj \(it has .*self_attn.qkv_proj"),
-    (MixtralForCausalLM, MixtralConfig(**SHAPE, num_local_experts=2), "layer 0 has no mlp.gate_proj .*experts"),
-    (GemmaForCausalLM, GemmaConfig(**SHAPE, head_dim=4), "model_type 'gemma' isn't supported"),
+    (Phi3ForCausalLM, Phi3Config(**SHAPE), "'phi3' isn't supported, its projections are fused"),
+    (MixtralForCausalLM, MixtralConfig(**SHAPE, num_local_experts=2), "'mixtral' .* mixtures of experts"),
+    (NemotronForCausalLM, NemotronConfig(**SHAPE), "'nemotron' .* two matrices, no gate projection"),
+    (Lfm2ForCausalLM, Lfm2Config(**SHAPE, layer_types=["full_attention"] * 6), "'lfm2' .* name their projections"),
+    (DiffLlamaForCausalLM, DiffLlamaConfig(**SHAPE), "'diffllama' .* may depend on more"),  # on the layer's index
 ])
 def test_what_is_not_supported_is_named(kind, config, complaint, tmp_path):
     model = kind(config)

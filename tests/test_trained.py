@@ -22,8 +22,8 @@ LOOP, GATE, LORA = "controller-d2-r4-corrected-s0", "none_nonorm-d2-corrected-s0
 
 @pytest.fixture
 def profile(text):
-    return parse_profile(profile_data(text, checkpoints=[LOOP, GATE, LORA], prompts=["the gate\nopens", "a layer"]),
-                         "test.yaml")
+    return parse_profile(profile_data(text, checkpoints=[LOOP, GATE, LORA], prompts=["the gate\nopens", "a layer"],
+                                      keep_prelude=True), "test.yaml")
 
 
 @pytest.fixture
@@ -40,6 +40,13 @@ def test_checkpoints_are_scored_as_logged_and_what_they_write_is_a_page(profile,
     page = (made / "results" / "test" / rescore.PAGE).read_text()
     assert page.count("## the gate opens") == 1
     assert all(page.count(f"`{name}`") == 2 for name in ("full", "cut", LOOP, GATE, LORA))
+
+
+def test_a_checkpoint_that_cannot_be_written_does_not_cost_the_run(profile, root, monkeypatch):
+    monkeypatch.setattr("ouroboros.training.run.save_checkpoint", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        execute(profile, LORA, root, progress=False)
+    assert read_run(profile.run_path(LORA, root)).manifest["status"] == "finished"
 
 
 def test_a_checkpoint_of_other_weights_is_told(profile, made, capsys):

@@ -21,7 +21,7 @@ from ouroboros.experiment.rates import Rates
 from ouroboros.log import read_run
 from ouroboros.training import build, evaluation, probes, sweep, trainer
 from ouroboros.training.corpus import prepare
-from ouroboros.training.run import _score_all, execute, rerun
+from ouroboros.training.run import execute, rerun, score_run
 
 
 def trained(profile, root, run_id):
@@ -148,13 +148,13 @@ def test_accumulation_is_one_large_batch(text, profile, root):
 def test_a_finished_run_is_left_alone_and_an_interrupted_one_is_made_again(profile, root, monkeypatch):
     run_id = "none-d2-corrected-s0"
     path = profile.run_path(run_id, root)
-    score = _score_all
-    monkeypatch.setattr("ouroboros.training.run._score_all", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    score = score_run
+    monkeypatch.setattr("ouroboros.training.run.score_run", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         execute(profile, run_id, root, progress=False)
     assert not path.exists() and (profile.unfinished(run_id, root) / "rows.jsonl").exists()
     assert run_id in [s.id for s in sweep.missing(profile, root, "matrix")]
-    monkeypatch.setattr("ouroboros.training.run._score_all", score)
+    monkeypatch.setattr("ouroboros.training.run.score_run", score)
     trained(profile, root, run_id)
     before = path.stat().st_mtime_ns
     execute(profile, run_id, root, progress=False)

@@ -67,7 +67,7 @@ class Comparisons:
         losses = {seed: value for seed, value in losses.items() if not math.isnan(value)}
         blocks, clusters = self._blocks(rows, arm, column) if not endless else (None, None)
         trained = RunSpec(arm, depth, rank, self.protocol, 0).fit != "none"
-        return BySeed(losses, blocks, clusters, trained, self._margin(column))
+        return BySeed(losses, blocks, clusters, trained, self._margin(column), arm)
 
     def _blocks(self, rows: list, arm: str, column: str) -> tuple[dict | None, np.ndarray | None]:
         """The losses behind a column of the cells block by block, and their clusters: where these are the same blocks

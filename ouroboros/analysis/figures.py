@@ -34,7 +34,7 @@ from . import tables, text
 from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
 from .levels import LEVELS, levels_table
 from .results import Results, shown_depth
-from .statistics import FEWEST, Interval, family, interval, minus
+from .statistics import FEWEST, Interval, family, interval, minus, t_interval
 from .tables import interval_of
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
@@ -93,6 +93,14 @@ def save(figure, name: str, results: Results, folder: Path) -> str:
     return finding
 
 
+def empty(figure) -> bool:
+    """Whether a figure shows nothing, since nothing of it was run; such a figure is closed."""
+    nothing = not _plotted(figure)
+    if nothing:
+        plt.close(figure)
+    return nothing
+
+
 def _indexed(png: io.BytesIO) -> bytes:
     """The picture with a palette of 256 colours: it looks the same at a third of the size, and is committed twice."""
     indexed = io.BytesIO()
@@ -145,14 +153,21 @@ def _titled(figure, finding: str):
 
 
 def _lines(results: Results, finding: str, x: str, y: str, draw: Callable, ticks: Sequence = ()):
-    """A panel a protocol, all with the same scale, each drawn by `draw(axis, comparisons)`."""
-    several = by_protocol(results)
+    """A panel a protocol that was run, all with the same scale, each drawn by `draw(axis, comparisons)`."""
+    several = _run_under(results)
     figure, axes = plt.subplots(1, len(several), squeeze=False, sharey=True)
     for axis, found in zip(axes[0], several, strict=True):
         draw(axis, found)
         _named(axis, found.protocol, x, y if axis is axes[0][0] else "", ticks)
     _legend(figure)
     return _titled(figure, finding)
+
+
+def _run_under(results: Results) -> list[Comparisons]:
+    """The protocols with a loop that was run; all where there is none."""
+    cells = results.cells[results.cells["arm"].isin(LOOPS) & results.cells["status"].eq("finished")]
+    several = by_protocol(results)
+    return [found for found in several if found.protocol in set(cells["protocol"])] or several
 
 
 def _named(axis, title: str, x: str, y: str, ticks: Sequence = ()) -> None:
@@ -178,16 +193,37 @@ def _points(axis, points: Iterable[tuple[float, Interval]], label: str, across: 
         bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
         drawn = {"x": means, "y": places, "xerr": bars} if across else {"x": places, "y": means, "yerr": bars}
         axis.errorbar(**drawn, label=label, capsize=3, **style)
+        if not across and style.get("linestyle") != "none":
+            _band(axis, places, found, style)
+
+
+def _band(axis, places: Sequence, found: Sequence[Interval], style: dict) -> None:
+    """The 95 % interval along a line, where three seeds carry one."""
+    judged = [each.n >= FEWEST for each in found]
+    low, high = ([getattr(each, side) for each in found] for side in ("low", "high"))
+    axis.fill_between(places, low, high, where=judged, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _seeds(axis, lines: Iterable[tuple[Sequence, Sequence]], style: dict) -> None:
+    """Each seed as a thin line of its own, where there are too few for an interval."""
+    for places, values in lines:
+        axis.plot(places, values, color=style["color"], linewidth=0.6, alpha=0.7)
 
 
 def _parts(axis, parts: dict, label: str, shift: float = 0.0, **style) -> None:
     """The intervals of parts whose names end in a number, against that number, `shift` beside it."""
-    _points(axis, ((int(name.split()[-1]) + shift, found) for name, found in family(parts).items()), label, **style)
+    places = {name: int(name.split()[-1]) + shift for name in parts}
+    _points(axis, ((places[name], found) for name, found in family(parts).items()), label, **style)
+    few = sorted({seed for values in parts.values() if len(values) < FEWEST for seed in values})
+    of = {seed: [name for name in parts if seed in parts[name]] for seed in few}
+    _seeds(axis, (([places[name] for name in names], [parts[name][seed] for name in names])
+                  for seed, names in of.items()), style)
 
 
 def _forest(panels: dict[str, list[tuple[str, str, Interval]]], finding: str, x: str, sharex: bool = False):
-    """Intervals below each other: {title: [(row, whose style, interval)]}. Panels share the rows; one that was run in
-    none of them is left out."""
+    """Intervals below each other: {title: [(row, whose style, interval)]}. Panels share the rows; a row that was run in
+    none of them is left out, and a panel with no row."""
+    panels = {title: shown for title, shown in panels.items() if any(found.n for *_, found in shown)} or panels
     rows = list(dict.fromkeys(row for shown in panels.values() for row, _, found in shown if found.n))
     figure, axes = plt.subplots(1, len(panels), squeeze=False, sharex=sharex, sharey=True,
                                 figsize=(7.0, 1.3 + 0.25 * max(len(rows), 4)))
@@ -312,7 +348,7 @@ def interventions(results: Results):
 @_shows_runs
 def steps(results: Results, depth: int):
     """How much each recurrence step changes the state, relative to the state before it, and how far the gate opens."""
-    table, several = tables.steps_table(results, depth), by_protocol(results)
+    table, several = tables.steps_table(results, depth), _run_under(results)
     kinds = {"change": "change of the state\n(share of it)", "gate_open": "gate's opening\n(share of the new state)"}
     figure, axes = plt.subplots(2, len(several), squeeze=False, sharex=True, sharey="row", figsize=(7.0, 4.6))
     for first, line, (kind, y) in zip((True, False), axes, kinds.items(), strict=True):
@@ -330,17 +366,24 @@ def steps(results: Results, depth: int):
 
 @_shows_runs
 def training_curves(results: Results, arms: tuple[str, ...], depth: int):
-    """Held-out next-token loss during training, mean over seeds, at one depth."""
+    """Held-out next-token loss during training at one depth: the mean over seeds with its interval, or each seed."""
     curves = tables.curves(results, arms, depth)
 
     def draw(axis, found: Comparisons) -> None:
         for arm in arms:
             part = curves[(curves["protocol"] == found.protocol) & (curves["arm"] == arm)]
-            if not part.empty:
-                axis.plot(part["update"], part["value"], label=_name(arm, depth, found), **_style(arm))
+            if part.empty:
+                continue
+            means = part.groupby("update")["value"].mean()
+            axis.plot(means.index, means, label=_name(arm, depth, found), **_style(arm))
+            if part["seed"].nunique() >= FEWEST:
+                _band(axis, means.index, [t_interval(each) for _, each in part.groupby("update")["value"]], _style(arm))
+            else:
+                _seeds(axis, ((each["update"], each["value"]) for _, each in part.groupby("seed")), _style(arm))
 
     own = curves[curves["protocol"] == "corrected"]
-    slopes = {_words(arm): tables.last_slope(part) for arm, part in own.groupby("arm", sort=False)}
+    slopes = {_words(arm): tables.last_slope(part.groupby("update", as_index=False)["value"].mean())
+              for arm, part in own.groupby("arm", sort=False)}
     return _lines(results, text.shown_slopes(depth, slopes), "update", "next-token loss (nats per token)",
                   draw)
 
@@ -395,10 +438,13 @@ def ladder(results: Results):
     norms = {name: SHORT_OF_NORMS * any(found.norms_converged(arm, at) is False for at in depths)
              for name, arm in LADDER.items()}
     normed = interval(found.difference("none", "none_nonorm", depth=depth))
+    finding = text.compared(normed, "the unmodulated loop", "the loop without step norms", f" at depth {depth}")
+    if normed.n == 0:
+        whole = interval(found.difference("controller", "cut", depth=depth))
+        finding = text.compared(whole, "the loop with all its parts", "the cut model", f" at depth {depth}")
     return _forest({f"depth {at}": [
         (name + norms[name], LADDER[name], each) for name, each in family(found.ladder(at)).items()]
-        for at in depths}, text.compared(
-            normed, "the unmodulated loop", "the loop without step norms", f" at depth {depth}"), ARM_CUT, sharex=True)
+        for at in depths}, finding, ARM_CUT, sharex=True)
 
 
 @_shows_runs
@@ -433,11 +479,10 @@ def audit(results: Results):
                      replace(interval_of(row, "effect"), p=row["effect_p"]))
                     for row in table[table["quantity"] == name].to_dict("records")]
              for name in audited.HEADLINES[::-1]}
-    figure = _forest(shown, text.shown_switches(shown["static - Controller"]), "")
-    for axis, name in zip(figure.axes, shown, strict=True):
-        axis.set_title(name.replace(" (%)", "\n(percentage points)").replace(
-            "static - Controller", "static table - Controller\n(nats per token)"))
-    figure.axes[1].set_xlabel("what the released setting changes it by")
+    finding = text.shown_switches(shown["static - Controller"])
+    titled = {name.replace(" (%)", "\n(percentage points)").replace(
+        "static - Controller", "static table - Controller\n(nats per token)"): rows for name, rows in shown.items()}
+    figure = _forest(titled, finding, "what the released setting changes it by")
     handles = [plt.Line2D([], [], linestyle="none", **_style(column)) for column in COLUMNS]
     figure.legend(handles, [f"all else {column}" for column in COLUMNS], loc="outside lower center", ncols=2)
     return figure
@@ -452,6 +497,8 @@ def audit_target(results: Results):
             "+target", "") if ARMS[row["arm"]].trained else ""), row["arm"],
             interval_of(row, f"{target}, arm - cut")) for row in table.to_dict("records")]
     rows = table.to_dict("records")  # of `released` where that was run
-    row = next((row for row in rows if (row["arm"], row["trained on"]) == ("controller", "t+2")), None)
-    return _forest(shown, text.compared(interval_of(row, "t+1, arm - cut"), "the Controller trained on t+2",
+    own = [row for row in rows if row["arm"] == "controller"]
+    row = next((row for row in own if row["trained on"] == "t+2"), own[0] if own else None)
+    trained = row["trained on"] if row else "t+2"
+    return _forest(shown, text.compared(interval_of(row, "t+1, arm - cut"), f"the Controller trained on {trained}",
                                         "the cut model", " on the next token"), ARM_CUT, sharex=True)

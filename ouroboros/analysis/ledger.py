@@ -140,7 +140,7 @@ class Claim(_Strict):
         return max(len(text.partition(".")[2]) for text in self.typed)
 
     @property
-    def told(self) -> str:
+    def reported_text(self) -> str:
         """What is reported, digits as typed: a number with its unit, words, or `as stated`."""
         if not self.typed:
             return self.words or "as stated"

@@ -43,6 +43,13 @@ def levels_table(results: Results) -> pd.DataFrame:
                          for split in splits(results.profile) for target in ("t+1", "t+2")])
 
 
+def levels_by_model(results: Results) -> pd.DataFrame:
+    """The levels of held-out text, a row a model that was run, a column a target."""
+    table = levels_table(results).set_index(["split", "target"]).loc["heldout"].T.dropna()
+    names = [ARMS[LEVELS[name]].label if name in LEVELS else "uniform guess" for name in table.index]
+    return pd.DataFrame(table.assign(model=names)).reset_index(drop=True)
+
+
 def damage_table(results: Results) -> pd.DataFrame:
     """Next-token loss by how many layers are kept at either end, the recurrent one between them; and minus the full
     model's, the cut's damage."""

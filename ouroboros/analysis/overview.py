@@ -2,14 +2,16 @@
 torch. Every sentence is a template; where a direction can flip, both are written."""
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import pandas as pd
 
-from . import claims, text
+from . import pages, text
 from .comparisons import Comparisons
 from .results import Results, shown_depth
 from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, Interval, family, interval, verdict, verdicts
+from .tables import sized
 
 
 class Question(NamedTuple):
@@ -25,17 +27,18 @@ class Question(NamedTuple):
 
 QUESTIONS = (
     Question("Is the loop better than just cutting?", "controller", "cut", "Yes", "No, worse", "02_gap"),
-    Question("Is it better than LoRA on the cut model, as many parameters trained?", "controller", "lora", "Yes",
-             "No, worse", "07_instead"),
+    Question("Is the loop better than LoRA on the cut model, with as many trained parameters?", "controller", "lora",
+             "Yes", "No, worse", "07_instead"),
     Question("Is the Controller better than a learned table?", "controller", "static", "Yes", "No, worse",
              "03_controller_vs_static"),
-    Question("Is it better than a table of its own size?", "controller", "static_wide", "Yes", "No, worse", "06_parts"),
-    Question("Does it matter what the Controller reads, or does a constant do?", "controller", "controller_blind",
-             "It matters", "A constant does better", "06_parts"),
-    Question("Does a loop without modulation need its step norms?", "none", "none_nonorm", "It needs them",
-             "It is better without", "06_parts"),
-    Question("Does the loop need its gate?", "controller", "controller_nogate", "It needs it", "It is better without",
-             "04_gate"),
+    Question("Is the Controller better than a table of its own size?", "controller", "static_wide", "Yes", "No, worse",
+             "06_parts"),
+    Question("Does what the Controller reads matter, or does a constant do?", "controller", "controller_blind",
+             "Yes, better than a constant", "No, a constant is better", "06_parts"),
+    Question("Does a loop without modulation need its step norms?", "none", "none_nonorm", "Yes, better with them",
+             "No, better without", "06_parts"),
+    Question("Does the loop need its gate?", "controller", "controller_nogate", "Yes, better with it",
+             "No, better without", "04_gate"),
 )
 OPENING = {  # by the verdicts on the first two questions: loop against cut, loop against LoRA
     (BETTER, WORSE): "Partly. The loop wins back {loop} of what cutting cost, and plain LoRA on the cut model, with as "
@@ -47,7 +50,8 @@ OPENING = {  # by the verdicts on the first two questions: loop against cut, loo
     (WORSE, WORSE): "No. The loop ends above the model that was cut and left alone, and plain LoRA on the cut model, "
                     "with as many trained parameters, wins back {lora} of what cutting cost.",
 }
-OPEN = {NOT_JUDGED: "Too few seeds to judge", EQUIVALENT: "Equivalent", UNDECIDED: "No detectable difference"}
+OPEN = {EQUIVALENT: "Equivalent", UNDECIDED: "No detectable difference"}
+NOT_PLANNED = "not planned"
 OTHERWISE = "Nothing is decided yet; the table says what is known."
 
 
@@ -60,11 +64,12 @@ def page(*several: Results) -> str:
         f"**Does it work?** {opening(first)} (`{name}`, protocol `corrected`, depth {depth}, held-out text.)", "",
         f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
-        f"Losses of the first minus the second, nats per token, 95 % intervals. `{name}`: {made} of "
-        f"{len(first.profile.runs())} planned runs are there. {why_released(first)}", "",
-        "## The paper's claims", "",
-        f"{claims.summary(*several)}", "",
-        "Why, and the rest, absolute values among it that can't be tested at these scales: "
+        "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds. The gap is what "
+        f"cutting costs. `{name}`: {made} of {len(first.profile.runs())} planned runs are there. {why_released(first)}",
+        "", "## The paper's claims", "",
+        f"{pages.summary(*several)}", "",
+        "*Holds*: our runs say what the paper says. *Fails*: they say the opposite. *Undecided*: too few seeds, or an "
+        "interval that leaves it open. Reasons, sizes, and the claims that can't be tested at these scales: "
         + ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several) + "."])
 
 
@@ -78,51 +83,51 @@ def opening(results: Results) -> str:
 
 
 def questions(*several: Results) -> pd.DataFrame:
-    """A row a question, a column a profile; questions that no profile's plan has are left out."""
+    """A row a question with its notebook, a column a profile; questions that no profile's plan has are left out."""
     rows = []
     for question in QUESTIONS:
-        cells = {}
+        cells, shown = {}, None
         for results in several:
             depth = shown_depth(results)
-            cells[f"`{results.profile.name}`, depth {depth}"] = answer(results, question, depth)
-        if any(cells.values()):
-            links = [f"[{question.notebook[:2]}](results/{results.profile.name}/notebooks/{question.notebook}.ipynb)"
-                     for results, cell in zip(several, cells.values()) if cell]
-            rows.append({"question": question.text} | cells | {"look": ", ".join(links)})
+            said = cells[f"`{results.profile.name}`, depth {depth}"] = answer(results, question, depth)
+            if said not in (text.NOT_RUN, NOT_PLANNED):
+                shown = shown or results.profile.name
+        if set(cells.values()) != {NOT_PLANNED}:
+            link = f"results/{shown or several[0].profile.name}/notebooks/{question.notebook}.ipynb"
+            rows.append({"question": f"[{question.text}]({link})"} | cells)
     return pd.DataFrame(rows)
 
 
 def answer(results: Results, question: Question, depth: int) -> str:
-    """A cell: the answer at a depth with its size, and at each other depth of the plan where it is another one; empty
-    where the plan has no such arm."""
+    """A cell: the answer at a depth with its size, and at each other depth of the plan where it is another one."""
     if not {question.arm, question.other} <= set(results.profile.arms):
-        return ""
+        return NOT_PLANNED
     found = Comparisons(results, "corrected")
     gap = interval(found.difference("cut", "full")).mean
     parts = family({at: found.difference(question.arm, question.other, depth=at)
                     for at in (depth, *results.profile.depths)})
     judged = verdicts(parts)
     said = {at: _said(question, part, judged[at], gap) for at, part in parts.items()}
-    others = [f"at depth {at}: {said[at]}" for at, part in parts.items()
-              if part.n and part.mean * parts[depth].mean < 0 or part.judged and _word(said[at]) != _word(said[depth])]
-    return "; ".join([said[depth], *others])
+    others = [f"At depth {at}: {said[at][0][0].lower()}{said[at][0][1:]}{said[at][1]}" for at, part in parts.items()
+              if said[at][0] != said[depth][0] and (part.judged or part.n and part.mean * parts[depth].mean < 0)]
+    return ". ".join(["".join(said[depth]), *others])
 
 
-def _said(question: Question, found: Interval, judged: str, gap: float) -> str:
-    """The answer that a difference gives, as it is judged, with its size."""
+def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple[str, str]:
+    """The answer that a difference gives, as it is judged; and its size, whose direction is the answer's."""
     if found.n == 0:
-        return text.NOT_RUN
+        return text.NOT_RUN, ""
+    seeds = f"n = {found.n}"
     if judged in OPEN:
-        return f"{OPEN[judged]}: {found}"
+        return OPEN[judged], f": at most {max(-found.low, found.high):.2g} nats either way ({seeds})"
+    size = sized(found if found.mean >= 0 else replace(found, mean=-found.mean, low=-found.high, high=-found.low))
+    if judged == NOT_JUDGED:
+        return text.TOO_FEW.capitalize(), f": {BETTER if found.mean < 0 else WORSE} by {size} nats so far ({seeds})"
     share = 100 * abs(found.mean) / gap
-    size = f", {share:.{0 if share >= 10 else 1}f} % of the gap" if math.isfinite(share) else ""
+    part = f", {share:.{0 if share >= 10 else 1}f} % of the gap" if math.isfinite(share) else ""
     answer = question.lower if judged.startswith(BETTER) else question.higher
-    return f"{answer}{', by less than the margin' if judged.endswith('margin') else ''}: {found}{size}"
-
-
-def _word(said: str) -> str:
-    """An answer without its size."""
-    return said.partition(":")[0]
+    margin = ", which is less than the margin" if judged.endswith("margin") else ""
+    return answer, f", by {size} nats{part}{margin} ({seeds})"
 
 
 def _direction(found: Interval) -> str:

@@ -62,9 +62,9 @@ def table(claims: list[Claim] | None = None) -> pd.DataFrame:
     Numbers are computed exactly from the typed ones and shown with the digits of the reported one. `agrees` is `yes` or
     `no`, and empty where nothing was reported to compare with.
     """
-    told = numbers(claims or read_claims())
+    paper = numbers(claims or read_claims())
     parts = (_percentages, _differences, _gate_and_guess, _two_texts, _parameters)
-    return pd.DataFrame([row for part in parts for row in part(told)])
+    return pd.DataFrame([row for part in parts for row in part(paper)])
 
 
 def _row(quantity: str, value: Decimal | int | str, how: str, limit: str,
@@ -89,12 +89,12 @@ def _yes(agrees: bool) -> str:
     return "yes" if agrees else "no"
 
 
-def _percentages(told: Numbers) -> Iterator[dict]:
+def _percentages(paper: Numbers) -> Iterator[dict]:
     """Loss reduction and gap recovery: over all configurations, at depth 8, and which of them give both."""
-    whole = {"red": told["L17"], "rec": told["L17"] - told["L36"]}
+    whole = {"red": paper["L17"], "rec": paper["L17"] - paper["L36"]}
 
     def share(name: str, loss: str) -> Decimal:
-        return round(100 * (told["L17"] - told[loss]) / whole[name], _decimals(told[name]))
+        return round(100 * (paper["L17"] - paper[loss]) / whole[name], _decimals(paper[name]))
 
     for name, quantity, over, limit in (
             ("red", "loss reduction", "L17", "that both losses are of one text and one target"),
@@ -103,80 +103,80 @@ def _percentages(told: Numbers) -> Iterator[dict]:
         low, high = share(name, "Lc.high"), share(name, "Lc.low")
         row = _row(f"{quantity}, all configurations", f"{low} to {high}",
                    f"(L17 - Lc) / {over}, ends of Lc", limit, unit="%")
-        yield row | {"reported": f"{told[name]} %", "agrees": _yes(low <= told[name] <= high)}
-        yield _row(f"{quantity}, depth 8", share(name, "c8"), f"(L17 - c8) / {over}", limit, told[name], unit="%")
+        yield row | {"reported": f"{paper[name]} %", "agrees": _yes(low <= paper[name] <= high)}
+        yield _row(f"{quantity}, depth 8", share(name, "c8"), f"(L17 - c8) / {over}", limit, paper[name], unit="%")
     both = [loss for loss in dict.fromkeys((*D_TABLE, OTHER_RATE))
-            if all(share(name, loss) == told[name] for name in whole)]
+            if all(share(name, loss) == paper[name] for name in whole)]
     yield _row("configurations that give both percentages", ", ".join(both) or "none",
                "each loss in both formulas", "which of them was used", unit="")
 
 
-def _differences(told: Numbers) -> Iterator[dict]:
+def _differences(paper: Numbers) -> Iterator[dict]:
     """Static minus Controller, by depth and at the other rate; the spread over the eight configurations, by which eight
     they are."""
     limit = "how sure it is: one seed, so no interval"
     for depth, name, source in ((1, "adv1", ""), (1, "adv1.as A says it", ", abstract"), (4, "adv4", ""),
                                 (8, "adv8", ""), (16, "adv16", "")):
-        yield _row(f"static - Controller, depth {depth}{source}", told[f"s{depth}"] - told[f"c{depth}"],
-                   f"s{depth} - c{depth}", limit, told[name])
-    yield _row("static - Controller, depth 8, rate 1e-3", told["slr"] - told["clr"], "slr - clr",
+        yield _row(f"static - Controller, depth {depth}{source}", paper[f"s{depth}"] - paper[f"c{depth}"],
+                   f"s{depth} - c{depth}", limit, paper[name])
+    yield _row("static - Controller, depth 8, rate 1e-3", paper["slr"] - paper["clr"], "slr - clr",
                "the lead with each arm at its own best rate")
-    losses, different = [told[name] for name in D_TABLE], len(set(D_TABLE))
+    losses, different = [paper[name] for name in D_TABLE], len(set(D_TABLE))
     yield _row("spread over the eight rows of D's table", max(losses) - min(losses),
-               f"5 depths and 3 ranks, {different} different runs", "which eight were meant: open", told["range"])
-    losses.append(told[OTHER_RATE])
+               f"5 depths and 3 ranks, {different} different runs", "which eight were meant: open", paper["range"])
+    losses.append(paper[OTHER_RATE])
     yield _row("spread with the run at rate 1e-3", max(losses) - min(losses),
                f"those {different} and clr: {different + 1}", "whether that run is one of the eight: open",
-               told["range"])
-    low, high = told["Lc.low"], told["Lc.high"]
-    yield _row("spread between the ends of Lc", high - low, f"{high} - {low}", "which runs they are", told["range"])
+               paper["range"])
+    low, high = paper["Lc.low"], paper["Lc.high"]
+    yield _row("spread between the ends of Lc", high - low, f"{high} - {low}", "which runs they are", paper["range"])
 
 
-def _gate_and_guess(told: Numbers) -> Iterator[dict]:
+def _gate_and_guess(paper: Numbers) -> Iterator[dict]:
     """The gate's evidence, and that it doesn't begin at the cut model; how far losses lie below that of a uniform guess
     over the vocabulary."""
-    before = told["gate.before"]
+    before = paper["gate.before"]
     limit = "anything of the cut model: its base is an intact Qwen2.5-0.5B"
-    yield _row("loss with the gate", before + told["gate"], f"{before} + gate", limit, told["gate.after"])
-    yield _row("loss without the gate", before + told["nogate"], f"{before} + nogate", limit, decimals=2)
-    yield _row("the gate's baseline - L17", before - told["L17"], f"{before} - L17",
+    yield _row("loss with the gate", before + paper["gate"], f"{before} + gate", limit, paper["gate.after"])
+    yield _row("loss without the gate", before + paper["nogate"], f"{before} + nogate", limit, decimals=2)
+    yield _row("the gate's baseline - L17", before - paper["L17"], f"{before} - L17",
                "more than that they are two measurements", sign="+")
     vocabulary = Shape.of(load_profile("paper")).vocabulary
     guess = Decimal(math.log(vocabulary))
     yield _row("a uniform guess", guess, f"ln {vocabulary:,}", "what a model has that was trained on it", decimals=2)
     for name, loss, limit in (
-            ("L17, training text,", told["L17"], "its target: cutting alone may cost that much"),
+            ("L17, training text,", paper["L17"], "its target: cutting alone may cost that much"),
             ("the gate's baseline", before,
              "its target; but an intact model has far less on the next token, as L36 and h36 do"),
-            ("h17, passages,", told["h17"], "why the same weights have L17 elsewhere")):
+            ("h17, passages,", paper["h17"], "why the same weights have L17 elsewhere")):
         yield _row(f"{name} below a uniform guess", guess - loss, f"ln {vocabulary:,} - {loss}", limit, decimals=2)
 
 
-def _two_texts(told: Numbers) -> Iterator[dict]:
+def _two_texts(paper: Numbers) -> Iterator[dict]:
     """From the training text to the 12 passages: which way each model goes, gap recovery there."""
     one = "twelve short passages of one source (D)"
     change = {}
     for name, here, there in (("full model", "h36", "L36"), ("cut model", "h17", "L17"), ("Controller", "hc", "c8")):
-        change[name] = told[here] - told[there]
+        change[name] = paper[here] - paper[there]
         yield _row(f"{name}, passages - training text", change[name], f"{here} - {there}", one, sign="+")
     yield _row("full and cut model go the same way", _yes(change["full model"] * change["cut model"] > 0),
                "signs of the two", "why: two targets would explain it, arithmetic can't exclude two texts", unit="")
-    behind = told["hc"] - told["h17"]
-    yield _row("gap recovery on the passages", -100 * behind / (told["h17"] - told["h36"]),
+    behind = paper["hc"] - paper["h17"]
+    yield _row("gap recovery on the passages", -100 * behind / (paper["h17"] - paper["h36"]),
                "(h17 - hc) / (h17 - h36)", f"more than {one}; no interval", decimals=1, unit="%")
     yield _row("Controller - cut on the passages", behind, "hc - h17", "whether hmit is of the same passages",
-               told["hmit.before"], sign="+")
-    yield _row("what dropout, mixed text or alpha 0.5 took off", told["hmit.before"] - told["hmit"],
+               paper["hmit.before"], sign="+")
+    yield _row("what dropout, mixed text or alpha 0.5 took off", paper["hmit.before"] - paper["hmit"],
                "hmit, before - after", "which of the three did it", decimals=2)
 
 
-def _parameters(told: Numbers) -> Iterator[dict]:
+def _parameters(paper: Numbers) -> Iterator[dict]:
     """Trainable parameters, counted from the reported shape."""
     paper = load_profile("paper")
     loop, static = (Cost.of(paper, arm).trainable() for arm in ("controller", "static"))
     total, moved = sum(loop.values()), "which of them move in training (protocol.md `precision`)"
     yield _row("trainable parameters", Decimal(total) / 10**6, "Controller + gate + step norms", moved,
-               told["params"], unit="million")
+               paper["params"], unit="million")
     for quantity, value, how, limit in (
             ("of the Controller", loop["modulation"], "system.md 4", moved),
             ("of the gate", loop["gate"], "2 x 2048 x 2048 + 2048", moved),
@@ -189,7 +189,7 @@ def _parameters(told: Numbers) -> Iterator[dict]:
     yield _row("the gate's share", Decimal(100 * loop["gate"]) / total, "gate / all", "whether the gate needs them",
                decimals=0, unit="%")
     shape = Shape.of(paper)
-    for layers, reported in ((17, told["params.% of the model"]), (shape.layers, None)):
+    for layers, reported in ((17, paper["params.% of the model"]), (shape.layers, None)):
         yield _row(f"share of the model with {layers} layers", Decimal(100 * total) / shape.parameters(layers),
                    "with embedding", "which model was meant", reported, decimals=1, unit="%")
 

@@ -35,13 +35,13 @@ class BySeed(dict[int, float]):
 
     Where the blocks are the same at every seed, `blocks` has their values, {seed: (blocks,)}, and `clusters` (blocks,)
     the documents they belong to. `trained`: whether a seed enters at all. `margin`: below it a difference is too small
-    to matter, nats per token.
+    to matter, nats per token. `of`: what was measured, as `controller - cut`, wherever (depth, rank, text).
     """
 
     def __init__(self, values=(), blocks: Mapping[int, np.ndarray] | None = None, clusters: np.ndarray | None = None,
-                 trained: bool = True, margin: float = math.nan):
+                 trained: bool = True, margin: float = math.nan, of: str = ""):
         super().__init__(values)
-        self.blocks, self.clusters, self.trained, self.margin = blocks, clusters, trained, margin
+        self.blocks, self.clusters, self.trained, self.margin, self.of = blocks, clusters, trained, margin, of
 
     def rows(self, seeds: Iterable[int]) -> np.ndarray:
         """(seeds, blocks)."""
@@ -55,7 +55,8 @@ def minus(a: BySeed, b: BySeed) -> BySeed:
     if a.blocks and a.clusters is b.clusters:
         blocks, clusters = {seed: a.blocks[seed] - b.blocks[seed] for seed in seeds}, a.clusters
     margin = min((part.margin for part in (a, b) if not math.isnan(part.margin)), default=math.nan)
-    return BySeed({seed: a[seed] - b[seed] for seed in seeds}, blocks, clusters, a.trained or b.trained, margin)
+    return BySeed({seed: a[seed] - b[seed] for seed in seeds}, blocks, clusters, a.trained or b.trained, margin,
+                  f"{a.of} - {b.of}")
 
 
 @dataclass(frozen=True)
@@ -444,10 +445,13 @@ def _ratio_interval(part: Ratio) -> Interval:
 
 def family(parts: Mapping[str, BySeed | Ratio]) -> dict[str, Interval]:
     """The intervals of parts that are judged together: one of fewer than three seeds is widened by the seed variance of
-    those with three."""
-    pooled = pool_seed_variance(part.rows(part) for part in parts.values()
-                                if isinstance(part, BySeed) and part.blocks and part.trained)
-    return {name: interval(part, pooled) for name, part in parts.items()}
+    the same comparison at other places with three."""
+    cells: dict[str, list[np.ndarray]] = {}
+    for part in parts.values():
+        if isinstance(part, BySeed) and part.blocks and part.trained:
+            cells.setdefault(part.of, []).append(part.rows(part))
+    pooled = {of: pool_seed_variance(rows) for of, rows in cells.items()}
+    return {name: interval(part, pooled.get(getattr(part, "of", None))) for name, part in parts.items()}
 
 
 def above_zero(larger: np.ndarray, smaller: np.ndarray, paired: bool) -> bool:

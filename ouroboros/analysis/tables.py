@@ -52,6 +52,36 @@ def interval_of(row: Mapping | None, name: str) -> Interval:
     return Interval(row[name], row[f"{name}_low"], row[f"{name}_high"], int(row[f"{name}_n"]))
 
 
+def sized(found: Interval) -> str:
+    """A mean with its interval, for where the number of seeds stands elsewhere."""
+    return str(found).rpartition(" (")[0]
+
+
+def brief(frame: pd.DataFrame, headings: Mapping[str, str]) -> pd.DataFrame:
+    """Some columns of a table, {column: heading}, to be read: an interval in one cell, arms in words, four digits, and
+    no row whose intervals weren't run. Empty where the table lacks a column."""
+    if not set(headings) <= set(frame):
+        return pd.DataFrame()
+    measured = [column for column in headings if f"{column}_low" in frame]
+    if measured:
+        frame = frame[frame[[f"{column}_n" for column in measured]].gt(0).any(axis=1)]
+    rows = frame.to_dict("records")
+    return pd.DataFrame({heading: [_cell(row, column) for row in rows] for column, heading in headings.items()})
+
+
+def _cell(row: Mapping, column: str) -> str:
+    value = row[column]
+    if f"{column}_low" in row:
+        if pd.isna(row[f"{column}_n"]):  # a column that means nothing to this arm
+            return ""
+        return sized(interval_of(row, column))  # how many seeds is a column of its own
+    if column == "arm" and value in ARMS:
+        return ARMS[value].label.removeprefix("the ")
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:.1f}" if column.startswith("%") else f"{value:.4g}"
+    return "" if value is pd.NA else str(value)
+
+
 def _base_cells(results: Results) -> pd.DataFrame:
     """The rows at the base rank and the chosen rate."""
     cells = results.cells
@@ -220,17 +250,17 @@ def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
 
 
 def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
-    """Mean over seeds of the held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole
-    column), arm, update, value, n."""
-    parts, cells = [pd.DataFrame(columns=["protocol", "arm", "update", "value"])], _base_cells(results)
+    """The held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole column), arm, seed,
+    update, value."""
+    parts, cells = [pd.DataFrame(columns=["protocol", "arm", "seed", "update", "value"])], _base_cells(results)
     cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)
                   & cells["protocol"].isin(results.profile.protocols)]
     for row in cells[cells["status"] == "finished"].itertuples():
         if ARMS[row.arm].trained:
             results.note([row.run])
             part = curve(results.runs[row.run], "heldout", "loss_t+1")
-            parts.append(part.assign(protocol=row.protocol, arm=row.arm))
-    return _means(pd.concat(parts[1:] or parts)[list(parts[0])])
+            parts.append(part.assign(protocol=row.protocol, arm=row.arm, seed=row.seed))
+    return pd.concat(parts[1:] or parts)[list(parts[0])]
 
 
 def _means(rows: pd.DataFrame) -> pd.DataFrame:

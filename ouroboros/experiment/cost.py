@@ -213,16 +213,16 @@ class Cost:
         backward = shape.head_flops + (0 if self._refines else self.split.coda * layer)
         # what reads a state that needs no gradient
         first = {name: shape.projections[name] for name in ("q_proj", "k_proj", "v_proj")}
-        untold = sum(2 * o * i for o, i in first.values())
+        first_read = sum(2 * o * i for o, i in first.values())
         if arm.loops:
-            backward += self._loop_backward(depth, layer, untold, sum(i for _, i in first.values()))
+            backward += self._loop_backward(depth, layer, first_read, sum(i for _, i in first.values()))
         elif arm.middle == "maps":
             backward += layer - shape.width**2 * 2
         else:
             reached = self._reached()
             backward += (reached - self.split.coda) * layer
             if arm.lora != "none":  # a norm that is trained needs the gradient of what it puts out
-                backward -= untold + 2 * self.lora_ranks[-reached] * sum(i for _, i in first.values())
+                backward -= first_read + 2 * self.lora_ranks[-reached] * sum(i for _, i in first.values())
         if arm.coda:
             backward += self.split.coda * 2 * sum(o * i for o, i in shape.projections.values())
         return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
@@ -233,18 +233,18 @@ class Cost:
             return self.split.coda + 1
         return self.layers if self.parts.lora == "kept" else self.split.coda
 
-    def _loop_backward(self, depth: int, layer: int, untold: int, read: int) -> int:
-        """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `untold`
+    def _loop_backward(self, depth: int, layer: int, first_read: int, read: int) -> int:
+        """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `first_read`
         FLOPs of its projections, which read `read` values, are saved."""
         arm, step = self.parts, self._step_flops()
         trained = 2 if self._refines else 1  # its low-rank matrices are trained, a loop's are frozen
         whole = depth * (layer + trained * step["branches"] + 2 * step["controller"] + 2 * step["gate"])
         if self._refines:
-            saved = untold + 2 * DICTIONARY * max(1, self.rank // REFINE_RANK) * read
+            saved = first_read + 2 * DICTIONARY * max(1, self.rank // REFINE_RANK) * read
             return whole - saved - 2 * self._controller()["state"]
         if not arm.modulated:
             return whole - layer - (0 if arm.step_norm else step["gate"])
-        saved = untold + 2 * self.rank * read
+        saved = first_read + 2 * self.rank * read
         return whole - saved - (2 * self._controller()["state"] if arm.reads else 0)
 
     # ------------------------------------------------------------------------------------------------------ bytes

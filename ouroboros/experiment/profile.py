@@ -18,7 +18,7 @@ from .protocol import COLUMNS, PROTOCOL_VERSION, SWITCHES, switches
 
 PROFILES = Path(__file__).parent / "profiles"
 IDENTITY = ("corpus", "base", "split", "rank", "depth", "max_steps", "controller", "training", "evaluation", "probes")
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # as in model/configuration.py
+FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # of model/configuration.py, those whose costs cost.py counts
 SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
          "num_key_value_heads")  # of a base, what its config.json must say
 SETTINGS = ("model_type", "head_dim", "max_position_embeddings", "rope_theta", "rms_norm_eps", "tie_word_embeddings")

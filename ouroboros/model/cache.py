@@ -1,10 +1,10 @@
 """The key/value cache: a slot a recurrence step, and the running mean that causal pooling needs."""
 
 import torch
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..errors import InputError
-from .configuration import OuroborosConfig
+from .configuration import OuroborosConfig, take_layers
 
 
 class RunningMean(DynamicLayer):
@@ -44,10 +44,7 @@ class RecurrentCache(DynamicCache):
     """
 
     def __init__(self, config: OuroborosConfig, depth: int, pools: bool):
-        kinds, window = config.layer_kinds, getattr(config.base, "sliding_window", None)
-        kinds = kinds[:config.n_prelude] + [kinds[config.n_prelude]] * depth + kinds[config.n_prelude + 1:]
-        slots = [DynamicSlidingWindowLayer(window) if kind == "sliding_attention" else DynamicLayer()
-                 for kind in kinds]
+        slots = DynamicCache(config=take_layers(config.base, config.order(depth))).layers
         means = [RunningMean() for _ in range(depth if pools else 0)]
         Cache.__init__(self, layers=slots + means)
         self.depth, self.means = depth, means or [None] * depth

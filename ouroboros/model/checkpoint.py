@@ -50,8 +50,7 @@ def read_config(kind: type, folder: Path):
         if there == wanted or (wanted is None and there != "ouroboros"):
             return kind.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{folder / 'config.json'}: can't be read ({first_line(error)}); save or fetch it "
-                         "again") from None
+        raise InputError(f"{folder / 'config.json'}: can't be read ({first_line(error)}); save it again") from None
     raise InputError(f"{folder}: holds a {there} model, " + ("no Ouroboros model; convert it with from_base" if wanted
                                                              else "converted already; load it with from_pretrained"))
 
@@ -75,8 +74,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
                 raise InputError(f"{index}: no JSON with a weight_map; save or fetch the checkpoint again") from None
             self._files = {name: folder / file for name, file in places.items()}
         else:
-            raise InputError(f"{folder}: holds no model.safetensors and no index of shards; convert other formats "
-                             "with transformers' save_pretrained")
+            raise InputError(f"{folder}: holds no model.safetensors, nor an index of shards; save it with transformers")
         if tied:
             check_tied(self)
             self._files.pop("lm_head.weight", None)
@@ -111,8 +109,7 @@ def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
     try:
         return read_gguf_metadata(str(file))
     except Exception as error:  # whatever a broken header leads to: no common class
-        raise InputError(f"{file}: can't be read as GGUF ({first_line(error)}); the file is truncated, altered or "
-                         "missing, fetch it again") from None
+        raise InputError(f"{file}: can't be read as GGUF ({first_line(error)}); fetch the file again") from None
 
 
 def read_gguf(file: Path) -> PreTrainedModel:
@@ -132,8 +129,7 @@ def read_gguf(file: Path) -> PreTrainedModel:
             file.parent, gguf_file=file.name, dtype=torch.float32, output_loading_info=True,
             quantization_config=GgufConfig(dequantize=True))  # else it couldn't be saved
     except Exception as error:  # as above
-        raise InputError(f"{file}: transformers can't read it ({first_line(error)}); give a whole GGUF file of a "
-                         "causal LM") from None
+        raise InputError(f"{file}: transformers can't read it ({first_line(error)}); fetch the file again") from None
     taken = len(tensors_of(model)) - len(report["missing_keys"])
     if report["missing_keys"] or taken != len(names):
         raise InputError(f"{file}: holds {len(names)} tensors, transformers' {type(model).__name__} takes {taken} and "
@@ -160,8 +156,7 @@ def check_tied(weights: Mapping[str, torch.Tensor], prefix: str = "") -> None:
     head, embedding = f"{prefix}lm_head.weight", f"{prefix}model.embed_tokens.weight"
     if head in weights and embedding in weights and not (weights[head].is_meta  # which is refused elsewhere
                                                          or torch.equal(weights[head], weights[embedding])):
-        raise InputError(f"tie_word_embeddings is true, but {head} isn't {embedding}; set it to false in the "
-                         "configuration")
+        raise InputError(f"tie_word_embeddings is true, but {head} isn't {embedding}; set it to false in config.json")
 
 
 def sha256(weights: Mapping[str, torch.Tensor]) -> str:

@@ -1,5 +1,6 @@
 """The configuration of an Ouroboros model: a base model's configuration and what the surgery adds to it."""
 
+import copy
 from math import isfinite
 from numbers import Integral, Real
 from typing import NamedTuple
@@ -13,7 +14,12 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
     "q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
     "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp",
 }
-FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # model types whose layers the loop knows how to call
+FAMILIES = (  # model types whose loop is compared with the base's own cut, tests/test_families.py
+    "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3", "stablelm", "gemma", "gemma2",
+    "gemma3_text", "granite", "cohere", "cohere2", "ministral3", "exaone4", "ernie4_5", "helium", "hunyuan_v1_dense",
+    "seed_oss")
+PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an entry a layer
+SINKS = 4  # first positions of a text, where the residual stream is far larger than elsewhere
 POOLINGS = ("causal", "sequence")
 COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more
 AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration
@@ -34,6 +40,16 @@ def check_whole(field: str, value, least: int) -> int:
     return int(value)
 
 
+def take_layers(config: PretrainedConfig, indices: list[int]) -> PretrainedConfig:
+    """A copy of a configuration for the layers with these indices, in this order, some of them more than once."""
+    taken = copy.copy(config)
+    taken.num_hidden_layers = len(indices)
+    for field in PER_LAYER:
+        if getattr(config, field, None):
+            setattr(taken, field, [getattr(config, field)[index] for index in indices])
+    return taken
+
+
 class OuroborosConfig(PretrainedConfig):
     """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (system.md 2 to 5).
 
@@ -50,8 +66,7 @@ class OuroborosConfig(PretrainedConfig):
         gate, step_norm: whether the recurrence has them.
         gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
         state_width, step_width, hidden_width, output_width: Controller widths, system.md 4.
-        base_reference: `name`, `revision` and `sha256` of the base's weights, and `gguf_file` where one holds them;
-            None if the model wasn't converted.
+        base_reference: `name`, `revision`, `sha256` of the base's weights and any `gguf_file`; empty if not converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
 
     Raises InputError for a value out of range.
@@ -73,7 +88,7 @@ class OuroborosConfig(PretrainedConfig):
         self.gate, self.step_norm, self.gate_bias = gate, step_norm, gate_bias
         self.state_width, self.step_width = state_width, step_width
         self.hidden_width, self.output_width = hidden_width, output_width
-        self.base_reference, self.weights_sha256, self.use_cache = base_reference, weights_sha256, use_cache
+        self.base_reference, self.weights_sha256, self.use_cache = base_reference or {}, weights_sha256, use_cache
         from .modulation import MODULATIONS  # here: that file reads this one
 
         for field, choices in (("modulation", (*MODULATIONS, "none")), ("pooling", POOLINGS)):
@@ -86,9 +101,8 @@ class OuroborosConfig(PretrainedConfig):
             if isinstance(value, bool) != flag or not isinstance(value, Real) or not isfinite(value):
                 raise InputError(f"{field} {value!r}: must be {'true or false' if flag else 'a number'}")
         if base is not None:
-            kwargs.setdefault("tie_word_embeddings", base.tie_word_embeddings)
-            for token in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                kwargs.setdefault(token, getattr(base, token, None))
+            defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+            kwargs = {name: getattr(base, name, None) for name in defaults} | kwargs
             kwargs |= {name: getattr(base, name, None) for name in AS_BASE}
         super().__init__(**kwargs)
 
@@ -111,12 +125,10 @@ class OuroborosConfig(PretrainedConfig):
         """Prelude, recurrent layer and coda."""
         return Split(prelude=self.n_prelude, recurrent=self.recurrent_layer, coda=self.n_coda)
 
-    @property
-    def layer_kinds(self) -> list[str]:
-        """`full_attention` or `sliding_attention` of each kept layer, as the base's family says it."""
-        # Mistral has no `layer_types`: its window, if any, is every layer's
-        every = "full_attention" if getattr(self.base, "sliding_window", None) is None else "sliding_attention"
-        return getattr(self.base, "layer_types", None) or [every] * self.base.num_hidden_layers
+    def order(self, depth: int) -> list[int]:
+        """Indices of the kept layers as they are applied: prelude, the recurrent one `depth` times, coda."""
+        layers = list(range(self.base.num_hidden_layers))
+        return layers[:self.n_prelude] + [self.n_prelude] * depth + layers[self.n_prelude + 1:]
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):

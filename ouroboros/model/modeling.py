@@ -4,6 +4,7 @@ Shapes: B batch, T positions, d width, V vocabulary.
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
@@ -17,12 +18,10 @@ from transformers.utils import can_return_tuple
 
 from ..errors import InputError
 from .cache import RecurrentCache, RunningMean, Slot
-from .configuration import PROJECTIONS, OuroborosConfig, check_whole
+from .configuration import PROJECTIONS, SINKS, OuroborosConfig, check_whole, take_layers
 from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
-MASKS = {"full_attention": masking_utils.create_causal_mask,
-         "sliding_attention": masking_utils.create_sliding_window_causal_mask}
 # what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
 KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 LOSS = {"num_items_in_batch", "shift_labels", "ignore_index"}
@@ -42,6 +41,28 @@ class StepNorm(nn.Module):
         x = h.to(torch.promote_types(h.dtype, torch.float32))
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
         return (x * self.weight[t]).to(h.dtype)
+
+    @torch.no_grad()
+    def match(self, forward: Callable[[], object], mask: torch.Tensor | None = None) -> list[float]:
+        """Start where the stream is (docs/protocol.md, matched): `forward` runs the loop; a number a step.
+
+        A step's weights become the root mean square of what it reads, the median over tokens but each row's first SINKS
+        and those where `mask` (B, T) is 0; steps that `forward` doesn't reach have the last one's.
+        """
+        found = []
+
+        def measure(module, inputs) -> None:
+            h, t = inputs
+            h = h[:, SINKS:] if mask is None else h[:, SINKS:][mask[:, SINKS:].bool()]
+            found.append(h.float().square().mean(-1).sqrt().median().item())
+            self.weight[t:] = found[-1]
+
+        hook = self.register_forward_pre_hook(measure)
+        try:
+            forward()
+        finally:
+            hook.remove()
+        return found
 
 
 class Gate(nn.Module):
@@ -93,19 +114,18 @@ class Recurrence(GradientCheckpointingLayer):
 class OuroborosModel(ConvertedModel, PreTrainedModel):
     """A cut base model whose recurrent layer is applied `depth` times; only `recurrence` is trained.
 
-    `base` is the base model's own class with the kept layers, its head too, so that one file is read with and without
-    head. All its weights are frozen, and so are the SVD bases. `recurrence` stays in float32 when the base is in half
-    precision.
+    `base` is the base's own class with the kept layers, its head too, so that one file is read with and without head.
+    Its weights and the SVD bases are frozen; `recurrence` stays in float32 beside a base in half precision.
     """
 
     config_class = OuroborosConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _supports_sdpa = True
     _keep_in_fp32_modules_strict = ["recurrence"]
 
     def __init__(self, config: OuroborosConfig):
+        self._supports_sdpa = AutoModelForCausalLM._model_mapping[type(config.base)]._supports_sdpa
         super().__init__(config)
         if config.base.num_hidden_layers != (kept := config.n_prelude + 1 + config.n_coda):
             raise InputError(f"base: its configuration has {config.base.num_hidden_layers} layers, the split keeps "
@@ -118,8 +138,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 linear = getattr(part, name)
                 if config.rank > min(linear.weight.shape):
                     raise InputError(f"rank {config.rank}: larger than projection {name}, which is "
-                                     f"{linear.out_features} x {linear.in_features}; choose at most "
-                                     f"{min(linear.weight.shape)}")
+                                     f"{linear.out_features} x {linear.in_features}; choose its smaller side or less")
                 setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha))
         self.recurrence = Recurrence(config)
         self.post_init()
@@ -159,8 +178,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                depth: int | None = None, position_ids: torch.Tensor | None = None,
                inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None,
                **kernel) -> list[torch.Tensor]:
-        """(B, T) token ids -> the hidden states (B, T, d): embeddings, after each prelude layer, recurrence step and
-        coda layer, the last one normed.
+        """(B, T) token ids -> states (B, T, d): embeddings, after each prelude layer, step, coda layer; last normed.
 
         `attention_mask` (B, S) covers the tokens in `cache` too. Padding on either side neither enters the pool nor
         changes other rows. Where `position_ids` begin again within a row, documents are packed: neither attention nor
@@ -168,44 +186,41 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         that isn't (B, S), and packed documents with a mask or a cache.
         """
         depth = self._depth(depth, cache)
-        model, config = self.base.model, self.config
-        first, last = config.n_prelude, config.n_prelude + depth
-        h = model.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
         seen = 0 if cache is None else cache.get_seq_length()
-        if attention_mask is not None and attention_mask.shape != (h.shape[0], seen + h.shape[1]):
+        if attention_mask is not None and attention_mask.shape != (tokens.shape[0], seen + tokens.shape[1]):
             raise InputError(f"attention_mask of shape {tuple(attention_mask.shape)}: must be (batch, tokens), here "
-                             f"{(h.shape[0], seen + h.shape[1])}")
-        documents = _documents(position_ids, attention_mask, h)
+                             f"{(tokens.shape[0], seen + tokens.shape[1])}")
+        documents = _documents(position_ids, attention_mask, tokens)
         if documents and cache is not None:
-            raise InputError("position_ids: begin again within a row, and packed documents have no key/value cache; "
-                             "pass use_cache=False")
-        if position_ids is None:
-            position_ids = _positions(h, attention_mask, seen)
-        rotary = model.rotary_emb(h, position_ids)
-        masks = _masks(config, h, attention_mask, position_ids, cache)
+            raise InputError("position_ids: begin again within a row, and packed documents need use_cache=False")
+        if position_ids is None and attention_mask is not None:  # padding on the left doesn't count
+            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
-
-        def arguments(index: int, slot: int) -> dict:
-            past = None if cache is None else Slot(cache, slot)
-            return dict(attention_mask=masks[index], position_ids=position_ids, position_embeddings=rotary,
-                        past_key_values=past, use_cache=cache is not None, **kernel)
-
-        states = [h]
-        for index in range(first):
-            states.append(model.layers[index](states[-1], **arguments(index, index)))
         if getattr(self.recurrent_layer, "gradient_checkpointing", False):  # the step is recomputed as a whole: the
             self.recurrent_layer.gradient_checkpointing = False  # layer alone would be without its modulation by then
         layer = self.recurrent_layer.__call__
         places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
         apply = self.recurrence if cache is None else self.recurrence._call_impl
-        for step in range(depth):
-            past = None if cache is None else cache.means[step]
-            states.append(apply(states[-1], step, layer, places, pooled, past, **arguments(first, first + step)))
-        for slot, index in enumerate(range(first + 1, len(model.layers)), last):
-            states.append(model.layers[index](states[-1], **arguments(index, slot)))
-        states[-1] = model.norm(states[-1])
-        return states
+        means, states = [None] * depth if cache is None else cache.means, []
+
+        def in_slot(slot: int, call: Callable, *of_step) -> Callable:
+            def called(h: torch.Tensor, past_key_values: Cache | None = None, **arguments) -> torch.Tensor:
+                states.append(h)
+                past = None if cache is None else Slot(cache, slot)
+                return call(h, *of_step, past_key_values=past, **arguments)
+            return called
+
+        model, first = self.base.model, self.config.n_prelude
+        calls = [(kept,) for kept in model.layers]
+        calls[first:first + 1] = [(apply, t, layer, places, pooled, means[t]) for t in range(depth)]
+        layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
+        looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
+        looped.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
+        out = type(model).forward(looped, input_ids, attention_mask, position_ids, cache, inputs_embeds,
+                                  use_cache=cache is not None, return_dict=True, **kernel)
+        return [*states, out.last_hidden_state]
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
         depth = check_whole("depth", (self.config if cache is None else cache).depth if depth is None else depth, 1)
@@ -224,8 +239,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             return None
         layers = (*self.base.model.layers, self.recurrence)
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
-            raise InputError("use_cache: layers under gradient checkpointing keep no keys and values; call eval() "
-                             "first, or pass use_cache=False")
+            raise InputError("use_cache: layers under gradient checkpointing keep none; eval(), or use_cache=False")
         if leaks:
             raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
                              "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
@@ -251,15 +265,14 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")
         if kwargs.pop("output_attentions", None) or self.config.output_attentions:
-            raise InputError("output_attentions: a step's attention isn't kept; register a forward hook on "
-                             "model.recurrent_layer.self_attn")
+            raise InputError("output_attentions: isn't kept; use a forward hook on model.recurrent_layer.self_attn")
         kwargs.pop("cache_position", None)  # older code's: where the cache ends
-        if unknown := sorted(kwargs.keys() - KERNEL):
+        if unknown := sorted(kwargs.keys() - KERNEL - LOSS):
             raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
-        tokens = input_ids if inputs_embeds is None else inputs_embeds
-        packed = attention_mask is None and _documents(position_ids, None, tokens) is not None
+        kernel = {name: kwargs[name] for name in KERNEL & kwargs.keys()}
+        packed = attention_mask is None and _documents(position_ids, None, position_ids) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
-        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kwargs)
+        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kernel)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPast(states[-1], cache, hidden_states=tuple(states) if shown else None)
 
@@ -295,13 +308,11 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         Labels are shifted inside, -100 is ignored. `logits_to_keep` last positions, or those at its indices, get
         logits; 0 means all. The rest is as in `OuroborosModel.forward`.
         """
-        of_loss = {name: kwargs.pop(name) for name in LOSS & kwargs.keys()}
-        out = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, depth,
-                         output_hidden_states, return_dict=True, **kwargs)
-        logits, loss = _logits(self.base, out.last_hidden_state, logits_to_keep), None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.base.vocab_size, **of_loss)
-        return CausalLMOutputWithPast(loss, logits, out.past_key_values, out.hidden_states)
+        base = copy.copy(self.base)  # the base's own forward makes logits and loss of what the loop gives
+        loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)
+        base.__dict__[base.base_model_prefix] = loop
+        return type(base).forward(base, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
+                                  use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         """As transformers', with the cache that `forward` makes. Raises InputError where another kind is asked for."""
@@ -325,13 +336,6 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         return generation_config, arguments
 
 
-def _logits(base: PreTrainedModel, h: torch.Tensor, kept: int | torch.Tensor) -> torch.Tensor:
-    """(B, T, d) last states -> logits as the base's own class makes them, with its soft caps and multipliers."""
-    given = copy.copy(base)
-    given.__dict__["_modules"] = base._modules | {base.base_model_prefix: lambda **_: BaseModelOutputWithPast(h)}
-    return type(base).forward(given, inputs_embeds=h, logits_to_keep=kept, return_dict=True).logits
-
-
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens: torch.Tensor) -> list[int] | None:
     """The lengths of packed documents, row after row, where position ids begin again within a row; else None."""
     if positions is None or positions.shape[-1] == 1:
@@ -346,22 +350,6 @@ def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens
         return None
     rows = torch.arange(tokens.shape[0], device=index.device)[:, None] * index.shape[1]  # no document spans two
     return (rows + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
-
-
-def _positions(h: torch.Tensor, mask: torch.Tensor | None, seen: int) -> torch.Tensor:
-    """(B or 1, T) position ids of the new tokens; padding on the left doesn't count."""
-    if mask is None:
-        return torch.arange(seen, seen + h.shape[1], device=h.device)[None]
-    return (mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
-
-
-def _masks(config: OuroborosConfig, h: torch.Tensor, mask: torch.Tensor | None, positions: torch.Tensor,
-           cache: RecurrentCache | None) -> list:
-    """Each kept layer's attention mask: causal under every implementation, sliding where the base says so."""
-    arguments = dict(config=config.base, inputs_embeds=h, attention_mask=mask, past_key_values=cache,
-                     position_ids=positions)
-    made = {kind: MASKS[kind](**arguments) for kind in set(config.layer_kinds)}
-    return [made[kind] for kind in config.layer_kinds]
 
 
 AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)

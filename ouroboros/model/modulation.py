@@ -37,8 +37,7 @@ def diagonal_of(module: nn.Module) -> torch.Tensor | None:
 class ModulatedLinear(nn.Linear):
     """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
 
-    `A` (r, in) and `B` (out, r) are the truncated SVD of the mean residual (system.md 3). Where no m is emitted it is
-    the linear layer as it was, bit for bit.
+    `A` (r, in), `B` (out, r): the truncated SVD of the mean residual (system.md 3). Without m, the layer as it was.
     """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
@@ -117,7 +116,7 @@ class Controller(nn.Module):
     The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
     """
 
-    pools = True  # over earlier tokens; a class that doesn't say is taken to
+    pools = reads = True  # earlier tokens, any tokens; a class that doesn't say is taken to
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -143,7 +142,7 @@ class Controller(nn.Module):
 class StaticModulation(nn.Module):
     """The comparison: a learned diagonal per step and projection, blind to the input (system.md 6)."""
 
-    pools = False
+    pools = reads = False
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()

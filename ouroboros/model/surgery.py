@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,9 +13,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import InputError
 from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
-from .configuration import FAMILIES, PROJECTIONS, Split
+from .configuration import FAMILIES, PROJECTIONS, Split, take_layers
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
+WEIGHTS = [f"{parent}.{name}.weight" for name, parent in PROJECTIONS.items()]
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
 FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
 FULL_SHARE = 1 / 16  # and where more than this share of the triplets is wanted the randomized SVD would err by over 1 %
@@ -38,11 +38,6 @@ def kept_layers(n_layers: int, split: Split) -> list[int]:
     if prelude + 1 + coda == n_layers:
         raise InputError(f"{name}: removes none of the base's {n_layers} layers, so there is no residual; keep fewer")
     return [*range(prelude), recurrent, *range(n_layers - coda, n_layers)]
-
-
-def removed_layers(n_layers: int, split: Split) -> list[int]:
-    """Indices of the layers that the mean residual is taken over."""
-    return sorted(set(range(n_layers)) - set(kept_layers(n_layers, split)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,9 +88,7 @@ def _named(base: Base, name: str | None) -> Base:
         found = open_base(name, None, gguf_file_of(base.config), local_files_only=True)
     except InputError:
         return base
-    same = found.weights.keys() == base.weights.keys() and all(
-        tensor.dtype == base.weights[name].dtype and torch.equal(tensor, base.weights[name].to(tensor.device))
-        for name, tensor in found.weights.items())
+    same = sha256(found.weights) == sha256(base.weights)
     return dataclasses.replace(found, config=base.config, weights=base.weights) if same else base
 
 
@@ -115,17 +108,12 @@ def _checked(base: Base) -> Base:
     for match in filter(None, map(LAYER.fullmatch, base.weights)):
         if not match[2].endswith(HARMLESS):
             layers.setdefault(int(match[1]), set()).add(match[2])
-    for index in range(getattr(base.config, "num_hidden_layers", 0)):
-        for name, parent in PROJECTIONS.items():
-            if f"{parent}.{name}.weight" not in layers.get(index, ()):
-                present = {name.removesuffix(".weight") for name in layers.get(index, ())
-                           if name.endswith(("weight", "proj"))}
-                raise InputError(f"{base}: layer {index} has no {parent}.{name} (it has "
-                                 f"{', '.join(sorted(present)) or 'no weights'}); fused projections and mixtures of "
-                                 f"experts aren't supported, choose a dense {', '.join(FAMILIES)} model")
     if base.config.model_type not in FAMILIES:
-        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, its layers may be "
-                         f"called otherwise; one of {', '.join(FAMILIES)}")
+        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
+                         f"{_why(layers.get(0, set()))}; one of {', '.join(FAMILIES)}")
+    for index in range(base.config.num_hidden_layers):
+        if missing := [name for name in WEIGHTS if name not in layers.get(index, ())]:
+            raise InputError(f"{base}: layer {index} has no {missing[0]}; give the base's own, not quantised")
     for index, names in layers.items():
         if odd := names if index >= base.config.num_hidden_layers else names ^ layers[0]:
             raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer that config.json "
@@ -133,47 +121,43 @@ def _checked(base: Base) -> Base:
     return base
 
 
+def _why(names: set[str]) -> str:
+    """What sets the layers of another family apart, by the names of one layer's tensors."""
+    text = " ".join(names)
+    reasons = {"its MLPs are mixtures of experts": "expert" in text,
+               "its projections are fused": "qkv" in text or "gate_up" in text,
+               "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate_proj" not in text,
+               "its layers name their projections otherwise": not names.issuperset(WEIGHTS),
+               "its layers may depend on more than they are given": True}
+    return next(reason for reason, found in reasons.items() if found)
+
+
 def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
     """The configuration of the base with the kept layers only."""
-    kept = kept_layers(config.num_hidden_layers, split)
-    cut = copy.deepcopy(config)
-    cut.num_hidden_layers = len(kept)
+    cut = take_layers(copy.deepcopy(config), kept_layers(config.num_hidden_layers, split))
     if gguf_file_of(config):
         del cut.quantization_config  # of the file that the base was read from: the kept tensors are plain
-    if getattr(config, "layer_types", None):
-        cut.layer_types = [config.layer_types[i] for i in kept]
     return cut
 
 
-def kept_tensors(base: Base, split: Split) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors of the kept layers under their new indices, embeddings, last norm and head; one at a time."""
-    place = {old: new for new, old in enumerate(kept_layers(base.config.num_hidden_layers, split))}
-    for name in (name for name in base.weights if not name.endswith(HARMLESS)):
+def taken_tensors(weights: Mapping[str, torch.Tensor], order: list[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of the layers in `order` under their new indices, embeddings, last norm and head; one at a time."""
+    for name in (name for name in weights if not name.endswith(HARMLESS)):
         match = LAYER.fullmatch(name)
         if match is None:
-            yield name, finite(base, name)
-        elif int(match[1]) in place:
-            yield f"model.layers.{place[int(match[1])]}.{match[2]}", finite(base, name)
-
-
-def finite(base: Base, name: str) -> torch.Tensor:
-    """A tensor of the base. Raises InputError for one that holds NaN or an infinite number."""
-    tensor = base.weights[name].detach()
-    if not all(map(math.isfinite, tensor.aminmax())):
-        raise InputError(f"{base}: {name} holds numbers that aren't finite; save or fetch it again")
-    return tensor
+            yield name, weights[name]
+        for new in [new for new, old in enumerate(order) if match and old == int(match[1])]:
+            yield f"model.layers.{new}.{match[2]}", weights[name]
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
     """R = mean over the removed layers of (W_i - W), (out, in), of a recurrent projection, in float32 at least."""
     def weight(index: int) -> torch.Tensor:
-        tensor = finite(base, full := f"model.layers.{index}.{parent}.{name}.weight")
-        if tensor.shape != (wanted := base.weights[f"model.layers.{split.recurrent}.{parent}.{name}.weight"].shape):
-            raise InputError(f"{base}: {full} has shape {(*tensor.shape,)}, the looped layer's {(*wanted,)}; give the "
-                             "base's own config.json and weights")
+        tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
-    removed = removed_layers(base.config.num_hidden_layers, split)
+    layers = range(base.config.num_hidden_layers)
+    removed = sorted(set(layers) - set(kept_layers(len(layers), split)))
     return sum(weight(i) for i in removed) / len(removed) - weight(split.recurrent)
 
 

@@ -18,7 +18,7 @@ class WideStatic(nn.Module):
     What it can emit a table can emit as well: it is wider, not richer. The matrix starts at zero, as the heads do.
     """
 
-    pools = False
+    pools = reads = False
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -38,7 +38,7 @@ class WideStatic(nn.Module):
 class BlindController(Controller):
     """The Controller without its input: the same network, the same parameters, a constant where it reads the state."""
 
-    pools = False
+    pools = reads = False
 
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """Any input, step t -> (1, 1, K, r)."""

@@ -216,8 +216,8 @@ def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, wher
     """Call a modulation on noise: its shape, that it sees no later position, whether it reads the state as is said."""
     config = OuroborosConfig(base, rank=profile.rank, max_steps=profile.max_steps, **_widths(profile))
     h, shape = torch.randn(2, 4, base.hidden_size), (2, 4, len(PROJECTIONS), profile.rank)  # (B, T, d), (B, T, K, r)
-    later, other = h.clone(), h + 1
-    later[:, 2:] += 1
+    later, other = h.clone(), torch.randn_like(h)
+    later[:, 2:] = other[:, 2:]
     try:
         modulation = kind(config)
         for parameter in modulation.parameters():

@@ -132,7 +132,7 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
 @torch.no_grad()
 def first_half_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, other_future: bool) -> list[float]:
     """Each block's mean next-token loss over its first half; with `other_future` its second half is another block's of
-    the batch (see `apart`). In a model that doesn't look ahead nothing changes (protocol.md `pooling`)."""
+    the batch (see `spaced`). In a model that doesn't look ahead nothing changes (protocol.md `pooling`)."""
     half, losses = (blocks.shape[1] - LOOK_AHEAD) // 2, []
     for chunk in torch.from_numpy(blocks).split(GIVEN_DEPTH_BATCH):
         chunk = chunk.long()
@@ -144,7 +144,7 @@ def first_half_losses(hidden: Hidden, blocks: np.ndarray, depths: Depths, other_
     return losses
 
 
-def apart(blocks: np.ndarray, batch: int = GIVEN_DEPTH_BATCH) -> np.ndarray:
+def spaced(blocks: np.ndarray, batch: int = GIVEN_DEPTH_BATCH) -> np.ndarray:
     """The blocks in an order in which those of one batch lie far from each other, so in different documents."""
     stride = -(-len(blocks) // batch)
     return np.concatenate([blocks[start::stride] for start in range(stride)])

@@ -6,6 +6,7 @@ is what was computed, bit for bit, so no result changes.
 
 import hashlib
 import io
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -52,18 +53,29 @@ class Passed(nn.Module):
         return h
 
 
-def keep(model: nn.Module, profile: Profile, root: Path, base_sha256: str) -> None:
-    """Let a model take its prelude's states from disk, if the profile says so and nothing in the prelude is trained.
+@contextmanager
+def kept(model: nn.Module, profile: Profile, root: Path, base_sha256: str):
+    """While this is entered a model takes its prelude's states from disk, if the profile says so and nothing in the
+    prelude is trained.
 
     The tokens that it is given must be whole blocks, without padding or cache.
     """
     inner, count = getattr(model, "base", model).model, profile.split.prelude
     prelude = [inner.embed_tokens, *inner.layers[:count]]
     if not (profile.keep_prelude and count) or any(p.requires_grad for module in prelude for p in module.parameters()):
+        yield
         return
-    folder = Path(root) / ".cache" / "prelude" / f"{base_sha256[:16]}-{count}"
-    kept = KeptPrelude(list(inner.layers[:count]), folder)
-    inner.embed_tokens.register_forward_pre_hook(kept.note)
-    inner.layers[0] = kept
-    for index in range(1, count):
-        inner.layers[index] = Passed()
+    folder, layers = Path(root) / ".cache" / "prelude" / f"{base_sha256[:16]}-{count}", list(inner.layers[:count])
+    states = KeptPrelude(layers, folder)
+    hook = inner.embed_tokens.register_forward_pre_hook(states.note)
+    _put(inner.layers, [states, *(Passed() for _ in layers[1:])])
+    try:
+        yield
+    finally:  # what is saved is the model as it is made
+        hook.remove()
+        _put(inner.layers, layers)
+
+
+def _put(places: nn.ModuleList, layers: list[nn.Module]) -> None:
+    for index, layer in enumerate(layers):
+        places[index] = layer

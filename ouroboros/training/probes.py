@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from ..model.configuration import PROJECTIONS
+from ..model.configuration import PROJECTIONS, SINKS
 from .corpus import LOOK_AHEAD
 
 
@@ -91,30 +91,13 @@ class Watch:
         return found
 
 
-SINKS = 4  # first positions of a block, where the residual stream is far larger than elsewhere
-
-
-@torch.no_grad()
 def stream_rms(model, blocks: np.ndarray, depth: int) -> list[float]:
-    """The root mean square of what each step norm reads in the untrained loop, (depth,): the median over tokens of
-    training text, (n, T + 2), without each block's first SINKS.
+    """The root mean square of what each step norm reads in the untrained loop, (depth,), on training text, (n, T + 2).
 
-    Measured with step norms that are matched already: the weight of each step is set to what that step reads, on the
-    way through the loop. They stay so.
+    The step norms are matched to it (`StepNorm.match`) and stay so.
     """
-    norm, found = model.recurrence.step_norm, []
-
-    def match(module, inputs) -> None:
-        h, t = inputs
-        found.append(h[:, SINKS:].float().square().mean(-1).sqrt().median().item())
-        module.weight[t:] = found[-1]
-
-    hook = norm.register_forward_pre_hook(match)
-    try:
-        model.hidden(torch.from_numpy(blocks)[:, :-LOOK_AHEAD].long().to(model.device), depth=depth)
-    finally:
-        hook.remove()
-    return found
+    ids = torch.from_numpy(blocks)[:, :-LOOK_AHEAD].long().to(model.device)
+    return model.recurrence.step_norm.match(lambda: model.hidden(ids, depth=depth))
 
 
 @torch.no_grad()

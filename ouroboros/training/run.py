@@ -4,7 +4,7 @@ import hashlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from . import evaluation, measure, probes
 from .build import FIT_BATCH, build, fit_maps, load_base, load_own, part_of
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
-from .prelude import keep
+from .prelude import kept
 from .resume import Checkpoints, asked_to_stop
 from .status import hold, made, refuse_frozen
 from .trained import folder_of
@@ -47,45 +47,47 @@ LATER = ("plan", "siblings", "packages", "checkpoints", "prompts", "keep_prelude
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
-def _score_all(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
-               update: int) -> None:
-    """The last evaluation: both targets on every token set either column reads; then, of a run of the base depth,
-    held-out text at other depths, and of one with a Controller, interventions on what it sees: of the seeds that
-    the profile probes."""
-    met = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
+def score_run(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
+              update: int) -> None:
+    """The last evaluation: both targets on every token set either column reads; of the seeds that the profile probes,
+    what else it asks of a loop."""
+    watch = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
     if spec.fit == "none":  # once for all arms: they are scored on the same blocks
         for split in ("heldout", *profile.corpus.unseen):
             lengths = corpus.packed(split, sets[split].shape[0] * profile.training.block)
             log.row(update, split, "document_lengths", lengths)
-    if met is None or met.loop is None:
+    if watch is None or watch.loop is None:
         return
     model.eval()
-    if met.largest:
-        log.row(update, "model", "max_modulation", met.largest)
-    if spec.seed not in (profile.probes.seeds or (spec.seed,)):
-        return
-    few = evaluation.apart(sets["heldout"][:profile.probes.blocks])
+    if watch.largest:
+        log.row(update, "model", "max_modulation", watch.largest)
+    if spec.seed in (profile.probes.seeds or (spec.seed,)):
+        few = evaluation.spaced(sets["heldout"][:profile.probes.blocks])
+        for name, losses in _probed(model, spec, profile, few, watch):
+            check_finite(losses)
+            log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 
-    def told(name: str, losses: list[float]) -> None:
-        check_finite(losses)
-        log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 
-    def again(name: str, depth: int | str) -> None:
-        told(name, evaluation.block_losses(as_hidden(model), few, evaluation.Depths(depth, spec.seed),
-                                           evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"])
+def _probed(model, spec: RunSpec, profile: Profile, blocks: np.ndarray, watch: probes.Watch) -> Iterator:
+    """The block losses, each with its name, of held-out text at other depths, for a run of the base depth; and with
+    interventions on what it sees, for one with a Controller."""
+    def again(depth: int | str) -> list[float]:
+        return evaluation.block_losses(as_hidden(model), blocks, evaluation.Depths(depth, spec.seed),
+                                       evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"]
 
     for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
-        again(f"depth_{depth}", depth)
-    if ARMS[spec.arm].modulation == "controller":
-        with probes.reading(model) as read:
-            again("as_trained", spec.depth)
-        means = {"other_sequence": None, "corpus_mean": read(), "step_mean": met.mean_modulation()}
-        for kind, mean in means.items():
-            with probes.intervened(model, kind, mean):
-                again(kind, spec.depth)
-        for name, other in (("first_half", False), ("first_half/other_future", True)):
-            told(name, evaluation.first_half_losses(as_hidden(model), few, evaluation.Depths(spec.depth, spec.seed),
-                                                    other))
+        yield f"depth_{depth}", again(depth)
+    if ARMS[spec.arm].modulation != "controller":
+        return
+    with probes.reading(model) as read:
+        yield "as_trained", again(spec.depth)
+    means = {"other_sequence": None, "corpus_mean": read(), "step_mean": watch.mean_modulation()}
+    for kind, mean in means.items():
+        with probes.intervened(model, kind, mean):
+            yield kind, again(spec.depth)
+    for name, other in (("first_half", False), ("first_half/other_future", True)):
+        yield name, evaluation.first_half_losses(as_hidden(model), blocks, evaluation.Depths(spec.depth, spec.seed),
+                                                 other)
 
 
 def base_sha256(profile: Profile, root: Path) -> str:
@@ -119,7 +121,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     started, clock = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     fit, protocol = spec.fit, switches(spec.protocol) if spec.fit != "none" else None
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
-    profile, flops = profile.at(spec), None
+    profile = profile.at(spec)
     accelerator, environment = make_accelerator(profile), provenance(root)
     config = profile.model_dump(mode="json", exclude=set(LATER))  # they change no run
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
@@ -127,52 +129,40 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     sets = evaluation.final(profile, corpus, spec)  # too little text is said before anything is trained
     hashes = {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
               "base": base_sha256(profile, root)}
-    if ARMS[spec.arm].middle == "counts":
-        text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
-        model = Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
-    else:
-        load_own(spec.arm, profile, base.config, root)
-        model = build(spec, profile, base).to(accelerator.device)
-        flops = measure.flops(model, spec, profile)
-        if spec.trained and ARMS[spec.arm].middle in ("loop", "affine"):
-            keep(model, profile, root, hashes["base"])
+    model = _build(spec, profile, base, corpus, root, accelerator.device)
+    flops = None if isinstance(model, Counts) else measure.flops(model, spec, profile)
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
     log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
-    status, update, trained, before, stream = "finished", 0, {}, {}, None
-    if ARMS[spec.arm].middle == "intact":
-        for name, rms in probes.layer_rms(base, sets["heldout"][:STREAM_BLOCKS]).items():
-            log.row(0, "model", name, rms)
-    if ARMS[spec.arm].step_norm:
-        stream = _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
-    if fit != "none":
-        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        before = {name: p.detach().clone() for name, p in trained.items()}
-        update = profile.training.updates  # what a closed form reads is as many tokens
+    stream = _measure_streams(model, base, spec, profile, corpus, sets, log)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if fit != "none" else {}
+    before = {name: p.detach().clone() for name, p in trained.items()}
     if protocol and protocol["precision"] == "bfloat16":
         round_to_bfloat16(before.values())
+    # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
+    identity = {"id": spec.id, **_rate_fields(rates), "code": code_sha256(), "lock": environment["lock"],
+                "packages": environment["packages"], **hashes, **profile.identity(spec)}
+    # what a closed form reads is as many tokens as a run's updates
+    status, update = "finished", profile.training.updates if fit != "none" else 0
+    saved_states = spec.trained and ARMS[spec.arm].middle in ("loop", "affine")
     try:
-        if fit == "least squares":
-            blocks = training_blocks(spec, profile, corpus)
-            fit_maps(model, base.to(accelerator.device), profile.split,
-                          (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
-        if fit == "gradient":
-            # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
-            identity = {"id": spec.id, **_told(rates), "code": code_sha256(), "lock": environment["lock"],
-                        "packages": environment["packages"], **hashes, **profile.identity(spec)}
-            train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
-                  Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
-        _score_all(model, spec, profile, corpus, sets, log, update)
+        with kept(model, profile, root, hashes["base"]) if saved_states else nullcontext():
+            if fit == "least squares":
+                blocks = training_blocks(spec, profile, corpus)
+                fit_maps(model, base.to(accelerator.device), profile.split,
+                         (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
+            if fit == "gradient":
+                train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
+                      Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
+            score_run(model, spec, profile, corpus, sets, log, update)
     except Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
         return
-    if status == "finished" and spec.id in profile.checkpoints:
-        save_checkpoint(model, spec, profile, path.parents[1] / "checkpoints" / spec.id)
     if status == "finished" and (fit != "none" or stream):
         _describe(model, spec, before, stream, log, update)
     log.finish(path, {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
-        "depth": spec.depth, "rank": spec.rank, **_told(rates), "protocol": spec.protocol,
+        "depth": spec.depth, "rank": spec.rank, **_rate_fields(rates), "protocol": spec.protocol,
         "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
         "config": config, **environment, "processes": accelerator.num_processes,
         "hashes": hashes | {"trained": _save_trained(trained, path)},
@@ -180,9 +170,32 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained), "flops": flops,
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
+    if status == "finished" and spec.id in profile.checkpoints:  # after the log, which a failure here must not cost
+        save_checkpoint(model, spec, profile, path.parents[1] / "checkpoints" / spec.id)
 
 
-def _told(rates: Rates | None) -> dict[str, float | None]:
+def _build(spec: RunSpec, profile: Profile, base, corpus: Corpus, root: Path,
+           device: torch.device) -> nn.Module | Counts:
+    """The run's model, on its device."""
+    if ARMS[spec.arm].middle == "counts":
+        text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
+        return Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
+    load_own(spec.arm, profile, base.config, root)
+    return build(spec, profile, base).to(device)
+
+
+def _measure_streams(model, base, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray],
+                     log: WorkingLog) -> list[float] | None:
+    """Log the intact model's stream at each layer; return a loop's at each step, which step norms are set by."""
+    if ARMS[spec.arm].middle == "intact":
+        for name, rms in probes.layer_rms(base, sets["heldout"][:STREAM_BLOCKS]).items():
+            log.row(0, "model", name, rms)
+    if not ARMS[spec.arm].step_norm:
+        return None
+    return _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
+
+
+def _rate_fields(rates: Rates | None) -> dict[str, float | None]:
     """A run's rates as a manifest's fields."""
     return {"rate": rates and rates.matrix, "elementwise_rate": rates and rates.elementwise}
 

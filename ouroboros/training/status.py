@@ -145,14 +145,14 @@ def _status(spec: RunSpec, profile: Profile, root: Path, searches: Mapping[str, 
         return Status(spec.id, run.manifest["status"], *_last(run.log.to_dict("records"), updates))
     note = _note_path(profile.name, spec.id, root)
     rows = working_rows(profile.unfinished(spec.id, root) / "rows.jsonl")
-    update, *told = _last(rows, updates)
+    update, *last = _last(rows, updates)
     if is_running(profile.name, spec.id, root):
-        return Status(spec.id, "running", update, *told, _left(_note(note), update, updates))
+        return Status(spec.id, "running", update, *last, _left(_note(note), update, updates))
     if path.exists():  # it ended while its log was read
         return _status(spec, profile, root, searches)
     if not rows and (why := waits(spec, profile, searches)):
         return Status(spec.id, "planned", 0, updates, why=why.partition(": ")[2])
-    return Status(spec.id, "interrupted" if rows else "missing", update, *told)
+    return Status(spec.id, "interrupted" if rows else "missing", update, *last)
 
 
 def _last(rows: list[dict], updates: int) -> tuple[int, int, float | None, str]:

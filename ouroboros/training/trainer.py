@@ -79,6 +79,16 @@ def parameter_groups(named: dict[str, nn.Parameter], rates: Rates) -> list[dict]
     return [group for group in groups if group["params"]]
 
 
+def _step(optimizer, rounded: bool) -> None:
+    """An optimizer's step, where an update is complete; `rounded`: as if the tensors were kept in bf16."""
+    peaks = {p: group["peak"] for group in optimizer.param_groups for p in group["params"]} if rounded else {}
+    before = {parameter: parameter.detach().clone() for parameter in peaks}
+    optimizer.step()
+    for parameter, value in before.items():
+        add_in_bfloat16(parameter, value, peaks[parameter])
+    optimizer.zero_grad()
+
+
 class Diverged(Exception):
     """The loss is no longer a number, or far above that of a guess."""
 
@@ -132,7 +142,7 @@ def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarr
     settings, untrained = profile.training, spec.protocol == "any"
     blocks = corpus.blocks("train", settings.block, settings.updates * settings.accumulation * settings.micro_batch,
                            switches("corrected" if untrained else spec.protocol)["packing"], spec.seed)
-    return evaluation.apart(blocks, settings.micro_batch) if _reads_others(spec) else blocks
+    return evaluation.spaced(blocks, settings.micro_batch) if _reads_others(spec) else blocks
 
 
 def _reads_others(spec: RunSpec) -> bool:
@@ -152,9 +162,8 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
     trained = list(named.values())
     if protocol["precision"] == "bfloat16":
         round_to_bfloat16(trained)
-    groups = parameter_groups(named, rates)
-    optimizer = torch.optim.AdamW(groups, lr=rates.matrix, betas=settings.betas, weight_decay=settings.weight_decay)
-    peaks = {parameter: group["peak"] for group in groups for parameter in group["params"]}
+    optimizer = torch.optim.AdamW(parameter_groups(named, rates), lr=rates.matrix, betas=settings.betas,
+                                  weight_decay=settings.weight_decay)
     blocks = training_blocks(spec, profile, corpus)
     # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
     loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
@@ -197,12 +206,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
                 if not mean <= limit:  # nor is nan
                     raise Diverged
                 accelerator.clip_grad_norm_(trained, settings.clip)
-            in_bfloat16 = accelerator.sync_gradients and protocol["precision"] == "bfloat16"
-            before = [parameter.detach().clone() for parameter in trained] if in_bfloat16 else []
-            optimizer.step()
-            for parameter, value in zip(trained, before, strict=False):
-                add_in_bfloat16(parameter, value, peaks[parameter])
-            optimizer.zero_grad()
+            _step(optimizer, accelerator.sync_gradients and protocol["precision"] == "bfloat16")
         if accelerator.sync_gradients:
             update += 1
             log.row(update, "train", "loss", mean)
@@ -227,17 +231,17 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
     """Log the model's losses on token sets and, of held-out text, what happens at each recurrence step.
 
     At the end (not a point of a `curve`) each block's loss too, and of held-out and foreign text the modulation.
-    Returns what was met in the loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
+    Returns the watch over the loop on the last of the sets that is held-out. Raises Diverged if a loss isn't finite.
     """
     if not isinstance(model, Counts):
         model.eval()
-    met, prefix = None, "curve/" if curve else ""
+    found, prefix = None, "curve/" if curve else ""
     for split, tokens_of_split in sets.items():
         with probes.Watch(model) as watch:
             depths = evaluation.Depths(spec.depth, spec.seed)
             if _reads_others(spec):
                 batch = profile.training.micro_batch if depths.drawn else evaluation.GIVEN_DEPTH_BATCH
-                tokens_of_split = evaluation.apart(tokens_of_split, batch)
+                tokens_of_split = evaluation.spaced(tokens_of_split, batch)
             if isinstance(model, Counts):
                 losses = {target: model.block_losses(tokens_of_split, 1 + evaluation.TARGETS.index(target),
                                                      evaluation.LOOK_AHEAD) for target in scored}
@@ -250,7 +254,7 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
             if not curve:
                 log.row(update, split, f"block_losses_{target}", np.round(losses[target], DIGITS).tolist())
         if split == "heldout":
-            met = watch
+            found = watch
             for name, values in watch.steps().items():
                 log.row(update, split, f"{prefix}steps/{name}", values)
         if not curve and split in ("heldout", "foreign"):
@@ -258,4 +262,4 @@ def score(model, sets: dict[str, np.ndarray], spec: RunSpec, profile: Profile, l
                 log.row(update, split, f"modulation/{name}", values)
     if not isinstance(model, Counts):
         model.train()
-    return met
+    return found

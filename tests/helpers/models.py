@@ -5,6 +5,8 @@ import torch
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MistralConfig,
@@ -30,16 +32,41 @@ FAMILIES = {  # what each family brings: biases, norms of q and k, tied embeddin
     "llama-tied": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=True)),
     "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=4, tie_word_embeddings=False)),
 }
+OTHERS = {  # by model type: norms after a block, windows and positions by layer, parallel blocks, caps, multipliers
+    "olmo2": dict(),
+    "olmo3": dict(sliding_window=4, rope_parameters={
+        "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}),
+    "stablelm": dict(use_qkv_bias=True, qk_layernorm=True, use_parallel_residual=True),
+    "smollm3": dict(no_rope_layers=[1, 0, 0, 1, 1, 0], sliding_window=4, use_sliding_window=True),
+    "gemma": dict(head_dim=8),
+    "gemma2": dict(head_dim=8, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+    "gemma3_text": dict(head_dim=8, sliding_window=4, final_logit_softcapping=3.0, layer_types=[
+        "sliding_attention", "full_attention", "full_attention", "sliding_attention", "full_attention",
+        "full_attention"]),
+    "granite": dict(embedding_multiplier=3.0, logits_scaling=4.0, residual_multiplier=0.5, attention_multiplier=0.3),
+    "cohere": dict(use_qk_norm=True, logit_scale=0.3),
+    "cohere2": dict(sliding_window=4, logit_scale=0.3),
+    "olmo": dict(clip_qkv=2.0),
+    "ministral3": dict(head_dim=8),
+    "exaone4": dict(sliding_window=4, head_dim=8),
+    "ernie4_5": dict(head_dim=8, use_bias=True),
+    "helium": dict(head_dim=4),
+    "hunyuan_v1_dense": dict(head_dim=8),
+    "seed_oss": dict(head_dim=8),
+}
 OPTIONS = {"rank": 4, "alpha": 2.0, "depth": 3, "max_steps": 8, "state_width": 8, "step_width": 4, "hidden_width": 8,
            "output_width": 4}
 
 
 def small_base(family="qwen2", attention="sdpa", **changes):
     torch.manual_seed(0)
-    model, config, options = FAMILIES[family]
-    config = config(**SHAPE | options | changes)
-    config._attn_implementation = attention
-    model = model(config).eval()
+    if family in OTHERS:
+        config = AutoConfig.for_model(family, **SHAPE | OTHERS[family] | changes)
+    else:
+        _, config, options = FAMILIES[family]
+        config = config(**SHAPE | options | changes)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:  # biases at 0 and norms at 1 would hide what is forgotten
