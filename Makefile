@@ -25,13 +25,14 @@ override CLUSTER_OPTION := $${CLUSTER:+--cluster="$$CLUSTER"}
 override flag = $(if $(filter-out 1,$(value $1)),$\
     $(error error: $1 '$(value $1)': say $1=1 or leave it out),$(if $(value $1),$2))
 
-.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base doctor bench lab site lint clean environment
+.PHONY: help reproduce test smoke runs rerun compare checkpoints verify base doctor bench lab site lint clean \
+    environment audit-verify audit-kill
 .DEFAULT_GOAL := help
 # Targets share results/ and use all cores themselves: one after the other, under `make -j` too.
 .NOTPARALLEL:
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 	@printf '\n  PROFILE=smoke|tiny|smollm2|small|paper, JOBS=N runs at a time; '
 	@printf 'environment: %s\n' "$$ENVIRONMENT"
 
@@ -90,6 +91,13 @@ checkpoints: environment ## score the committed checkpoints anew, continue the p
 
 verify: environment ## derive the same again, elsewhere, and compare with what is committed
 	$(OUROBOROS) verify $(PROFILE_OR_ALL)
+
+audit-verify: environment ## change every committed cell, number, verdict and hash in turn: is each named? 20 min
+	$(RUN_PYTHON) tests/helpers/drift.py
+
+audit-kill: environment ## kill base, sweep and reproduce 100 times at random: do all end the same? 15 min
+	OMP_NUM_THREADS=1 KILLS=60 $(RUN_PYTHON) -m pytest -q tests/test_faults.py -k killed
+	OMP_NUM_THREADS=1 KILLS=40 $(RUN_PYTHON) -m pytest -q tests/test_reproduce.py -k killed
 
 base: environment ## pretrain or fetch the base of PROFILE, unless it is there; FORCE=1: again; WHEEL=file
 	$(OUROBOROS) base $(PROFILE_OR_TINY) $(call flag,FORCE,--force) $${WHEEL:+--wheel="$$WHEEL"}

@@ -12,7 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from .errors import AGAIN, InputError, Preempted
+from safetensors import SafetensorError
+
+from .errors import AGAIN, InputError, Preempted, unwritable
 from .experiment.profile import load_profile
 
 
@@ -237,6 +239,9 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     except BrokenPipeError:  # what reads the output, as `head`, has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that nothing more is said at the end
         return 0
+    except (OSError, SafetensorError) as error:
+        print("error:", unwritable(error), file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

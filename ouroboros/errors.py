@@ -1,5 +1,13 @@
 """What the user is told when something stands in the way."""
 
+import errno
+import os
+import re
+
+from safetensors import SafetensorError
+
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+
 
 class InputError(ValueError):
     """Bad input. The message is one line: file, field, value, and how to mend it; `cli` prints it and exits with 2."""
@@ -21,6 +29,16 @@ class Preempted(Exception):
 
 
 AGAIN = 75  # exit code: run the same command again (EX_TEMPFAIL of BSD's sysexits.h)
+
+
+def unwritable(error: OSError | SafetensorError) -> str:
+    """In one line, that the system lets nothing be written. Raises the error again if it is of another kind."""
+    number = getattr(error, "errno", None) or int((re.findall(r"\(os error (\d+)\)", str(error)) or [0])[0])
+    if number not in UNWRITABLE:
+        raise error
+    return (f"{getattr(error, 'filename', None) or 'a file of results/ or .cache/'}: can't be written "
+            f"({os.strerror(number)}); free some space there, or make the folder writable, then run the same command "
+            "again")
 
 
 def first_line(error: Exception) -> str:

@@ -4,13 +4,15 @@ Everything is derived into a folder of its own and then compared with what is co
 digits, figures by the arrays plotted (their pixels may differ between machines). Never imports torch.
 """
 
+import base64
+import csv
 import html
+import io
 import json
 import math
 import multiprocessing
 import os
 import re
-import shutil
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,9 +32,10 @@ from .log import Run, write_atomic
 from .provenance import no_old_commits, note, unknown_commits
 from .training.corpus import content_sha256
 
-NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")  # not one within a name or a hash
 DIGITS = 1e-6  # relative: 6 significant digits
 NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
+PICTURE = re.compile(r'"image/png": "([^"]*)"|"(?:png|pdf)": "[0-9a-f]{64}"')  # in notebooks, in sidecars
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 LOGS = "results/README.md"  # which logs are committed
 JOBS = 2  # notebooks that execute side by side
@@ -206,75 +209,89 @@ def _outputs(root: Path, profile: str) -> set[Path]:
 
 # ------------------------------------------------------------------------------------------------------- comparing
 
+def _same_number(old: str, new: str) -> bool:
+    """Whether two numbers agree: to 6 significant digits, integers in all of them."""
+    if "." not in old + new and "e" not in (old + new).lower():
+        return int(old) == int(new)
+    return math.isfinite(float(old)) and math.isclose(float(old), float(new), rel_tol=DIGITS, abs_tol=NOISE)
+
+
 def _same_text(old: str, new: str) -> str | None:
     """None if two texts agree, numbers to 6 significant digits; else the first line that doesn't."""
-    for number, (a, b) in enumerate(zip(old.splitlines(), new.splitlines(), strict=False), 1):
-        if a != b:
-            numbers = list(zip(NUMBER.findall(a), NUMBER.findall(b), strict=False))
-            close = all(math.isclose(float(x), float(y), rel_tol=DIGITS, abs_tol=NOISE) for x, y in numbers)
-            if NUMBER.sub("#", a) != NUMBER.sub("#", b) or not close:
-                start = max(0, len(os.path.commonprefix([a, b])) - 20)  # lines of tables are long
-                return f"line {number}: committed '{a[start:start + 100]}', derived '{b[start:start + 100]}'"
-    if len(old.splitlines()) != len(new.splitlines()):
-        return f"{len(old.splitlines())} lines committed, {len(new.splitlines())} derived"
-    return None
+    if old == new:
+        return None
+    committed, derived = old.split("\n"), new.split("\n")
+    for number, (a, b) in enumerate(zip(committed, derived, strict=False), 1):
+        if a != b and not (NUMBER.sub("#", a) == NUMBER.sub("#", b)
+                           and all(map(_same_number, NUMBER.findall(a), NUMBER.findall(b)))):
+            start = max(0, len(os.path.commonprefix([a, b])) - 20)  # lines of tables are long
+            return f"line {number}: committed '{a[start:start + 100]}', derived '{b[start:start + 100]}'"
+    return None if len(committed) == len(derived) else f"{len(committed)} lines committed, {len(derived)} derived"
 
 
-def _same_table(old: Path, new: Path) -> str | None:
-    frames = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in (old, new)]
-    if list(frames[0]) != list(frames[1]) or len(frames[0]) != len(frames[1]):
-        return f"shape {frames[0].shape} committed, {frames[1].shape} derived"
-    for column in frames[0]:
-        for row, (a, b) in enumerate(zip(frames[0][column], frames[1][column], strict=True), 1):
+def _same_table(old: str, new: str) -> str | None:
+    """The same for two tables in CSV, by row (0: their head) and column."""
+    committed, derived = (list(csv.reader(io.StringIO(text))) for text in (old, new))
+    if [*map(len, committed)] != [*map(len, derived)]:
+        shapes = [(len(rows) - 1, max(map(len, rows))) for rows in (committed, derived)]
+        return f"shape {shapes[0]} committed, {shapes[1]} derived"
+    for row, (old_cells, new_cells) in enumerate(zip(committed, derived)):
+        for column, a, b in zip(committed[0], old_cells, new_cells) if old_cells != new_cells else ():
             if difference := _same_text(a, b):
-                return f"row {row}, column '{column}': {difference.split(': ', 1)[-1]}"
+                return f"row {row}, column '{column}': {difference.partition(': ')[2]}"
     return None
 
 
-def _sidecar(path: Path) -> str:
-    """A sidecar as text, without the hashes of its picture files: those are the machine's."""
-    data = json.loads(path.read_text(encoding="utf-8"))
-    data.pop("files", None)
-    return json.dumps(data, indent=1)
+def _difference(kind: str, old: str, new: str) -> str | None:
+    """None if a committed text agrees with the derived one, else where it doesn't; `kind` is its file's suffix.
+
+    Pictures are left out, and their hashes: both are the machine's.
+    """
+    if kind == ".csv" and old.strip() and new.strip():  # a table of no rows has no columns, and so no text
+        return _same_table(old, new)
+    return _same_text(*(PICTURE.sub("", text) for text in (old, new)))
 
 
-def _notebook(path: Path) -> str:
-    """What a notebook says: sources and text outputs; its pictures are compared as figures."""
-    import nbformat
-
-    lines = []
-    for cell in nbformat.read(path, 4).cells:
-        lines.append(cell.source)
-        for output in cell.get("outputs", ()):
-            lines += [output.get("text", ""), output.get("data", {}).get("text/plain", ""),
-                      output.get("data", {}).get("text/markdown", "")]
-    return "\n".join(line for line in lines if "IPython.core.display.Image" not in line)
-
-
-def _difference(old: Path, new: Path) -> str | None:
-    """None if a committed output agrees with the derived one, else where it doesn't."""
-    read = {".json": _sidecar, ".ipynb": _notebook}.get(old.suffix, lambda path: path.read_text(encoding="utf-8"))
+def _picture_fault(picture: Path) -> str | None:
+    """None if a picture is the one that its sidecar names."""
     try:
-        if old.suffix in (".png", ".pdf"):
-            sidecar = old.with_suffix(".json")
-            stated = json.loads(read(sidecar))["files"].get(old.suffix[1:]) if sidecar.exists() else None
-            return None if stated == content_sha256(old.read_bytes()) else "isn't the picture that its sidecar names"
-        if old.suffix == ".csv" and read(old).strip():  # a table of no rows has no columns, and so no text
-            return _same_table(old, new)
-        return _same_text(read(old), read(new))
-    except (ValueError, KeyError) as error:  # a NotJSONError of nbformat's is a ValueError
-        return f"can't be read ({str(error).splitlines()[0]})"
+        named = json.loads(picture.with_suffix(".json").read_text(encoding="utf-8"))["files"][picture.suffix[1:]]
+    except (OSError, ValueError, KeyError, TypeError):
+        named = None
+    return None if named == content_sha256(picture.read_bytes()) else "isn't the picture that its sidecar names"
+
+
+def _shown(notebook: Path) -> set[str]:
+    """Each picture that an executed notebook shows, in base64."""
+    found = PICTURE.findall(notebook.read_text(encoding="utf-8"))
+    return {encoded.replace("\\n", "") for encoded in found if encoded}
+
+
+def _encoded(picture: Path) -> str:
+    return base64.b64encode(picture.read_bytes()).decode()
 
 
 def _differences(profile: str, root: Path, out: Path) -> Iterator[tuple[Path, str]]:
     committed, derived = _outputs(root, profile), _outputs(out, profile)
+    figures = {_encoded(path) for path in root.glob(f"figures/{profile}/*.png")}
     for path in sorted(committed | derived):
         if path not in derived:
             yield path, "committed, but nothing derives it"
         elif path not in committed:
             yield path, "derived, but not committed"
-        elif found := _difference(root / path, out / path):
+        elif found := _file_difference(path, root, out):
             yield path, found
+        elif path.suffix == ".ipynb" and _shown(root / path) - figures:
+            yield path, "shows a picture that is none of the profile's figures"
+
+
+def _file_difference(path: Path, root: Path, out: Path) -> str | None:
+    if path.suffix in (".png", ".pdf"):
+        return _picture_fault(root / path)
+    try:
+        return _difference(path.suffix, *((folder / path).read_text(encoding="utf-8") for folder in (root, out)))
+    except (UnicodeDecodeError, csv.Error) as error:
+        return f"can't be read ({error})"
 
 
 def _provenance_faults(results: Results, root: Path) -> Iterator[str]:
@@ -375,17 +392,25 @@ def reproduce(profiles: list[str], root: Path) -> None:
 def _take_over(profile: str, root: Path, out: Path) -> int:
     """Copy what was derived over what is committed, where the two differ; returns how many files those are."""
     changed = {path for path, _ in _differences(profile, root, out)}
-    # a figure is three files that go together
-    changed |= {path for path in _outputs(out, profile) if path.with_suffix(".json") in changed}
-    changed |= {path.with_suffix(kind) for path in changed if path.parts[0] == "figures"
-                for kind in (".png", ".pdf", ".json")}
+    for group in _groups(profile, out):
+        if group & changed:
+            changed |= group
     for path in sorted(changed):
         if (out / path).exists():
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(out / path, root / path)
+            write_atomic(root / path, (out / path).read_bytes())
         else:
             (root / path).unlink(missing_ok=True)
     return len(changed)
+
+
+def _groups(profile: str, out: Path) -> Iterator[set[Path]]:
+    """Derived files that go together: a figure's three, then a notebook with the figures that it shows."""
+    figures = {}
+    for path in out.glob(f"figures/{profile}/*.png"):
+        figures[_encoded(path)] = {path.relative_to(out).with_suffix(kind) for kind in (".png", ".pdf", ".json")}
+    yield from figures.values()
+    for notebook in out.glob(f"results/{profile}/notebooks/*.ipynb"):
+        yield {notebook.relative_to(out)}.union(*(figures.get(shown, ()) for shown in _shown(notebook)))
 
 
 def tour(profile: str, root: Path) -> None:

@@ -66,8 +66,8 @@ def test_the_way_from_the_paper_to_files_is_whole():
 def test_every_command_of_the_pages_is_one(capsys):
     """`make` targets and the command line's commands, by name."""
     text = "\n".join(page.read_text() for page in PAGES)
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"(?:^    |`)make (\w+)", text, re.M)) <= targets
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+    assert set(re.findall(r"(?:^    |`)make ([\w-]+)", text, re.M)) <= targets
     for command in set(re.findall(r"-m ouroboros (\w+)", text)):
         try:
             main([command, "--help"])

@@ -1,6 +1,8 @@
 """From raw logs to committed outputs, and the check that names each place where they disagree."""
 
+import contextlib
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from kills import finished, killed
 from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
 
 from ouroboros import log, reproduce
@@ -251,8 +254,11 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
     ("results/README.md", r"2026-01-01", "2025-01-01", "line "),
     ("README.md", reproduce.END, "", "the marks"),
     ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
-    ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "", "lines committed"),
-    ("figures/tiny-first/gate.json", r"\A\{", "", "can't be read"),
+    ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "", "line 1: committed ''"),
+    ("results/tiny-first/tables/arms.csv", r"\A", " ", "row 0, column ' protocol'"),
+    ("figures/tiny-first/gate.json", r"\A\{", "", "line 1: "),
+    ("results/tiny-first/notebooks/02_gap.ipynb", "<td>", "<td>1", "line "),
+    ("results/tiny-first/notebooks/02_gap.ipynb", r'(image/png": "iVBO.{200}).', r"\g<1>=", "shows a picture"),
 ])
 def test_an_edited_output_is_named(committed, path, pattern, new, place):
     edit(committed / path, pattern, new)
@@ -340,26 +346,34 @@ def test_an_edited_log_is_refused_by_its_name(two, capsys):
         assert f"{path}: its seal doesn't fit" in capsys.readouterr().err
 
 
-def test_a_table_of_no_rows_agrees_with_itself_alone(tmp_path):
-    old, new = tmp_path / "old.csv", tmp_path / "new.csv"
-    pd.DataFrame().to_csv(old, index=False)
-    pd.DataFrame().to_csv(new, index=False)
-    assert reproduce._difference(old, new) is None
-    pd.DataFrame({"a": [1]}).to_csv(new, index=False)
-    assert reproduce._difference(old, new) and reproduce._difference(new, old)
+def test_a_table_of_no_rows_agrees_with_itself_alone():
+    none, one = (frame.to_csv(index=False) for frame in (pd.DataFrame(), pd.DataFrame({"a": [1]})))
+    assert reproduce._difference(".csv", none, none) is None
+    assert reproduce._difference(".csv", none, one) and reproduce._difference(".csv", one, none)
 
 
 def test_a_difference_of_rounding_alone_is_none():
     assert reproduce._same_text("a 0 b", "a -1.2e-16 b") is None
     assert reproduce._same_text("0.123456", "0.123457") is not None
+    assert reproduce._same_text("1e-3 0.5,", "0.001 0.50000001,") is None
     assert reproduce._same_text("a\nb", "a") == "2 lines committed, 1 derived"
+
+
+@pytest.mark.parametrize("old, new", [
+    ("3235181", "3235182"), ("9214592", "9214593"), ("-1", "1"), ("fd214403466", "fd214403467"),
+    ("82e12345", "82e12346"),
+    ("12345678e1f", "12345679e1f"), ("a_12345678", "a_12345679"), ("r1.23456789x", "r1.23456780x"), ("0.5", ".05"),
+])
+def test_counts_and_hashes_are_compared_to_the_last_digit(old, new):
+    assert reproduce._same_text(f"| {old} |", f"| {new} |") == f"line 1: committed '| {old} |', derived '| {new} |'"
 
 
 @pytest.mark.parametrize("name", ["gate.png", "gate.pdf"])
 def test_a_picture_must_be_the_one_that_its_sidecar_names(committed, name):
     (committed / "figures/tiny-first" / name).write_bytes(b"another")
+    shown = ["results/tiny-first/notebooks/04_gate.ipynb: shows a picture that is none of the profile's figures"]
     assert reproduce.verify(["tiny-first"], committed) == [
-        f"figures/tiny-first/{name}: isn't the picture that its sidecar names"]
+        f"figures/tiny-first/{name}: isn't the picture that its sidecar names"] + shown * name.endswith("png")
 
 
 def test_outputs_too_many_or_too_few_are_named(committed):
@@ -381,7 +395,25 @@ def test_reproduce_rewrites_only_what_verify_would_fault(committed, capsys):
     assert table.read_bytes() == kept and other.stat().st_mtime == 1
     assert not (committed / "results/tiny-first/tables/magic.csv").exists()
     assert reproduce.verify(["tiny-first"], committed) == []
-    assert "4 outputs written" in capsys.readouterr().out  # a figure is three files, and the table that went
+    # a figure is three files, a notebook shows it, and the table that went
+    assert "5 outputs written" in capsys.readouterr().out
+
+
+def test_reproduce_killed_at_any_moment_and_given_again_ends_the_same(committed):
+    """`KILLS=100 pytest -k killed` is the long form."""
+    def job():
+        with contextlib.redirect_stdout(None):
+            reproduce.reproduce(["tiny-first"], committed)
+
+    kills, generator, whole = int(os.environ.get("KILLS", 3)), random.Random(1), files(committed)
+    lasted, count = finished([job]), 0
+    while count < kills:
+        for name in whole:
+            (committed / name).unlink(missing_ok=True)
+        (committed / "README.md").write_text(README)
+        count += killed([job], lasted, generator)
+    finished([job])
+    assert files(committed) == whole and reproduce.verify(["tiny-first"], committed) == []
 
 
 # ------------------------------------------------------------------------------------------------------ provenance

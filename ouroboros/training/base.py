@@ -17,6 +17,7 @@ from ..provenance import provenance
 from .build import cut_layers
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Trigram
+from .status import hold
 
 EVALUATION_BLOCKS = 64
 
@@ -24,7 +25,7 @@ EVALUATION_BLOCKS = 64
 def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
     """Pretrain, assess and save the base under results/<profile>/base; a finished one is left alone.
 
-    Raises InputError when the profile names a pretrained base instead.
+    Raises InputError when the profile names a pretrained base instead, Busy when another process makes it.
     """
     if profile.base.pretraining is None:
         raise InputError(f"profile '{profile.name}': its base is {profile.base.path}, nothing is to be pretrained")
@@ -32,8 +33,13 @@ def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
         raise InputError(f"profile '{profile.name}': its base is that of profile '{profile.base_of}': make base "
                          f"PROFILE={profile.base_of}")
     folder = profile.base_folder(root)
-    if (folder / "base.jsonl").exists() and not force:
-        return folder
+    with hold(profile.name, "base", root):
+        if force or not (folder / "base.jsonl").exists():
+            _pretrain(profile, root, folder)
+    return folder
+
+
+def _pretrain(profile: Profile, root: Path, folder: Path) -> None:
     (folder / "base.jsonl").unlink(missing_ok=True)
     corpus = prepare(profile, root)
     recipe, started = profile.base.pretraining, time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -54,7 +60,6 @@ def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
         "corpus": corpus.manifest, "trainable": sum(p.numel() for p in model.parameters()),
         "status": "finished", "started": started, "wall_seconds": time.perf_counter() - clock,
     })
-    return folder
 
 
 def _schedule(update: int, updates: int) -> float:

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 from ..experiment.arms import ARMS, PROJECTIONS
 from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
@@ -114,16 +115,26 @@ def _renumbered(layer: nn.Module, index: int) -> nn.Module:
 
 
 def load_base(profile: Profile, root: Path) -> nn.Module:
-    """The profile's pretrained base. Raises InputError when there is none."""
+    """The profile's pretrained base. Raises InputError when there is none, or one whose tensors aren't all there, of
+    the right shape, and finite: transformers would draw the missing ones at random."""
     source = profile.base_source(root)
     if profile.base.path is None and not (source / "model.safetensors").exists():
         raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
     try:
-        return AutoModelForCausalLM.from_pretrained(source, use_safetensors=True,
-                                                    dtype=getattr(torch, profile.base.dtype)).eval()
-    except OSError as error:
-        raise InputError(f"base '{source}': can't be loaded ({str(error).splitlines()[0]}); name a folder "
-                         "with config.json and safetensors") from None
+        base, found = AutoModelForCausalLM.from_pretrained(
+            source, use_safetensors=True, dtype=getattr(torch, profile.base.dtype), output_loading_info=True,
+            ignore_mismatched_sizes=True)  # they are named below
+    except (OSError, ValueError, SafetensorError) as error:
+        raise InputError(f"base '{source}': can't be loaded ({first_line(error)}); name a folder with config.json and "
+                         "safetensors") from None
+    bad = {"misses": found["missing_keys"], "has no place for": found["unexpected_keys"],
+           "has another shape for": [name for name, *_ in found["mismatched_keys"]],
+           "has numbers that aren't finite in": [name for name, p in base.named_parameters() if not p.isfinite().all()]}
+    for what, names in bad.items():
+        if names:
+            raise InputError(f"base '{source}': {what} {len(names)} tensors, '{min(names)}' first; restore its files, "
+                             "or make it again")
+    return base.eval()
 
 
 def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:

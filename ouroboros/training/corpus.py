@@ -306,8 +306,16 @@ def prepare(profile: Profile, root: Path) -> Corpus:
 
     Raises InputError when its content isn't what the profile pins (`corpus.sha256`).
     """
-    folder = Path(root) / ".cache" / "corpus"
-    wanted = content_sha256(json.dumps(profile.corpus.model_dump(exclude={"sha256"}), sort_keys=True))
+    return _checked(_built(profile, root) or _build(profile, Path(root)), profile)
+
+
+def _wanted(profile: Profile) -> str:
+    return content_sha256(json.dumps(profile.corpus.model_dump(exclude={"sha256"}), sort_keys=True))
+
+
+def _built(profile: Profile, root: Path) -> Corpus | None:
+    """The corpus if it is there, and made of what the profile reads."""
+    folder, wanted = Path(root) / ".cache" / "corpus", _wanted(profile)
     for name in (profile.name, profile.base_of):
         file = folder / str(name) / "manifest.json"
         if file.exists():
@@ -315,8 +323,8 @@ def prepare(profile: Profile, root: Path) -> Corpus:
             tokenizer = profile.tokenizer_path(root)
             if manifest["config_sha256"] == wanted and tokenizer.exists() and \
                     manifest["tokenizer_sha256"] == content_sha256(tokenizer.read_bytes()):
-                return _checked(Corpus(file.parent, manifest), profile)
-    return _checked(_build(profile, Path(root), folder / profile.name, wanted), profile)
+                return Corpus(file.parent, manifest)
+    return None
 
 
 def _checked(corpus: Corpus, profile: Profile) -> Corpus:
@@ -328,7 +336,8 @@ def _checked(corpus: Corpus, profile: Profile) -> Corpus:
     return corpus
 
 
-def _build(profile: Profile, root: Path, folder: Path, config_sha256: str) -> Corpus:
+def _build(profile: Profile, root: Path) -> Corpus:
+    folder = root / ".cache" / "corpus" / profile.name
     by_split: dict[str, list[str]] = {split: [] for split in ("train", "dev", "heldout", *profile.corpus.unseen)}
     for split, text in documents(profile.corpus):
         by_split[split].append(text)
@@ -344,11 +353,13 @@ def _build(profile: Profile, root: Path, folder: Path, config_sha256: str) -> Co
         for split, texts in by_split.items():
             counts[split] = _write_split(made, split, texts, tokenizer)
         manifest = {
-            "config_sha256": config_sha256, "sha256": digest.hexdigest(), "splits": counts,
+            "config_sha256": _wanted(profile), "sha256": digest.hexdigest(), "splits": counts,
             "tokenizer_sha256": content_sha256(path.read_bytes()), "end_of_text": tokenizer.token_to_id(END_OF_TEXT),
             "versions": _versions(profile.corpus),
         }
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+        if found := _built(profile, root):  # another process was quicker, and may be reading it
+            return found
         shutil.rmtree(folder, ignore_errors=True)
         made.rename(folder)
     return Corpus(folder, manifest)

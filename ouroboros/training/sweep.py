@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import submitit
+from safetensors import SafetensorError
 from submitit.core.utils import FailedJobError, UncompletedJobError
 from tqdm import tqdm
 
-from ..errors import Busy, InputError, Preempted
+from ..errors import Busy, InputError, Preempted, unwritable
 from ..experiment.forecast import Speed
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
@@ -61,6 +62,8 @@ class Worker:
                     time.sleep(POLL_SECONDS[self.cluster])
         except InputError as error:
             return str(error)
+        except (OSError, SafetensorError) as error:
+            return unwritable(error)
         except Preempted as stopped:
             if self.cluster == "slurm":
                 _wait_for_the_cluster(stopped.signal)

@@ -1,0 +1,130 @@
+"""Killed, out of space, read-only: a command says so in one line or goes on, and no log is lost."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import profile_data
+from kills import left
+
+from ouroboros import cli
+from ouroboros.training.base import pretrain
+from ouroboros.training.run import execute
+from ouroboros.training.sweep import Worker
+
+SCRIPT = Path(__file__).parent / "helpers" / "kills.py"
+RUN = "controller-d2-r4-corrected-s0"
+
+
+def test_base_and_sweep_killed_at_random_moments_end_the_same(text, tmp_path):
+    """`make audit-kill` is the long form. Two workers and one that reads what is there end them at once."""
+    data = profile_data(text, siblings={})
+    data["plan"] = [{"purpose": "rate", "arms": ["controller"], "depths": [2], "seeds": [9], "rates": [1e-3, 1e-2]},
+                    {"arms": ["full", "cut", "controller"], "depths": [1], "seeds": [0]}]
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    kills = int(os.environ.get("KILLS", 6))
+    done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), str(kills), "1"], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(found)
+    assert sum(found["kills"].values()) >= kills and not found["differ"] and found["files"] > found["runs"]
+
+
+@pytest.fixture
+def disk(root, tmp_path_factory):
+    """A function that puts a copy of `root` on a disk of its own, of so many bytes more than it takes."""
+    mounted = []
+
+    def mount(free: int) -> Path:
+        folder = tmp_path_factory.mktemp("disk")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", str(folder)], capture_output=True)
+        if done.returncode:
+            pytest.skip("no file system can be mounted here")
+        mounted.append(folder)
+        shutil.copytree(root, folder, dirs_exist_ok=True)
+        fill(folder, free)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path, free: int) -> None:
+    room = os.statvfs(folder)
+    (folder / "filler").write_bytes(b"\0" * max(0, room.f_bavail * room.f_bsize - free))
+
+
+def remount(folder: Path, how: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{how}", str(folder)], check=True)
+
+
+def refused(arguments: list[str], folder: Path, capfd) -> None:
+    """The command ends in one line that says why."""
+    capfd.readouterr()
+    assert cli.main(arguments, folder) == 2
+    err = [line for line in capfd.readouterr().err.splitlines() if not line.startswith(("note: ", "Loading", "\r"))]
+    assert len([line for line in err if line.startswith("error: ")]) == 1, err
+    assert "can't be written (" in err[-1] and "Traceback" not in "".join(err), err
+
+
+@pytest.fixture
+def cli_profile(profile, monkeypatch):
+    monkeypatch.setattr(cli, "load_profile", lambda name: profile)
+    return profile
+
+
+@pytest.mark.parametrize("free", [0, 8 << 10, 24 << 10])
+def test_a_run_on_a_full_disk_says_so_and_ends_as_ever_once_there_is_room(free, cli_profile, disk, root, capfd):
+    folder = disk(free)
+    before = left(folder)
+    refused(["run", RUN], folder, capfd)
+    assert left(folder) == before
+    (folder / "filler").unlink()
+    assert cli.main(["run", RUN], folder) == 0
+    execute(cli_profile, RUN, root, progress=False)
+    assert left(folder) == left(root)
+
+
+@pytest.mark.parametrize("free", [0, 16 << 10])
+def test_a_base_on_a_full_disk_says_so(free, cli_profile, disk, capfd):
+    folder = disk(free)
+    logs = {name: content for name, content in left(folder).items() if name.endswith(".jsonl")}
+    refused(["base"], folder, capfd)
+    assert {name: content for name, content in left(folder).items() if name.endswith(".jsonl")} == logs
+    (folder / "filler").unlink()
+    assert cli.main(["base"], folder) == 0 and (cli_profile.base_folder(folder) / "base.jsonl").exists()
+
+
+def test_a_read_only_folder_is_said_by_run_base_and_worker(cli_profile, disk, capfd):
+    folder = disk(1 << 20)
+    before = left(folder)
+    remount(folder, "ro")
+    refused(["run", RUN], folder, capfd)
+    refused(["base"], folder, capfd)
+    said = Worker(cli_profile, folder, "matrix", "local")()
+    assert "can't be written (Read-only file system)" in said and "\n" not in said
+    assert left(folder) == before
+    remount(folder, "rw")
+
+
+def test_a_base_that_another_process_makes_is_left_to_it(profile, tmp_path):
+    from ouroboros.errors import Busy
+    from ouroboros.training.status import hold
+
+    with hold("test", "base", tmp_path), pytest.raises(Busy, match="run 'base': process"):
+        pretrain(profile, tmp_path)
+
+
+def test_an_error_of_another_kind_is_no_full_disk(monkeypatch, tmp_path):
+    def broken(*_):
+        raise FileNotFoundError(2, "No such file or directory", "x")
+
+    monkeypatch.setattr(cli, "_corpus", broken)
+    with pytest.raises(FileNotFoundError):
+        cli.main(["corpus"], tmp_path)
