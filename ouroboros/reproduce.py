@@ -353,7 +353,7 @@ def readme_block(*several: Results) -> str:
     return f"{BEGIN}\n{overview.page(*several)}\n{END}"
 
 
-def _shown(all_results: dict[str, Results], root: Path) -> list[Results]:
+def _of_readme(all_results: dict[str, Results], root: Path) -> list[Results]:
     """The profiles with committed logs whose verdicts open the README; those that weren't asked for are read."""
     return [all_results.get(profile) or load_results(profile, root)
             for profile in README_PROFILES if profile in committed(root)]
@@ -385,7 +385,7 @@ def reproduce(profiles: list[str], root: Path) -> None:
         write_atomic(root / LOGS, inventory.markdown(root, all_results))
     if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
         text = readme.read_text(encoding="utf-8")
-        if (new := _readme_with(readme_block(*_shown(all_results, root)), text)) != text:
+        if (new := _readme_with(readme_block(*_of_readme(all_results, root)), text)) != text:
             write_atomic(readme, new)
 
 
@@ -447,5 +447,5 @@ def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
         return
-    if found := _same_text(text, _readme_with(readme_block(*_shown(all_results, root)), text)):
+    if found := _same_text(text, _readme_with(readme_block(*_of_readme(all_results, root)), text)):
         yield f"README.md: {found}"
