@@ -86,7 +86,7 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     assert "loss reduction" not in table.loc["target", "finding"]  # that of the Controller, which doesn't move
     assert table.loc["target", "effect on loss reduction (%)"] == \
         "all else `released`: everywhere unchanged; all else `corrected`: everywhere unchanged"
-    assert table.loc["rate", "finding"] == "one seed: can't be judged"
+    assert table.loc["rate", "finding"] == "fewer than 3 seeds: not judged"
     assert table.loc["rate", "effect on static - Controller"].endswith("all else `corrected`: everywhere -0.25")
     assert table.loc["alpha", "effect on static - Controller"].endswith("all else `corrected`: rank 2 +0.125")
     assert table["what we don't know"].str.len().gt(0).all() and set(text.UNKNOWN) >= set(table.index)

@@ -12,6 +12,7 @@ from models import small_base
 
 from ouroboros import OuroborosForCausalLM
 from ouroboros.cli import main
+from ouroboros.model.configuration import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -78,3 +79,7 @@ def test_every_command_of_the_pages_is_one(capsys):
 def test_the_checkpoint_of_the_snippet_is_committed():
     [folder] = re.findall(r'from_pretrained\("(results/[^"]+)"\)', README)
     assert (ROOT / folder / "config.json").exists() and list((ROOT / folder).glob("*.safetensors"))
+
+
+def test_the_readme_counts_the_families():
+    assert f"{len(FAMILIES)} families" in README

@@ -213,10 +213,11 @@ def reach_table(results: Results) -> pd.DataFrame:
 
 
 def _rates(run: Run) -> list[float]:
-    """The learning rate of each of a run's updates."""
+    """The learning rate of a table at each of a run's updates."""
     made = run.series["train", "loss"].updates
     updates, kind = run.manifest["config"]["training"]["updates"], run.manifest["switches"]["schedule"]
-    return [run.manifest["rate"] * schedule(update - 1, updates, kind) for update in made]
+    peak = run.manifest.get("elementwise_rate") or run.manifest["rate"]
+    return [peak * schedule(update - 1, updates, kind) for update in made]
 
 
 def _shown_rates(runs: list[Run]) -> str:

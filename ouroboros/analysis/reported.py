@@ -172,8 +172,8 @@ def _two_texts(paper: Numbers) -> Iterator[dict]:
 
 def _parameters(paper: Numbers) -> Iterator[dict]:
     """Trainable parameters, counted from the reported shape."""
-    paper = load_profile("paper")
-    loop, static = (Cost.of(paper, arm).trainable() for arm in ("controller", "static"))
+    profile = load_profile("paper")
+    loop, static = (Cost.of(profile, arm).trainable() for arm in ("controller", "static"))
     total, moved = sum(loop.values()), "which of them move in training (protocol.md `precision`)"
     yield _row("trainable parameters", Decimal(total) / 10**6, "Controller + gate + step norms", moved,
                paper["params"], unit="million")
@@ -188,7 +188,7 @@ def _parameters(paper: Numbers) -> Iterator[dict]:
         yield _row(quantity, value, how, limit, decimals=0, unit="")
     yield _row("the gate's share", Decimal(100 * loop["gate"]) / total, "gate / all", "whether the gate needs them",
                decimals=0, unit="%")
-    shape = Shape.of(paper)
+    shape = Shape.of(profile)
     for layers, reported in ((17, paper["params.% of the model"]), (shape.layers, None)):
         yield _row(f"share of the model with {layers} layers", Decimal(100 * total) / shape.parameters(layers),
                    "with embedding", "which model was meant", reported, decimals=1, unit="%")

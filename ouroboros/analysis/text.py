@@ -490,8 +490,8 @@ def audit_rate(results: Results) -> list[str]:
             lines.append(f"All else `{column}` ({lead}). {' '.join(parts)}")
     arms = {protocol: [_row(reach, protocol=protocol, arm=arm) for arm in ("static", "controller")]
             for protocol in COLUMNS}
-    reached = [f"`{protocol}` {static['largest m']:.3g}, beside {static['reach of a table']:.3g} at the whole matrix "
-               f"rate each update (the Controller's: {controller['largest m']:.3g})"
+    reached = [f"`{protocol}` {static['largest m']:.3g}, beside {static['reach of a table']:.3g} if it moved by "
+               f"its whole rate at each update (the Controller's: {controller['largest m']:.3g})"
                for protocol, (static, controller) in arms.items()
                if static and controller and static["largest m_n"] and controller["largest m_n"]]
     if reached:
@@ -593,10 +593,11 @@ def _detectable(part: pd.DataFrame) -> pd.Series:
 
 def _finding(part: pd.DataFrame) -> str:
     """What a switch's released setting moves, and which protocols leave a number undefined."""
-    if part["effect_n"].max() < 2:
-        return "one seed: can't be judged"
-    sure = _detectable(part)
-    alone = ((part["effect_low"] > 0) | (part["effect_high"] < 0)) & ~sure
+    judged = part["effect_n"] >= FEWEST
+    if not judged.any():
+        return f"fewer than {FEWEST} seeds: not judged"
+    sure = _detectable(part[judged]).reindex(part.index, fill_value=False)
+    alone = ((part["effect_low"] > 0) | (part["effect_high"] < 0)) & judged & ~sure
     found = [_directions(part[sure]) or "No detectable effect on a headline number"]
     if alone.any():
         found.append(f"By its own interval only: {_directions(part[alone])}")
