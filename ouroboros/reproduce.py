@@ -261,7 +261,7 @@ def _picture_fault(picture: Path) -> str | None:
     return None if named == content_sha256(picture.read_bytes()) else "isn't the picture that its sidecar names"
 
 
-def _shown(notebook: Path) -> set[str]:
+def _pictures(notebook: Path) -> set[str]:
     """Each picture that an executed notebook shows, in base64."""
     found = PICTURE.findall(notebook.read_text(encoding="utf-8"))
     return {encoded.replace("\\n", "") for encoded in found if encoded}
@@ -281,7 +281,7 @@ def _differences(profile: str, root: Path, out: Path) -> Iterator[tuple[Path, st
             yield path, "derived, but not committed"
         elif found := _file_difference(path, root, out):
             yield path, found
-        elif path.suffix == ".ipynb" and _shown(root / path) - figures:
+        elif path.suffix == ".ipynb" and _pictures(root / path) - figures:
             yield path, "shows a picture that is none of the profile's figures"
 
 
@@ -410,7 +410,7 @@ def _groups(profile: str, out: Path) -> Iterator[set[Path]]:
         figures[_encoded(path)] = {path.relative_to(out).with_suffix(kind) for kind in (".png", ".pdf", ".json")}
     yield from figures.values()
     for notebook in out.glob(f"results/{profile}/notebooks/*.ipynb"):
-        yield {notebook.relative_to(out)}.union(*(figures.get(shown, ()) for shown in _shown(notebook)))
+        yield {notebook.relative_to(out)}.union(*(figures.get(shown, ()) for shown in _pictures(notebook)))
 
 
 def tour(profile: str, root: Path) -> None:
