@@ -113,7 +113,7 @@ def main(root: Path) -> int:
                     tried[name] += 1
                     missed += [] if picture_fault(root / path, out / "copy", spoil) else [f"{path}: {name}"]
     text, block = (root / "README.md").read_text(encoding="utf-8"), reproduce.readme_block(
-        *reproduce._shown(results, root))
+        *reproduce._of_readme(results, root))
     begin, end = text.index(reproduce.BEGIN) + len(reproduce.BEGIN), text.index(reproduce.END)
     for place, changed in changes(".md", text[begin:end]):
         tried["README"] += 1
