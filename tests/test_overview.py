@@ -74,4 +74,4 @@ def test_another_depth_with_another_answer_is_named(tmp_path):
     def loss(arm, depth, protocol, seed):
         return {"cut": 6, "full": 2, "controller": 4, "static": 5 if depth == 8 else 3}.get(arm, 5) + 0.001 * seed
     answer = cells(results_of(tmp_path, loss))[QUESTIONS["controller/static"]][0]
-    assert answer.startswith("Yes, by 1 nats") and "At depth 1: No, worse, by 1 nats" in answer
+    assert answer.startswith("Yes, by 1 nats") and "At depth 1: no, worse, by 1 nats" in answer

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from ouroboros.analysis import claims
+from ouroboros.analysis import pages
 from ouroboros.analysis.results import Results
 from ouroboros.experiment.profile import Profile, parse_profile
 from ouroboros.log import read_runs
@@ -116,7 +116,7 @@ def reading(profile: Profile, root: Path):
     """Judges claims from what logs are there, again and again, until the sweep is through."""
     def work():
         while missing(profile, root):
-            claims.markdown(Results(profile, read_runs(profile.folder(root))))
+            pages.markdown(Results(profile, read_runs(profile.folder(root))))
     return work
 
 
