@@ -92,10 +92,10 @@ checkpoints: environment ## score the committed checkpoints anew, continue the p
 verify: environment ## derive the same again, elsewhere, and compare with what is committed
 	$(OUROBOROS) verify $(PROFILE_OR_ALL)
 
-audit-verify: environment ## change every committed cell, number, verdict and hash in turn: is each named? 20 min
+audit-verify: environment ## change every committed cell, number, verdict and hash in turn: is each named? 8 min
 	$(RUN_PYTHON) tests/helpers/drift.py
 
-audit-kill: environment ## kill base, sweep and reproduce 100 times at random: do all end the same? 15 min
+audit-kill: environment ## kill base, sweep and reproduce 100 times at random: do all end the same? 8 min
 	OMP_NUM_THREADS=1 KILLS=60 $(RUN_PYTHON) -m pytest -q tests/test_faults.py -k killed
 	OMP_NUM_THREADS=1 KILLS=40 $(RUN_PYTHON) -m pytest -q tests/test_reproduce.py -k killed
 
