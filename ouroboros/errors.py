@@ -1,6 +1,7 @@
 """What the user is told when something stands in the way."""
 
 import errno
+import importlib.util
 import os
 import re
 
@@ -39,6 +40,12 @@ def unwritable(error: OSError | SafetensorError) -> str:
     return (f"{getattr(error, 'filename', None) or 'a file of results/ or .cache/'}: can't be written "
             f"({os.strerror(number)}); free some space there, or make the folder writable, then run the same command "
             "again")
+
+
+def require(package: str, purpose: str) -> None:
+    """Raises InputError where a package of the lock isn't installed; `purpose` follows "which"."""
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"package '{package}', which {purpose}, isn't installed; pip install -r requirements.lock")
 
 
 def first_line(error: Exception) -> str:

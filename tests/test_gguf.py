@@ -1,5 +1,7 @@
 """GGUF bases: read, converted, saved and loaded again; broken, incomplete and packed ones are refused."""
 
+import importlib.util
+
 import pytest
 import torch
 from gguf import RopeScalingType
@@ -8,7 +10,6 @@ from models import OPTIONS, refused, shake
 from transformers import AutoModelForCausalLM, GgufConfig
 
 from ouroboros import OuroborosForCausalLM
-from ouroboros.model import checkpoint as weights
 from ouroboros.model import surgery
 from ouroboros.model.checkpoint import Checkpoint, read_gguf, sha256, tensors_of
 
@@ -118,8 +119,8 @@ def test_a_broken_file_is_refused(tmp_path):
 
 def test_without_the_package_that_reads_it_nothing_is_read(tmp_path, monkeypatch):
     file = write_gguf(tmp_path / "small.gguf")
-    found = weights.importlib.util.find_spec
-    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None if name == "gguf" else found(name))
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else found(name))
     refused("package 'gguf'.*requirements.lock", convert, file)
 
 

@@ -80,11 +80,11 @@ def _listed(found: dict[str, Interval], words: Words, adjusted: dict | None = No
     said: dict[str, list[str]] = {}
     for part, each in found.items():
         size = f" ({str(each).partition(' ')[0]})" if each.n else ""  # the interval stands in the table
-        told = phrase(each, words, (adjusted or {}).get(part)).removeprefix("is ")
-        said.setdefault(told, []).append(part + size)
+        answer = phrase(each, words, (adjusted or {}).get(part)).removeprefix("is ")
+        said.setdefault(answer, []).append(part + size)
     if set(said) <= {NO_RUN}:
         return _capital(NO_RUN)
-    return ". ".join(f"{_capital(told)}: {', '.join(parts)}" for told, parts in said.items())
+    return ". ".join(f"{_capital(answer)}: {', '.join(parts)}" for answer, parts in said.items())
 
 
 def _corrected(parts: dict, words: Words) -> str:
@@ -168,9 +168,9 @@ def before_training(results: Results) -> list[str]:
 def shares(results: Results) -> str:
     """Losses of two vocabularies side by side: as shares of a uniform guess's."""
     table = levels.levels_table(results).set_index(["split", "target"]).loc["heldout"]
-    told = numbers(read_claims())
+    paper = numbers(read_claims())
     words = load_profile("paper").base.model["vocab_size"]
-    theirs = "; ".join(f"{what} {float(told[name]):g}, {float(told[name]) / math.log(words):.0%}"
+    theirs = "; ".join(f"{what} {float(paper[name]):g}, {float(paper[name]) / math.log(words):.0%}"
                        for name, what in REPORTED_LOSSES.items())
     share = table.div(table["uniform"], axis="index")
     here = "; ".join(f"{arm} {share.loc['t+1', arm]:.0%} on the next token, {share.loc['t+2', arm]:.0%} on the one "
@@ -575,8 +575,8 @@ def audit_answer(results: Results) -> list[str]:
                 ways.setdefault("raised" if row.effect > 0 else "lowered", []).append(
                     f"{'all ten' if switch == 'all' else switch} ({row.effect:+.2g}{beside})")
         if ways:
-            told = "; ".join(f"{way} by the released setting of {', '.join(names)}" for way, names in ways.items())
-            lines.append(f"`{quantity}`: {told}.")
+            moved = "; ".join(f"{way} by the released setting of {', '.join(names)}" for way, names in ways.items())
+            lines.append(f"`{quantity}`: {moved}.")
     if lines or len(table):
         return lines or ["No switch has a detectable effect on a headline number."]
     return [f"The switches between `corrected` and `released`, one by one: {TOO_FEW if len(flipped) else NOT_RUN}."]

@@ -1,7 +1,6 @@
 """A checkpoint's tensors by name and their hash: safetensors one at a time, GGUF as a whole. No pickle is loaded."""
 
 import hashlib
-import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, GgufConfig, PretrainedConfig, PreTrainedModel
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, require
 
 PATTERNS = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -102,8 +101,7 @@ def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
 
     Raises InputError when the file can't be read or the package that reads its tensors isn't installed.
     """
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError("package 'gguf', which reads GGUF files, isn't installed; pip install -r requirements.lock")
+    require("gguf", "reads GGUF files")
     from transformers.integrations.gguf import read_gguf_metadata
 
     try:

@@ -98,26 +98,27 @@ def _checked(base: Base) -> Base:
     if getattr(base.config, "quantization_config", None) and not gguf_file_of(base.config):
         raise InputError(f"{base}: quantised (config.json has a quantization_config), its weights are codes; give the "
                          "model in half precision or more")
+    layers: dict[int, dict[str, torch.Size]] = {}
     for name, tensor in base.weights.items():
         if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.dtype not in FLOATS:
             raise InputError(f"{base}: {name} is {getattr(tensor, 'dtype', type(tensor))}, packed by a quantiser; load "
                              "the model dequantised, of GGUF with quantization_config=GgufConfig(dequantize=True)")
         if tensor.is_meta:
             raise InputError(f"{base}: {name} is offloaded; load the model without a device_map")
-    layers = {}
-    for match in filter(None, map(LAYER.fullmatch, base.weights)):
-        if not match[2].endswith(HARMLESS):
-            layers.setdefault(int(match[1]), set()).add(match[2])
+        if tensor.numel() and not all(end.isfinite() for end in tensor.aminmax()):
+            raise InputError(f"{base}: {name} holds numbers that aren't finite; fetch it, or make it, again")
+        if (match := LAYER.fullmatch(name)) and not name.endswith(HARMLESS):
+            layers.setdefault(int(match[1]), {})[match[2]] = tensor.shape
     if base.config.model_type not in FAMILIES:
         raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
-                         f"{_why(layers.get(0, set()))}; one of {', '.join(FAMILIES)}")
+                         f"{_why(set(layers.get(0, ())))}; one of {', '.join(FAMILIES)}")
     for index in range(base.config.num_hidden_layers):
         if missing := [name for name in WEIGHTS if name not in layers.get(index, ())]:
             raise InputError(f"{base}: layer {index} has no {missing[0]}; give the base's own, not quantised")
-    for index, names in layers.items():
-        if odd := names if index >= base.config.num_hidden_layers else names ^ layers[0]:
-            raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)} isn't in every layer that config.json "
-                             "says, or in more; give the base's own config.json and weights")
+    for index, shapes in layers.items():
+        if odd := shapes.items() if index >= base.config.num_hidden_layers else shapes.items() ^ layers[0].items():
+            raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)[0]} isn't in every layer that config.json "
+                             "says, in one shape, or is in more; give the base's own config.json and weights")
     return base
 
 

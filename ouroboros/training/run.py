@@ -143,9 +143,9 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
                 "packages": environment["packages"], **hashes, **profile.identity(spec)}
     # what a closed form reads is as many tokens as a run's updates
     status, update = "finished", profile.training.updates if fit != "none" else 0
-    saved_states = spec.trained and ARMS[spec.arm].middle in ("loop", "affine")
+    prelude_from_disk = spec.trained and ARMS[spec.arm].middle in ("loop", "affine")
     try:
-        with kept(model, profile, root, hashes["base"]) if saved_states else nullcontext():
+        with kept(model, profile, root, hashes["base"]) if prelude_from_disk else nullcontext():
             if fit == "least squares":
                 blocks = training_blocks(spec, profile, corpus)
                 fit_maps(model, base.to(accelerator.device), profile.split,
