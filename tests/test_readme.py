@@ -82,4 +82,4 @@ def test_the_checkpoint_of_the_snippet_is_committed():
 
 
 def test_the_readme_counts_the_families():
-    assert f"{len(FAMILIES)} families" in README
+    assert f"{len(FAMILIES)} families" in " ".join(README.split())  # wherever the line breaks
