@@ -27,7 +27,8 @@ from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
 from ouroboros.experiment.cost import Cost
-from ouroboros.experiment.profile import Profile, SplitConfig, load_profile
+from ouroboros.experiment.profile import Profile, load_profile
+from ouroboros.experiment.schema import SplitConfig
 from ouroboros.log import NoLog, write_atomic
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modeling import OuroborosForCausalLM

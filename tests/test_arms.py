@@ -10,7 +10,8 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost
 from ouroboros.experiment.plan import RunSpec
-from ouroboros.experiment.profile import SplitConfig, parse_profile
+from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.schema import SplitConfig
 from ouroboros.log import read_run
 from ouroboros.training import build, trainer
 from ouroboros.training.build import cut_layers

@@ -9,7 +9,7 @@ import yaml
 from conftest import write_text
 
 from ouroboros.cli import main
-from ouroboros.experiment import profile as profiles
+from ouroboros.experiment import schema
 from ouroboros.experiment.profile import PROFILES
 from ouroboros.model import configuration
 
@@ -203,4 +203,4 @@ def test_the_command_line(arguments, said, tmp_path, capfd):
 
 
 def test_a_profiles_families_are_the_models():
-    assert set(profiles.FAMILIES) <= set(configuration.FAMILIES)
+    assert set(schema.FAMILIES) <= set(configuration.FAMILIES)

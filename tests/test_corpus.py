@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.errors import InputError
-from ouroboros.experiment.profile import CorpusConfig
+from ouroboros.experiment.schema import CorpusConfig
 from ouroboros.training import corpus
 from ouroboros.training.corpus import documents, prepare, split_of
 

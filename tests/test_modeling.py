@@ -10,7 +10,8 @@ from transformers import Qwen2Config
 
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
 from ouroboros.errors import InputError
-from ouroboros.experiment.profile import SplitConfig, load_profile
+from ouroboros.experiment.profile import load_profile
+from ouroboros.experiment.schema import SplitConfig
 from ouroboros.model import modeling
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modulation import emitted

@@ -12,7 +12,8 @@ import pandas as pd
 
 from ..errors import InputError
 from .arms import ARMS, Arm
-from .profile import Profile, SplitConfig, Widths
+from .profile import Profile
+from .schema import SplitConfig, Widths
 
 FLOAT32 = 4  # bytes
 DICTIONARY = 8  # matrices that a `refine` arm's Controller mixes (refine.DICTIONARY)

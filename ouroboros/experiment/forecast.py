@@ -8,8 +8,9 @@ import pandas as pd
 from .arms import ARMS
 from .cost import BYTES, FLOAT32, Cost, Shape
 from .plan import RunSpec
-from .profile import Entry, Profile
+from .profile import Profile
 from .protocol import DRAWN_DEPTHS
+from .schema import Entry
 
 DOCUMENT_TOKENS = 1000  # of a hub's document; FineWeb-edu's sample-10BT has 9.67 million documents of 10e9 tokens
 LOSS_BYTES = 10  # of a block's loss in a log

@@ -14,8 +14,10 @@ from ..errors import InputError
 from ..log import read_manifest, write_atomic
 from .arms import ARMS
 from .plan import RunSpec
-from .profile import Entry, OwnArm, Profile, parse_profile, read_yaml, register_own, validated
+from .profile import Profile, parse_profile
 from .rates import planned, read_searches
+from .reading import read_yaml, validated
+from .schema import Entry, OwnArm
 
 BASELINES = ("controller", "static", "lora")
 SEEDS = 3
@@ -62,7 +64,7 @@ def _own(file: str, root: Path) -> tuple[str, OwnArm]:
     shown = code.relative_to(Path(root).resolve()) if inside else code
     own = own.model_copy(update={"modulation": f"{shown.as_posix()}:{kind}",
                                  "sha256": hashlib.sha256(code.read_bytes()).hexdigest()})
-    register_own(name, own, file)
+    own.add_to_arms(name, file)
     return name, own
 
 

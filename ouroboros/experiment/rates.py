@@ -9,8 +9,9 @@ from ..errors import InputError
 from ..log import Run, read_run
 from .arms import ARMS
 from .plan import RunSpec
-from .profile import RATES, Profile
+from .profile import Profile
 from .protocol import SHARED_RATE_LIMIT, switches
+from .schema import RATES
 
 
 def read_searches(profile: Profile, root: Path) -> dict[str, Run]:

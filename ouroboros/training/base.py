@@ -11,7 +11,8 @@ from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ..errors import InputError
-from ..experiment.profile import Pretraining, Profile
+from ..experiment.profile import Profile
+from ..experiment.schema import Pretraining
 from ..log import WorkingLog
 from ..provenance import provenance
 from .build import cut_layers

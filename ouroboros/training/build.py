@@ -20,8 +20,9 @@ from ..errors import InputError, first_line
 from ..experiment.arms import ARMS, PROJECTIONS
 from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
-from ..experiment.profile import OwnArm, Profile, SplitConfig
+from ..experiment.profile import Profile
 from ..experiment.protocol import switches
+from ..experiment.schema import OwnArm, SplitConfig
 from ..model.configuration import OuroborosConfig, Split
 from ..model.modeling import OuroborosForCausalLM
 from ..model.modulation import MODULATIONS

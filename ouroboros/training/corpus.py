@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError, first_line
-from ..experiment.profile import CorpusConfig, Profile
+from ..experiment.profile import Profile
+from ..experiment.schema import CorpusConfig
 from ..provenance import note
 
 END_OF_TEXT = "<|endoftext|>"

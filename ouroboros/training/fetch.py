@@ -20,7 +20,8 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from ..errors import InputError, first_line, require
-from ..experiment.profile import SOURCE_FILE, Profile, Wheel
+from ..experiment.profile import SOURCE_FILE, Profile
+from ..experiment.schema import Wheel
 from ..model.checkpoint import (
     Checkpoint,
     gguf_metadata,
