@@ -7,7 +7,7 @@ from conftest import profile_data
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.errors import InputError
-from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.arms import ARMS, PAYS
 from ouroboros.experiment.cost import Cost
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import parse_profile
@@ -19,7 +19,7 @@ from ouroboros.training.corpus import prepare
 from ouroboros.training.run import execute
 
 IDS = torch.arange(40).view(2, 20)
-ADAPTED = [name for name, arm in ARMS.items() if arm.lora == "kept" or arm.middle == "maps"]
+ADAPTED = [name for name, arm in ARMS.items() if name not in PAYS and (arm.lora == "kept" or arm.middle == "maps")]
 CODA = [name for name, arm in ARMS.items() if arm.loops and (arm.coda or arm.lora == "coda")]
 CUT_CODA = ["cut_coda_lora", "cut_coda_full"]
 
@@ -52,9 +52,16 @@ def stir(model) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
 
 
+def test_what_is_captured_of_the_cut_model_stays_its_own(profile, base):
+    """Its layers share weights with the base, not the hooks by which transformers collects states."""
+    cut = cut_layers(base, profile.split)
+    for model, layers in ((cut, 3), (base, 6), (cut, 3)):
+        assert len(model(IDS, output_hidden_states=True).hidden_states) == layers + 1
+
+
 @pytest.mark.parametrize("arm", [*ADAPTED, *CUT_CODA])
 def test_without_a_loop_an_arm_starts_as_its_kept_layers_and_leaves_the_base_alone(arm, profile, base):
-    kept, whole = cut_layers(base, profile.split, ARMS[arm].middle == "two"), logits(base)
+    kept, whole = cut_layers(base, profile.split, ARMS[arm].more), logits(base)
     model, weights = built(arm, profile, base), {name: p.clone() for name, p in base.named_parameters()}
     assert torch.equal(logits(model), logits(kept))
     stir(model)
@@ -69,8 +76,8 @@ def test_one_more_layer_is_the_one_after_the_recurrent_one(profile, base):
     model = built("lora_layer", profile, base)
     assert [layer.mlp.up_proj.base_layer.weight.data_ptr() for layer in model.model.layers] == [
         base.model.layers[i].mlp.up_proj.weight.data_ptr() for i in (0, 3, 4, 5)]
-    with pytest.raises(InputError, match="split 1/4/1.*no removed layer follows"):
-        cut_layers(base, SplitConfig(prelude=1, recurrent=4, coda=1), one_more=True)
+    with pytest.raises(InputError, match="split 1/4/1.*fewer than 1 removed layers follow"):
+        cut_layers(base, SplitConfig(prelude=1, recurrent=4, coda=1), more=1)
 
 
 @pytest.mark.parametrize("arm", ("lora", "lora_layer"))

@@ -17,6 +17,9 @@ def check(profile: "Profile", file: str) -> None:
     _check_blocks(profile, file)
     for number, entry in enumerate(profile.plan):
         _check_entry(entry, f"{file}: plan.{number}")
+        if unknown := [arm for arm in entry.arms if ARMS[arm].scanned and profile.scanned is None]:
+            raise InputError(f"{file}: plan.{number}.arms: '{unknown[0]}': loops or keeps layers that a scan chose; "
+                             "make the run 'scan', and write what it says into 'scanned'")
     _check_checkpoints(profile, file)
     _check_rates(profile, file)
 
@@ -67,6 +70,9 @@ def _check_entry(entry: Entry, where: str) -> None:
                          "tries, others name none")
     if entry.purpose == "rate" and (entry.protocols != ("corrected",) or len(entry.seeds) > 1 or entry.levels):
         raise InputError(f"{where}: a search is made under 'corrected' with one seed and no levels")
+    if entry.purpose in ("screen", "pays") and None in (entry.role, entry.budget):
+        raise InputError(f"{where}.class: {entry.role}: an entry of purpose '{entry.purpose}' names its class, "
+                         "baseline or candidate, and its budget")
 
 
 def _check_checkpoints(profile: "Profile", file: str) -> None:
@@ -80,7 +86,7 @@ def _check_rates(profile: "Profile", file: str) -> None:
     """Every trained arm has a learning rate, chosen with a seed that no result has."""
     searches = [entry for entry in profile.plan if entry.purpose == "rate"]
     spare = {entry.seeds[0] for entry in searches}
-    if used := spare & {seed for entry in profile.plan if entry.purpose != "rate" for seed in entry.seeds}:
+    if used := spare & {seed for entry in profile.plan if entry.purpose in ("matrix", "pays") for seed in entry.seeds}:
         raise InputError(f"{file}: plan: seed {min(used)} is a search's and another entry's; rates are chosen with a "
                          "seed that no result has")
     searched = {arm for entry in searches for arm in entry.arms}
@@ -88,7 +94,7 @@ def _check_rates(profile: "Profile", file: str) -> None:
         if arm not in ARMS or sibling not in searched or arm in searched:
             raise InputError(f"{file}: siblings.{arm}: '{sibling}': an arm that isn't searched takes the rates of one "
                              "that is")
-    for arm in profile.arms:
+    for arm in (*profile.arms, *(arm for entry in profile.plan if entry.role for arm in entry.arms)):
         if ARMS[arm].trained and profile.siblings.get(arm, arm) not in searched:
             raise InputError(f"{file}: siblings: arm '{arm}' is trained and has no learning rate; search it, or name "
                              "the arm whose rates it takes")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from ..errors import InputError
-from .arms import ARMS, Arm
+from .arms import ARMS, LAST, Arm
 from .profile import Profile
 from .schema import SplitConfig, Widths
 
@@ -20,6 +20,7 @@ DICTIONARY = 8  # matrices that a `refine` arm's Controller mixes (refine.DICTIO
 REFINE_RANK = 4  # arms.REFINE_RANK
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}
+SMALL = 4  # that the Controller's widths are divided by where it scales passes
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,17 @@ class Shape:
         return 2 * self.width * self.vocabulary
 
 
+def small(widths: Widths) -> Widths:
+    """Those of a Controller that scales passes."""
+    return Widths(**{name: max(1, width // SMALL) for name, width in widths})
+
+
+def _spread(units: int, count: int) -> tuple[int, ...]:
+    """So many ranks over so many places, as even as can be; the first ones have what is over."""
+    each, over = divmod(units, count)
+    return (each + 1,) * over + (each,) * (count - over)
+
+
 @dataclass(frozen=True)
 class Cost:
     """What one arm costs on a base; `rank` is that of its modulation, or of LoRA in its coda."""
@@ -100,14 +112,14 @@ class Cost:
         """Layers whose weights are held."""
         kept = self.split.prelude + 1 + self.split.coda
         whole = dict.fromkeys(("all", "intact", "refine"), self.shape.layers)
-        middle = whole | {"two": kept + 1, "affine": kept - 1, "none": kept - 1, "counts": 0}
-        return middle.get(self.parts.middle, kept)
+        middle = whole | {"affine": kept - 1, "none": kept - 1, "counts": 0}
+        return middle.get(self.parts.middle, kept + self.parts.more)
 
     def applications(self, depth: int) -> int:
         """How often a layer is applied to a token."""
         if self.parts.middle == "refine":
             return self.layers + depth
-        return self.layers - 1 + depth if self.parts.loops else self.layers
+        return self.layers - 1 + depth if self.parts.loops else self.layers + self._again
 
     @property
     def _ends(self) -> int:
@@ -118,16 +130,17 @@ class Cost:
     def lora_ranks(self) -> tuple[int, ...]:
         """The rank of LoRA in each kept layer, 0 where there is none.
 
-        On all of them: as even as whole ranks that together train what the Controller's arm trains; the first layers
-        have what is over.
+        At the Controller's trained count: as even as whole ranks that, with what else is trained, come to it; the first
+        layers have what is over.
         """
-        if self.parts.lora == "none":
-            return (0,) * self.layers
-        if self.parts.lora == "coda":
-            return (0,) * (self.layers - self.split.coda) + (self.rank,) * self.split.coda
-        units = round(sum(replace(self, arm="controller").trainable().values()) / self._ends)
-        each, over = divmod(units, self.layers)
-        return (each + 1,) * over + (each,) * (self.layers - over)
+        count = {"none": 0, "kept": self.layers, "kept_last": LAST}.get(self.parts.lora, self.split.coda)
+        before = (0,) * (self.layers - count)
+        if not self.parts.lora.startswith("kept"):
+            return before + (self.rank,) * count
+        budget = sum(replace(self, arm="controller").trainable().values()) + self._ends / 2
+        units = range(int(budget / self._ends), 0, -1)
+        return next(ranks for ranks in (before + _spread(n, count) for n in units)
+                    if sum(ranks) * self._ends + self._passes_train(ranks) <= budget)
 
     @property
     def _refines(self) -> bool:
@@ -138,6 +151,52 @@ class Cost:
         """Entries of the LoRA matrices that a `refine` arm's Controller mixes."""
         return DICTIONARY * max(1, self.rank // REFINE_RANK) * self._ends
 
+    # ---------------------------------------------------------------------------- further passes (arms.Passes)
+
+    @property
+    def _again(self) -> int:
+        """Layers that are applied again."""
+        passes = self.parts.passes
+        if passes is None or passes.kind == "affine":
+            return 0
+        return (self.shape.layers - self.layers if passes.count is None else passes.count) * passes.layers
+
+    @property
+    def passes(self) -> int:
+        """Passes that have a gate, factors or an affine of their own."""
+        passes = self.parts.passes
+        return passes.count or self._again + (passes.kind == "plain")
+
+    @property
+    def base_ranks(self) -> tuple[int, ...]:
+        """The rank of each pass's low-rank factors: trained, as the Controller's count has it; frozen, so that together
+        they hold no more than a layer."""
+        if self.parts.passes.bases == "frozen":
+            return (self.shape.layer_parameters // (self.passes * self._ends),) * self.passes
+        budget = sum(replace(self, arm="controller").trainable().values())
+        gates = 0 if self.parts.passes.kind == "plain" else self.passes * self.shape.width
+        return _spread(round((budget - gates) / self._ends), self.passes)
+
+    def looped(self, ranks: tuple[int, ...], place: int | None = None) -> int:
+        """The rank that a modulation of passes scales: of the frozen factors, or of LoRA in the looped layer."""
+        return self.base_ranks[0] if self.parts.passes.bases == "frozen" else ranks[place or self.split.prelude]
+
+    def _passes_train(self, ranks: tuple[int, ...]) -> int:
+        """What further passes train beside LoRA of the given ranks."""
+        passes, d = self.parts.passes, self.shape.width
+        if passes is None:
+            return 0
+        gates = {"damped": d, "plain": 0, "affine": 2 * d}[passes.kind] * self.passes
+        factors = sum(self.base_ranks) * self._ends if passes.bases == "trained" else 0
+        if passes.modulation == "static":
+            return gates + factors + self.passes * 7 * self.looped(ranks)
+        return gates + factors + (self._small(ranks).modulation() if passes.modulation == "controller" else 0)
+
+    def _small(self, ranks: tuple[int, ...]) -> "Cost":
+        """The small Controller of the passes."""
+        return replace(self, arm="controller", rank=self.looped(ranks), max_steps=self.passes,
+                       widths=small(self.widths))
+
     # ------------------------------------------------------------------------------------------------- parameters
 
     def _controller(self) -> dict[str, int]:
@@ -147,12 +206,15 @@ class Cost:
         return {"state": self.shape.width * w.state, "hidden": (w.state + w.step) * w.hidden,
                 "output": w.hidden * w.output, "heads": w.output * 7 * heads}
 
+    def modulation(self) -> int:
+        """Trained parameters of the Controller (system.md 4)."""
+        w = self.widths
+        return sum(self._controller().values()) + w.state + w.hidden + w.output + self.max_steps * w.step
+
     def trainable(self) -> dict[str, int]:
         """Trained parameters of each part (system.md 6)."""
-        arm, w, d, found = self.parts, self.widths, self.shape.width, {}
-        table = self.max_steps * 7 * self.rank
-        biases = w.state + w.hidden + w.output
-        controller = sum(self._controller().values()) + biases + self.max_steps * w.step
+        arm, d, found = self.parts, self.shape.width, {}
+        table, controller = self.max_steps * 7 * self.rank, self.modulation()
         wide = self.max_steps + 7 * self.rank  # a unit of width of the factored table
         if arm.modulated:
             found["modulation"] = {"static": table, "static_wide": round(controller / wide) * wide}.get(
@@ -165,6 +227,8 @@ class Cost:
             found["step_norm"] = self.max_steps * d
         if arm.lora != "none":
             found["lora"] = sum(self.lora_ranks) * self._ends
+        if arm.passes:
+            found["passes"] = self._passes_train(self.lora_ranks)
         if arm.middle == "maps":
             found["maps"] = 2 * (d * d + d)
         if arm.middle == "affine":
@@ -177,6 +241,8 @@ class Cost:
         """Parameters of the kept layers, embedding, norm and head, where they aren't trained, and the entries of the
         SVD bases."""
         bases = self.rank * self._ends if self.parts.modulated else 0
+        if self.parts.passes and self.parts.passes.bases == "frozen":
+            bases = sum(self.base_ranks) * self._ends
         return self.shape.parameters(self.layers) + bases - self.trainable().get("coda", 0)
 
     # ------------------------------------------------------------------------------------------------------ FLOPs
@@ -191,9 +257,18 @@ class Cost:
                 "gate": 4 * self.shape.width**2 if arm.gate else 0}
 
     def _other_flops(self) -> dict[str, int]:
-        """What LoRA, and the two linear maps, add, forward, a token."""
+        """What LoRA, the two linear maps, and further passes, add, forward, a token."""
         trained = self.trainable()
-        return {"lora": 2 * trained.get("lora", 0), "maps": 4 * self.shape.width**2 if "maps" in trained else 0}
+        return {"lora": 2 * trained.get("lora", 0), "maps": 4 * self.shape.width**2 if "maps" in trained else 0,
+                "passes": self._passes_flops() if self.parts.passes else 0}
+
+    def _passes_flops(self) -> int:
+        passes, ranks = self.parts.passes, self.lora_ranks
+        factors = sum(self.base_ranks) if passes.bases != "none" else 0
+        lora = self._again * ranks[self.split.prelude]  # where the scan's layer has a rank more it isn't counted
+        reads = passes.modulation == "controller"
+        controller = self.passes * sum(self._small(ranks)._controller().values()) if reads else 0
+        return 2 * ((factors + lora) * self._ends + controller)
 
     def forward(self, depth: int, context: int) -> int:
         """FLOPs a token of a forward pass with logits."""
@@ -223,7 +298,8 @@ class Cost:
             reached = self._reached()
             backward += (reached - self.split.coda) * layer
             if arm.lora != "none":  # a norm that is trained needs the gradient of what it puts out
-                backward -= first_read + 2 * self.lora_ranks[-reached] * sum(i for _, i in first.values())
+                rank = self.lora_ranks[-min(reached, self.layers)]
+                backward -= first_read + 2 * rank * sum(i for _, i in first.values())
         if arm.coda:
             backward += self.split.coda * 2 * sum(o * i for o, i in shape.projections.values())
         return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
@@ -232,7 +308,11 @@ class Cost:
         """Layers that a backward pass goes through, of an arm without a loop."""
         if self.parts.middle == "maps":
             return self.split.coda + 1
-        return self.layers if self.parts.lora == "kept" else self.split.coda
+        if self.parts.lora == "kept_last":
+            return LAST
+        if self.parts.lora == "kept":
+            return self.layers + self._again
+        return self.split.coda + (1 + self._again if self.parts.passes else 0)
 
     def _loop_backward(self, depth: int, layer: int, first_read: int, read: int) -> int:
         """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `first_read`

@@ -39,9 +39,9 @@ def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
     """FLOPs of a run's evaluations: during training and at the end."""
     cost, training, evaluation = Cost.of(profile, spec.arm, spec.rank), profile.training, profile.evaluation
     each = training.block * _mean(cost.forward, _depths(spec), training.block)
-    if spec.purpose == "rate":
+    if spec.chooses:
         return evaluation.others * each
-    blocks = _final_blocks(profile)
+    blocks = _final_blocks(profile) if spec.purpose == "matrix" else evaluation.final_blocks
     if spec.trained:
         blocks += evaluation.points * evaluation.blocks
     if spec.seed not in (profile.probes.seeds or (spec.seed,)):

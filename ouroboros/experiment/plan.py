@@ -20,6 +20,7 @@ class RunSpec:
     factor: float | None = None  # of a search: the elementwise rate as a multiple of that one; None: what it chose
     level: str | None = None  # a factor of that rate, by its name
     updates: int | None = None  # None: the profile's
+    aim: Literal["matrix", "screen", "pays"] = "matrix"  # the tables; a choice on dev; docs/hypotheses.md
 
     @property
     def id(self) -> str:
@@ -30,7 +31,12 @@ class RunSpec:
 
     @property
     def purpose(self) -> str:
-        return "matrix" if self.rate is None and self.factor is None else "rate"
+        return self.aim if self.rate is None and self.factor is None else "rate"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether a rate, or what is confirmed, is chosen by it: then it is scored on dev alone."""
+        return self.purpose in ("rate", "screen")
 
     @property
     def fit(self) -> str:

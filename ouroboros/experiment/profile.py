@@ -28,6 +28,7 @@ from .schema import (
     Positive,
     Probes,
     Resources,
+    Scanned,
     SplitConfig,
     Strict,
     Training,
@@ -60,6 +61,7 @@ class Profile(Strict):
     checkpoints: tuple[str, ...] = ()  # runs whose trained tensors are committed
     prompts: tuple[str, ...] = ()  # that their models continue, for a person to read
     own_arms: dict[Part, OwnArm] = {}  # arms beside those of the package
+    scanned: Scanned | None = None
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
     packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
@@ -130,6 +132,8 @@ class Profile(Strict):
 
     def split_of(self, arm: str) -> SplitConfig:
         ends = ARMS[arm].ends
+        if ARMS[arm].other:
+            return self.split.model_copy(update={"recurrent": self.scanned.kept})
         return self.split if ends is None else self.split.model_copy(update={"prelude": ends, "coda": ends})
 
     def rank_of(self, arm: str) -> int | None:
@@ -152,6 +156,8 @@ class Profile(Strict):
         runs = [cell.run for cell in self._of(entry)]
         if entry.purpose == "rate":
             runs = [run for first in runs for run in self._search(first, entry)]
+        elif entry.purpose != "matrix":
+            runs = [replace(run, aim=entry.purpose) for run in runs]
         return list(dict.fromkeys(runs))
 
     def _search(self, run: RunSpec, entry: Entry) -> list[RunSpec]:
@@ -168,6 +174,12 @@ class Profile(Strict):
         """The learning-rate searches' runs alone."""
         return list(dict.fromkeys(run for entry in self.plan if entry.purpose == "rate" for run in self.runs_of(entry)))
 
+    def declared(self, spec: RunSpec) -> dict[str, str]:
+        """What the plan says of a run of docs/hypotheses.md, for its manifest: `class` and `budget`."""
+        entry = next((entry for entry in self.plan if entry.role and spec.arm in entry.arms and spec.seed in entry.seeds
+                      and entry.updates in (None, spec.updates)), None)
+        return {"class": entry.role, "budget": entry.budget} if entry else {}
+
     def at(self, spec: RunSpec) -> "Profile":
         """The profile as one of its runs sees it: with that run's updates."""
         return self.model_copy(update={"training": self.training.model_copy(
@@ -176,6 +188,7 @@ class Profile(Strict):
     def identity(self, spec: RunSpec) -> dict:
         """What a run's manifest must agree with for the run to count as made."""
         fields = (*IDENTITY, "own_arms") if spec.arm in self.own_arms else IDENTITY
+        fields = (*fields, "scanned") if ARMS[spec.arm].scanned else fields
         config = self.at(spec).model_dump(mode="json", include=set(fields), exclude_none=True)
         return {"protocol_version": self.protocol_version} | {f"config.{field}": config[field] for field in fields}
 

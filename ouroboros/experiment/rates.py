@@ -30,9 +30,11 @@ def read_searches(profile: Profile, root: Path) -> dict[str, Run]:
 
 
 def search_of(arm: str, depth: int | str | None, profile: Profile) -> list[RunSpec]:
-    """The search whose rates an arm takes at a depth: its own, or its sibling's; there, or the plan's first."""
+    """The search whose rates an arm takes at a depth: its own, or its sibling's; there, or the plan's first. Of several
+    budgets the first one's."""
     arm = profile.siblings.get(arm, arm)
     runs = [spec for spec in profile.search_runs() if spec.arm == arm]
+    runs = [spec for spec in runs if spec.updates == runs[0].updates]
     return [spec for spec in runs if spec.depth == depth] or [spec for spec in runs if spec.depth == runs[0].depth]
 
 

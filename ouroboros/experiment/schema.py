@@ -205,9 +205,18 @@ class Entry(Strict):
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)]
     updates: Positive | None = None  # None: the profile's
     levels: dict[Part, Rate] = {}  # {name in a run's id: factor of the chosen rate}
-    purpose: Literal["matrix", "rate"] = "matrix"
+    purpose: Literal["matrix", "rate", "screen", "pays"] = "matrix"  # the last two: docs/hypotheses.md
+    role: Literal["baseline", "candidate"] | None = Field(None, alias="class")  # what its arms are there
+    budget: Literal["values", "values+layer", "inference", "training"] | None = None  # what is equal there
     rates: tuple[Rate, ...] = ()  # of a search, `rate`: the matrix rates that are tried, judged on dev
     factors: tuple[Rate, ...] = ()  # then, at the best of them, of the elementwise rate, beside 1; see docs/protocol.md
+
+
+class Scanned(Strict):
+    """What a scan of the untrained cut model chose (docs/hypotheses.md)."""
+
+    looped: tuple[Count, Count, Count]  # of one, two, three neighbours: the first, by its place in the cut model
+    kept: Count  # the other middle layer
 
 
 class OwnArm(Strict):

@@ -23,12 +23,13 @@ from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import switches
 from ..experiment.schema import OwnArm, SplitConfig
-from ..model.configuration import OuroborosConfig, Split
+from ..model.configuration import OuroborosConfig, Split, take_layers
 from ..model.modeling import OuroborosForCausalLM
 from ..model.modulation import MODULATIONS
 from ..model.surgery import cut_config, kept_layers
 from . import blind  # noqa: F401 (it adds its modulations)
 from .corpus import LOOK_AHEAD
+from .passes import Teacher, repeated
 from .refine import Intact, Refiner
 
 RIDGE = 1e-6  # of the mean squared state: so that a direction that no state has doesn't break the fit
@@ -78,21 +79,19 @@ class Nothing(nn.Module):
         return h
 
 
-def cut_layers(model: nn.Module, split: Split, one_more: bool = False) -> nn.Module:
+def cut_layers(model: nn.Module, split: Split, more: int = 0) -> nn.Module:
     """The base with the kept layers only, each once: the arm `cut`. Weights are shared with `model`, modules aren't.
 
-    `one_more` keeps the layer after the recurrent one too. Raises InputError where that is the coda's already.
+    `more` layers after the recurrent one are kept too. Raises InputError where one is the coda's already.
     """
     kept = kept_layers(len(model.model.layers), split)
     config = cut_config(model.config, split)
-    if one_more:
-        if split.recurrent + 1 in kept:
+    if more:
+        if split.recurrent + more in kept:
             raise InputError(f"split {split.prelude}/{split.recurrent}/{split.coda} (prelude/recurrent layer/coda): "
-                             "no removed layer follows the recurrent one, so none can be kept beside it")
-        kept.insert(split.prelude + 1, split.recurrent + 1)
-        config.num_hidden_layers = len(kept)
-        if getattr(config, "layer_types", None):
-            config.layer_types.insert(split.prelude + 1, model.config.layer_types[split.recurrent + 1])
+                             f"fewer than {more} removed layers follow the recurrent one, so they can't be kept too")
+        kept[split.prelude + 1:split.prelude + 1] = range(split.recurrent + 1, split.recurrent + more + 1)
+        config = take_layers(copy.deepcopy(model.config), kept)
     cut, cut.model = _shell(model), _shell(model.model)
     cut._modules["model"] = cut.model
     cut.model.config = cut.config = config
@@ -101,9 +100,10 @@ def cut_layers(model: nn.Module, split: Split, one_more: bool = False) -> nn.Mod
 
 
 def _shell(module: nn.Module) -> nn.Module:
-    """A module of its own with the same submodules and parameters."""
+    """A module of its own, hooks too, with the same submodules and parameters."""
     shell = copy.copy(module)
-    shell._modules = dict(module._modules)
+    own = {name: copy.copy(value) for name, value in vars(module).items() if name == "_modules" or "_hooks" in name}
+    shell.__dict__ |= own
     return shell
 
 
@@ -155,8 +155,7 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     if arm.middle == "refine":
         return Refiner(base, spec.depth, max(1, profile.rank // REFINE_RANK), gate=arm.gate, dead=released,
                        pooling=switches(spec.protocol)["pooling"], max_steps=profile.max_steps, **_widths(profile))
-    model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split_of(spec.arm),
-                                                                    arm.middle == "two")
+    model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split_of(spec.arm), arm.more)
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
         layers[place] = MappedLayer(layers[place], model.config.hidden_size).to(model.device)
@@ -168,6 +167,10 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     kept = model.base if arm.loops else model
     if arm.lora != "none":
         _add_lora(kept, Cost.of(profile, spec.arm, spec.rank).lora_ranks)
+    if arm.passes:
+        repeated(model, base, arm, profile, Cost.of(profile, spec.arm))
+    if arm.teacher != "none":
+        model.__dict__["teacher"] = Teacher(base, arm.teacher, profile.split)  # no part of it
     if arm.coda:
         kept.model.layers[profile.split.prelude + 1:].requires_grad_(True)
     if not arm.loops:
@@ -253,13 +256,15 @@ def _add_lora(model: nn.Module, ranks: tuple[int, ...]) -> None:
 
 def part_of(name: str) -> str:
     """Which part of an arm a trained tensor belongs to: `modulation`, `gate`, `step_norm`, `lora`, `maps`, `affine`,
-    `coda`."""
+    `passes`, `coda`."""
     if name.startswith("recurrence."):
         return name.split(".")[1]
     if ".lora_" in name:
         return "lora"
     if ".affine." in name:
         return "affine"
+    if any(f".{part}." in name for part in ("passes", "factors", "modulation")):
+        return "passes"
     return "maps" if ".before." in name or ".after." in name else "coda"
 
 

@@ -98,26 +98,29 @@ def stream_kind(profile: Profile) -> str:
 
 
 def during(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarray]:
-    """The token set scored during training: held-out blocks, separated, the same for every run but the search's, which
-    are scored on none."""
-    if spec.purpose == "rate":
+    """The token set scored during training: held-out blocks, separated, the same for every run but those that choose,
+    which are scored on none."""
+    if spec.chooses:
         return {}
     return {"heldout": corpus.blocks("heldout", profile.training.block, profile.evaluation.blocks, "separated")}
 
 
 def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarray]:
-    """The token sets scored at the end of a run, each (blocks, T + 2): for the learning-rate search `dev` alone, which
-    no other run looks at; for every other run what either column of the protocol reads.
+    """The token sets scored at the end of a run, each (blocks, T + 2): where something is chosen `dev` alone, which no
+    other run looks at; for runs of docs/hypotheses.md held-out text; for every other run what either column of the
+    protocol reads.
 
     `train` is text of the training split that the run didn't train on. `stream` stands for what the released code
     scores, the first micro-batches of the training stream with documents run together; see `stream_kind`. `reference`
     is the start of a few held-out documents (protocol.md `reference`). `newer` is there where the corpus has it.
     """
     training, count = profile.training, profile.evaluation.others
-    if spec.purpose == "rate":
+    if spec.chooses:
         return {"dev": corpus.blocks("dev", training.block, count, "separated")}
-    sets = {"heldout": corpus.blocks("heldout", training.block, profile.evaluation.final_blocks, "separated"),
-            **{split: corpus.blocks(split, training.block, count, "separated") for split in profile.corpus.unseen}}
+    sets = {"heldout": corpus.blocks("heldout", training.block, profile.evaluation.final_blocks, "separated")}
+    if spec.purpose == "pays":
+        return sets
+    sets |= {split: corpus.blocks(split, training.block, count, "separated") for split in profile.corpus.unseen}
     seen = training.updates * training.accumulation * training.micro_batch
     seen += seen // 20 + 1  # joined documents reach further into the stream than separated ones
     # a copy, or the whole stream would stay in memory

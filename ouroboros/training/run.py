@@ -27,6 +27,7 @@ from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
 from .prelude import kept
 from .resume import Checkpoints, asked_to_stop
+from .scan import BLOCKS, scan
 from .status import hold, made, refuse_frozen
 from .trained import folder_of
 from .trained import save as save_checkpoint
@@ -47,10 +48,14 @@ LATER = ("plan", "siblings", "packages", "checkpoints", "prompts", "keep_prelude
 RERUN_TOLERANCE = 0.01  # nats per token: what other BLAS kernels may add up to over a run
 
 
-def score_run(model, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray], log: WorkingLog,
-              update: int) -> None:
+def score_run(model, base: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, sets: dict[str, np.ndarray],
+              log: WorkingLog, update: int) -> None:
     """The last evaluation: both targets on every token set either column reads; of the seeds that the profile probes,
     what else it asks of a loop."""
+    if ARMS[spec.arm].scans:
+        for name, losses in scan(base, profile, sets["dev"][:BLOCKS]):
+            log.row(update, "dev", f"loss_t+1/{name}", losses)
+        return
     watch = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
     if spec.fit == "none":  # once for all arms: they are scored on the same blocks
         for split in ("heldout", *profile.corpus.unseen):
@@ -153,7 +158,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
             if fit == "gradient":
                 train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
                       Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
-            score_run(model, spec, profile, corpus, sets, log, update)
+            score_run(model, base, spec, profile, corpus, sets, log, update)
     except Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
@@ -161,7 +166,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     if status == "finished" and (fit != "none" or stream):
         _describe(model, spec, before, stream, log, update)
     log.finish(path, {
-        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, **profile.declared(spec), "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, **_rate_fields(rates), "protocol": spec.protocol,
         "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
         "config": config, **environment, "processes": accelerator.num_processes,

@@ -25,6 +25,7 @@ from ..provenance import check_environment
 from . import evaluation, probes
 from .corpus import Corpus
 from .ngram import Counts
+from .passes import Teacher
 from .resume import Checkpoints
 
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted
@@ -66,9 +67,10 @@ def add_in_bfloat16(parameter: torch.Tensor, before: torch.Tensor, rate: float) 
 
 
 def is_elementwise(name: str) -> bool:
-    """Whether a trained tensor's travel is about rate times updates: a step norm, a table, an affine
+    """Whether a trained tensor's travel is about rate times updates: a step norm, a table, an affine, a pass's gate
     (docs/protocol.md)."""
-    return name in ("recurrence.step_norm.weight", "recurrence.modulation.table") or ".affine." in name
+    return name == "recurrence.step_norm.weight" or name.endswith(".modulation.table") or \
+        ".affine." in name or ".passes." in name
 
 
 def parameter_groups(named: dict[str, nn.Parameter], rates: Rates) -> list[dict]:
@@ -128,13 +130,15 @@ def _over_processes(*values: float) -> list[float]:
 
 
 def training_loss(model: nn.Module, head: torch.Tensor, chunk: torch.Tensor, depth: int | None,
-                  target: str) -> torch.Tensor:
-    """Mean loss of (B, T + 2) tokens, nats per token; no logits are held beyond a chunk of tokens."""
+                  target: str, teacher: Teacher | None = None) -> torch.Tensor:
+    """Mean loss of (B, T + 2) tokens, nats per token, or what a teacher makes of it; no logits are held beyond a chunk
+    of tokens."""
     # through forward, where data parallelism hooks in
     loop = {} if depth is None else {"depth": depth}
     states = model(chunk[:, :-evaluation.LOOK_AHEAD], **loop, logits_to_keep=NO_LOGITS,
                    output_hidden_states=True).hidden_states
-    return evaluation.mean_loss(states[-1], head, evaluation.targets(chunk, target))
+    loss = evaluation.mean_loss(states[-1], head, evaluation.targets(chunk, target))
+    return loss if teacher is None else teacher.loss(model, loss, states[-1], chunk)
 
 
 def training_blocks(spec: RunSpec, profile: Profile, corpus: Corpus) -> np.ndarray:
@@ -167,7 +171,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
     blocks = training_blocks(spec, profile, corpus)
     # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice
     loader = DataLoader(TensorDataset(torch.from_numpy(blocks)), settings.micro_batch, generator=torch.Generator())
-    head = model.get_output_embeddings().weight
+    head, teacher = model.get_output_embeddings().weight, getattr(model, "teacher", None)
     limit = EXPLODED * math.log(head.shape[0])
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
     depths = evaluation.Depths(spec.depth, spec.seed)
@@ -197,7 +201,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
         with accelerator.accumulate(prepared):
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * schedule(update, settings.updates, protocol["schedule"])
-            loss = training_loss(prepared, head, chunk, depth, protocol["target"])
+            loss = training_loss(prepared, head, chunk, depth, protocol["target"], teacher)
             losses.append(loss.detach())
             accelerator.backward(loss)
             if accelerator.sync_gradients:
