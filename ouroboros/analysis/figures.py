@@ -30,6 +30,7 @@ from ..experiment.profile import Profile
 from ..experiment.protocol import COLUMNS
 from ..log import write_atomic
 from . import audit as audited
+from . import pays as paying
 from . import tables, text
 from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
 from .levels import LEVELS, levels_table
@@ -46,6 +47,7 @@ LOOKS = {  # colour and marker
     "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # protocols, where no arm is told apart
 PLAIN = [{"color": color, "marker": marker} for color, marker in (("#000000", "o"), ("#666666", "s"), ("#a0a0a0", "^"))]
 SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation"}
+BRIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SHORT_OF_NORMS = " (norms not converged)"
 STYLE = {"figure.figsize": (7.0, 3.4), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
@@ -465,6 +467,28 @@ def instead(results: Results):
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
     plain = interval(Comparisons(results, "corrected").difference("lora", "controller", depth=depth))
     return _titled(figure, text.compared(plain, "LoRA on the cut model", "the Controller", f" at depth {depth}"))
+
+
+@_shows_runs
+def pays(results: Results):
+    """Loss on dev against what an arm stores, computes a token and was trained on; baselines are hollow."""
+    screen, budgets = paying.screened(results), paying.by_tokens(results)
+    figure, axes = plt.subplots(1, 3, sharey=True, figsize=(7.0, 4.2))
+    for number, arm in enumerate(screen.get("arm", ())):
+        row = screen.iloc[number]
+        style = {"marker": "osD^vPX*hp"[number % 10], "color": BRIGHT[number % len(BRIGHT)], "linestyle": "none",
+                 "markerfacecolor": "none" if row["class"] == "baseline" else BRIGHT[number % len(BRIGHT)]}
+        for axis, column in zip(axes, ("stored values (million)", "forward (MFLOP a token)")):
+            axis.plot(row[column], row["dev"], label=_words(arm), **style)
+        rows = budgets[budgets["arm"] == arm] if len(budgets) else budgets
+        if len(rows):
+            axes[2].plot(rows["tokens"] / 1e6, rows["dev"], label=_words(arm), **style | {"linestyle": "-"})
+    for axis, x in zip(axes, ("stored values (million)", "forward (MFLOP a token)", "tokens trained on (million)")):
+        axis.set_xlabel(x)
+        axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
+    axes[0].set_ylabel("loss on dev (nats per token)")
+    _legend(figure)
+    return _titled(figure, paying.shown(results))
 
 
 # ---------------------------------------------------------------------------------------------------------- the audit

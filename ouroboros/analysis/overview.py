@@ -59,13 +59,14 @@ def page(*several: Results) -> str:
     """The first screen, for the first profile, with the others beside it."""
     first = several[0]
     name, depth = first.profile.name, shown_depth(first)
-    made = sum(run.id in first.runs for run in first.profile.runs())
+    planned = [run.id for run in first.profile.runs() if run.purpose in ("matrix", "rate")]
     return "\n".join([
         f"**Does it work?** {opening(first)} (`{name}`, protocol `corrected`, depth {depth}, held-out text.)", "",
         f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds. The gap is what "
-        f"cutting costs. `{name}`: {made} of {len(first.profile.runs())} planned runs are there. {why_released(first)}",
+        f"cutting costs. `{name}`: {sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there. "
+        f"{why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
         "*Holds*: our runs say what the paper says. *Fails*: they say the opposite. *Undecided*: too few seeds, or an "

@@ -41,7 +41,7 @@ def evaluation_flops(spec: RunSpec, profile: Profile) -> float:
     each = training.block * _mean(cost.forward, _depths(spec), training.block)
     if spec.chooses:
         return evaluation.others * each
-    blocks = _final_blocks(profile) if spec.purpose == "matrix" else evaluation.final_blocks
+    blocks = _final_blocks(profile) if spec.purpose == "matrix" else evaluation.final_blocks + evaluation.others
     if spec.trained:
         blocks += evaluation.points * evaluation.blocks
     if spec.seed not in (profile.probes.seeds or (spec.seed,)):

@@ -106,9 +106,8 @@ def during(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndar
 
 
 def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarray]:
-    """The token sets scored at the end of a run, each (blocks, T + 2): where something is chosen `dev` alone, which no
-    other run looks at; for runs of docs/hypotheses.md held-out text; for every other run what either column of the
-    protocol reads.
+    """The token sets scored at the end of a run, each (blocks, T + 2): where something is chosen `dev` alone; for runs
+    of docs/hypotheses.md held-out text and `dev`; for every other run what either column of the protocol reads.
 
     `train` is text of the training split that the run didn't train on. `stream` stands for what the released code
     scores, the first micro-batches of the training stream with documents run together; see `stream_kind`. `reference`
@@ -118,8 +117,8 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     if spec.chooses:
         return {"dev": corpus.blocks("dev", training.block, count, "separated")}
     sets = {"heldout": corpus.blocks("heldout", training.block, profile.evaluation.final_blocks, "separated")}
-    if spec.purpose == "pays":
-        return sets
+    if spec.purpose == "pays":  # the best is chosen on dev here too
+        return sets | {"dev": corpus.blocks("dev", training.block, count, "separated")}
     sets |= {split: corpus.blocks(split, training.block, count, "separated") for split in profile.corpus.unseen}
     seen = training.updates * training.accumulation * training.micro_batch
     seen += seen // 20 + 1  # joined documents reach further into the stream than separated ones

@@ -41,8 +41,9 @@ def manifest(spec: RunSpec, profile, **changes) -> dict:
     trained = ARMS[spec.arm].trained
     level = next((entry.levels[spec.level] for entry in profile.plan if spec.level in entry.levels), 1.0)
     return {
-        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, "arm": spec.arm,
+        "run": spec.id, "profile": profile.name, "purpose": spec.purpose, **profile.declared(spec), "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or RATE * level) if trained else None,
+        "elementwise_rate": RATE if trained else None, "flops": {"forward": 10**6, "training": 3 * 10**6},
         "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
         "level": spec.level, "protocol_version": profile.protocol_version,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
@@ -67,7 +68,8 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
         newer = ("newer",) if profile.corpus.newer else ()
-        for split in (*SPLITS, *newer) if spec.purpose == "matrix" else ("dev",):
+        splits = {"matrix": (*SPLITS, *newer), "pays": ("heldout", "dev")}.get(spec.purpose, ("dev",))
+        for split in splits:
             for target in ("t+1", "t+2"):
                 spread = np.linspace(-0.1, 0.1, blocks if split == "stream" else 4)
                 log.row(updates, split, f"loss_{target}", value)

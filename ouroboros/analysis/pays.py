@@ -1,0 +1,232 @@
+"""Does a loop pay? What docs/hypotheses.md asks, of the runs that it names. Never imports torch.
+
+Losses are nats per token; a gain is the bar's loss minus the candidate's.
+"""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+
+from ..experiment.arms import ARMS
+from ..experiment.cost import Cost
+from ..log import Run
+from .comparisons import Comparisons
+from .results import Results
+from .statistics import NOTHING, BySeed, Interval, interval, minus
+from .tables import columns, sized
+
+HEADLINE = "values"  # the class of docs/hypotheses.md that pays.json is about
+WINS = 0.02  # of the gap
+BARS = {"values": "the best LoRA or affine at equal stored and trained values",
+        "values+layer": "LoRA with one layer more",
+        "inference": "LoRA with as many layers applied", "training": "LoRA with as many training FLOPs"}
+
+
+def _runs(results: Results, *purposes: str) -> list[Run]:
+    """The finished runs of these purposes of which the plan says a class; noted as read."""
+    found = [run for run in results.runs.values() if run.manifest.get("class")
+             and run.manifest["purpose"] in purposes and run.manifest["status"] == "finished"
+             and not ARMS[run.manifest["arm"]].scans]
+    results.note(run.manifest["run"] for run in found)
+    return found
+
+
+def _updates(run: Run) -> int:
+    return run.manifest["config"]["training"]["updates"]
+
+
+def screened(results: Results) -> pd.DataFrame:
+    """One row an arm of the screen, the best first: class, budget, its best rates, loss on dev, and what it costs."""
+    rows = {}
+    for run in _runs(results, "rate", "screen"):
+        made, loss = run.manifest, run.last("dev", "loss_t+1")
+        if loss < rows.get(made["arm"], {"dev": math.inf})["dev"]:
+            rows[made["arm"]] = {"arm": made["arm"], "class": made["class"], "budget": made["budget"], "dev": loss,
+                                 "rate": made["rate"], "gates' rate": made["elementwise_rate"],
+                                 **_costs(results, run)}
+    table = pd.DataFrame(rows.values())
+    return table.sort_values("dev", ignore_index=True) if rows else table
+
+
+def _costs(results: Results, run: Run) -> dict[str, float]:
+    cost, flops = Cost.of(results.profile, run.manifest["arm"]), run.manifest["flops"]
+    return {"trained values": run.manifest["trainable"], "stored values (million)": (
+        cost.frozen() + run.manifest["trainable"]) / 1e6, "forward (MFLOP a token)": flops["forward"] / 1e6,
+        "training (MFLOP a token)": flops["training"] / 1e6, "updates": _updates(run)}
+
+
+def chosen(results: Results) -> dict[str, list[str]]:
+    """The two best arms of each class on dev among those with the headline's budget: what is confirmed."""
+    table = screened(results)
+    if table.empty:
+        return {"candidate": [], "baseline": []}
+    table = table[table["budget"] == HEADLINE]
+    return {kind: table[table["class"] == kind]["arm"].head(2).tolist() for kind in ("candidate", "baseline")}
+
+
+def losses(results: Results, arm: str, split: str = "heldout", updates: int | None = None) -> BySeed:
+    """An arm's confirmed loss, seed by seed and block by block; `updates`: the profile's own number."""
+    updates = updates or results.profile.training.updates
+    runs = {run.manifest["seed"]: run for run in _runs(results, "pays")
+            if run.manifest["arm"] == arm and _updates(run) == updates}
+    clusters = results.clusters.get(split)
+    blocks = {seed: np.array(run.last(split, "block_losses_t+1")) for seed, run in runs.items()} \
+        if clusters is not None else None
+    return BySeed({seed: run.last(split, "loss_t+1") for seed, run in runs.items()}, blocks, clusters, of=arm)
+
+
+def by_tokens(results: Results) -> pd.DataFrame:
+    """Mean dev loss of each arm at each number of training tokens it was confirmed at, and the screen's."""
+    rows = [{"arm": run.manifest["arm"], "dev": run.last("dev", "loss_t+1"), "tokens": _updates(run)
+             * results.profile.training.tokens_per_update} for run in _runs(results, "pays")]
+    if not rows:
+        return pd.DataFrame()
+    confirmed = {row["arm"] for row in rows}
+    rows += [{"arm": row["arm"], "dev": row["dev"], "tokens": row["updates"]
+              * results.profile.training.tokens_per_update} for row in screened(results).to_dict("records")
+             if row["arm"] in confirmed]
+    return pd.DataFrame(rows).groupby(["arm", "tokens"], sort=True)["dev"].mean().reset_index()
+
+
+def gap(results: Results) -> float:
+    """What cutting costs on held-out text; NaN where it isn't measured."""
+    full, cut = (Comparisons(results, "corrected").loss(arm, column="heldout") for arm in ("full", "cut"))
+    return float(np.mean(list(cut.values())) - np.mean(list(full.values()))) if full and cut else math.nan
+
+
+def _best(results: Results, kind: str) -> str | None:
+    """The confirmed arm of a class with the lowest dev loss, at the headline's budget."""
+    found = {run.manifest["arm"] for run in _runs(results, "pays") if run.manifest["class"] == kind
+             and run.manifest["budget"] == HEADLINE and _updates(run) == results.profile.training.updates}
+    means = {arm: float(np.mean(list(losses(results, arm, "dev").values()))) for arm in sorted(found)}
+    return min(means, key=means.get, default=None)
+
+
+def decided(results: Results) -> dict | None:
+    """Best candidate against bar at equal stored and trained values, for pays.json; None before both are confirmed."""
+    best, bar = _best(results, "candidate"), _best(results, "baseline")
+    if best is None or bar is None:
+        return None
+    gain, margin = _gain(results, best, bar), WINS * gap(results)
+    return {"best": best, "bar": bar, "gain": gain.mean, "interval": [gain.low, gain.high], "seeds": gain.n,
+            "wins": bool(gain.mean > margin and gain.low > 0), "margin": margin, "budget": HEADLINE,
+            "updates": results.profile.training.updates, "measured": "held-out text, next token, nats per token"}
+
+
+def as_json(results: Results) -> str | None:
+    """`results/<profile>/pays.json`."""
+    found = decided(results)
+    return json.dumps(found, indent=1) + "\n" if found else None
+
+
+def _gain(results: Results, arm: str, bar: str) -> Interval:
+    return interval(minus(losses(results, bar), losses(results, arm)))
+
+
+def confirmed(results: Results) -> pd.DataFrame:
+    """One row a confirmed arm: its held-out loss and what it gains on the bar."""
+    bar, rows = _best(results, "baseline"), []
+    for run in _runs(results, "pays"):
+        made = run.manifest
+        if _updates(run) == results.profile.training.updates and made["arm"] not in [row["arm"] for row in rows]:
+            rows.append({"arm": made["arm"], "class": made["class"], "budget": made["budget"],
+                         **columns("loss", interval(losses(results, made["arm"]))),
+                         **columns("gain", NOTHING if bar in (None, made["arm"]) else _gain(results, made["arm"], bar)),
+                         **_costs(results, run)})
+    table = pd.DataFrame(rows)
+    return table.sort_values("loss", ignore_index=True) if rows else table
+
+
+def scanned(results: Results) -> pd.DataFrame:
+    """What the scan measured on dev: a row an untrained change of the cut model, its loss minus the cut model's."""
+    run = next((run for run in results.runs.values() if ARMS[run.manifest["arm"]].scans), None)
+    if run is None:
+        return pd.DataFrame()
+    results.note([run.manifest["run"]])
+    split, rows = results.profile.split, []
+    kept = run.last("dev", "loss_t+1/kept")
+    cut = kept[split.recurrent - split.prelude]
+    rows += [{"what": "kept in the middle", "layer": split.prelude + place, "layers": 1, "passes": 0, "g": math.nan,
+              "loss": loss, "loss - cut": loss - cut} for place, loss in enumerate(kept)]
+    for (_, metric), found in run.series.items():
+        if metric.startswith("loss_t+1/again_"):
+            often, gate = metric.removeprefix("loss_t+1/again_").split("_g")
+            layers, passes = map(int, often.split("x"))
+            rows += [{"what": "passed again", "layer": place, "layers": layers, "passes": passes, "g": float(gate),
+                      "loss": loss, "loss - cut": loss - cut} for place, loss in enumerate(found.values[-1])]
+    return pd.DataFrame(rows)
+
+
+def scan_choice(table: pd.DataFrame, recurrent: int) -> dict[str, list[int] | int]:
+    """What the scan's rules choose, as the profile's `scanned`: of one, two, three neighbours passed once more the
+    first, and the other middle layer."""
+    again = table[(table["what"] == "passed again") & (table["passes"] == 1)]
+    looped = [int(again[again["layers"] == layers].sort_values("loss")["layer"].iloc[0]) for layers in (1, 2, 3)]
+    kept = table[(table["what"] == "kept in the middle") & (table["layer"] != recurrent)].sort_values("loss")
+    return {"looped": looped, "kept": int(kept["layer"].iloc[0])}
+
+
+def answer(results: Results) -> list[str]:
+    """The verdict, its size, and what each step has said so far."""
+    return [*_verdict(results), *_screen_said(results), *_scan_said(results)]
+
+
+def _verdict(results: Results) -> list[str]:
+    found = decided(results)
+    if found is None:
+        return ["Not decided yet: no candidate and bar are confirmed at equal stored and trained values"]
+    best, bar = (ARMS[found[name]].label for name in ("best", "bar"))
+    gain = _gain(results, found["best"], found["bar"])
+    if found["wins"]:
+        said = f"Yes: {best} is ahead of {bar}"
+    elif gain.low > 0 or gain.mean > found["margin"]:
+        said = f"Nearly, but not by the rule: {best} against {bar}"
+    else:
+        said = f"No: the best loop, {best}, doesn't beat {bar}"
+    return [f"{said}; its gain is {sized(gain)} nats per token (n = {gain.n}), where a win asks for more than "
+            f"{found['margin']:.3f}"]
+
+
+def shown(results: Results) -> str:
+    """What the figure shows, in one sentence."""
+    found, table = decided(results), screened(results)
+    if found:
+        best, bar = (ARMS[found[name]].label for name in ("best", "bar"))
+        gain = _gain(results, found["best"], found["bar"])
+        side = {1: "ahead of", -1: "behind", 0: "indistinguishable from"}[gain.side]
+        return f"The best loop ({best}) is {side} {bar} by {sized(gain)} nats" if gain.side else \
+            f"The best loop ({best}) is {side} {bar}"
+    if table.empty:
+        return "Not run yet: does a loop pay?"
+    return f"At {table['updates'].iloc[0]} updates {ARMS[table['arm'].iloc[0]].label} has the lowest loss (one seed)"
+
+
+def _screen_said(results: Results) -> list[str]:
+    table = screened(results)
+    if table.empty:
+        return []
+    first = table[table["budget"] == HEADLINE].groupby("class")["dev"].min()
+    said = "; ".join(f"{row['arm']} {row['dev']:.3f}" for row in table.head(5).to_dict("records"))
+    if len(first) < 2:
+        return [f"Screen, dev loss at {table['updates'].iloc[0]} updates, one seed: {said}"]
+    ahead = first["baseline"] - first["candidate"]
+    return [f"Screen, dev loss at {table['updates'].iloc[0]} updates, one seed: the best candidate is "
+            f"{'ahead of' if ahead > 0 else 'behind'} the best baseline of as many values by {abs(ahead):.3f}; the "
+            f"five lowest of all: {said}"]
+
+
+def _scan_said(results: Results) -> list[str]:
+    table = scanned(results)
+    if table.empty:
+        return []
+    again = table[(table["what"] == "passed again") & (table["passes"] == 1)]
+    lines = []
+    for layers, rows in again.groupby("layers"):
+        best = rows.sort_values("loss").iloc[0]
+        which = f"layer {best['layer']}" if layers == 1 else f"layers {best['layer']} to {best['layer'] + layers - 1}"
+        verb = "lowers" if best["loss - cut"] < 0 else "raises"
+        lines.append(f"Untrained, one extra pass over {which} of the cut model at g = {best['g']:g} costs least: it "
+                     f"{verb} the loss on dev by {abs(best['loss - cut']):.3f}")
+    return lines
