@@ -65,8 +65,8 @@ def page(*several: Results) -> str:
         f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds. The gap is what "
-        f"cutting costs. `{name}`: {sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there. "
-        f"{why_released(first)}",
+        f"cutting costs. `{name}`: {sum(run in first.runs for run in planned)} of {len(planned)} planned runs are "
+        f"there. {why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
         "*Holds*: our runs say what the paper says. *Fails*: they say the opposite. *Undecided*: too few seeds, or an "

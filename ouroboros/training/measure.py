@@ -16,6 +16,7 @@ from ..experiment.profile import Profile
 from ..experiment.protocol import DRAWN_DEPTHS
 from . import evaluation
 from .build import build
+from .corpus import LOOK_AHEAD
 from .trainer import as_hidden, training_loss
 
 aten = torch.ops.aten
@@ -42,7 +43,7 @@ class _Counter(TorchDispatchMode):
 
 def flops(model: nn.Module, spec: RunSpec, profile: Profile) -> dict[str, int]:
     """FLOPs a token of a forward pass with logits and, of an arm that is trained, of one with its backward pass
-    (`training`), on blocks of the profile's length; where depths are drawn, their mean.
+    (`training`), its teacher's included, on blocks of the profile's length; where depths are drawn, their mean.
 
     A FLOP is a multiplication or an addition in a matrix product. An optimizer's step, a few FLOPs a trained parameter,
     isn't counted. The model's parameters are as before, without gradients; nothing is drawn.
@@ -56,7 +57,10 @@ def flops(model: nn.Module, spec: RunSpec, profile: Profile) -> dict[str, int]:
                 states, head = as_hidden(model)(ids, depth)
                 logits = F.linear(states, head.to(states.dtype))
                 if kind == "training":
-                    logits.sum().backward()
+                    loss, teacher = logits.sum(), getattr(model, "teacher", None)
+                    if teacher is not None:
+                        loss = teacher.loss(model, loss, states, F.pad(ids, (0, LOOK_AHEAD)))
+                    loss.backward()
             found[kind] += counter.total / len(depths) / ids.numel()
     model.zero_grad(set_to_none=True)
     return {kind: round(value) for kind, value in found.items()}

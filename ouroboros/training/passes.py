@@ -8,6 +8,7 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import InputError
 from ..experiment.arms import Arm
@@ -175,7 +176,7 @@ class Teacher:
             return loss + self._apart(model.model.layers[self.first].states, states)
         head = self.base.get_output_embeddings().weight
         parts = zip(hidden.flatten(0, 1).split(CHUNK), states[-1].flatten(0, 1).split(CHUNK), strict=True)
-        divergence = sum(torch.utils.checkpoint.checkpoint(_divergence, mine, full, head, use_reentrant=False)
+        divergence = sum(checkpoint(_divergence, mine, full, head, use_reentrant=False)
                          for mine, full in parts) / hidden[..., 0].numel()
         return (loss + divergence) / 2
 
