@@ -52,6 +52,16 @@ def test_two_of_each_class_are_chosen_on_dev_among_those_of_equal_values(tmp_pat
     assert pays.screened(results)["arm"].iloc[0] == "lora_layer"  # lower, but more is stored
 
 
+def test_a_third_is_confirmed_too_where_it_is_close_to_the_second(tmp_path, profile):
+    """The gap is 4 nats, so 0.04 are close."""
+    results = made(tmp_path, profile, LOSSES)
+    for spec in profile.runs():
+        if spec.purpose == "screen" and spec.arm == "repeat":
+            write_run(tmp_path, profile, spec, 4.19)  # the second has 4.154
+    results = Results(profile, read_runs(profile.folder(tmp_path)))
+    assert pays.chosen(results)["candidate"] == ["repeat_more", "taught", "repeat"]
+
+
 @pytest.mark.parametrize("loop, wins", [(2.85, True), (2.95, False), (3.2, False)])
 def test_a_win_is_more_than_two_percent_of_the_gap_and_an_interval_above_zero(tmp_path, profile, loop, wins):
     """The gap is 4 nats, so 0.08 are asked for."""
@@ -102,8 +112,8 @@ def test_before_both_are_confirmed_nothing_is_decided(tmp_path, profile):
 
 def test_the_scans_rules_choose_by_the_lowest_loss(tmp_path, profile):
     kept = [5.0, 4.0, 3.0, 6.0]
-    again = {"1x1_g0.1": [7.0, 2.0, 5.0], "1x1_g1": [1.5, 9.0, 9.0], "1x3_g1": [0.1, 0.1, 0.1], "2x1_g1": [3.0, 2.0],
-             "3x1_g1": [4.0]}
+    again = {"1x1_g0.3": [2.0, 7.0, 5.0], "1x1_g1": [9.0, 1.5, 9.0], "1x3_g0.3": [9.0, 0.1, 0.1],
+             "2x1_g0.3": [3.0, 2.0], "3x1_g0.3": [4.0]}
     spec = profile.runs()[0]
     log = WorkingLog(profile.unfinished("scan", tmp_path))
     log.row(0, "dev", "loss_t+1/kept", kept)

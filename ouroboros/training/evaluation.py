@@ -7,6 +7,7 @@ import torch
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ..experiment.arms import ARMS
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import DRAWN_DEPTHS
@@ -16,6 +17,7 @@ TARGETS = ("t+1", "t+2")
 GIVEN_DEPTH_BATCH = 8  # blocks a forward pass; where depths are drawn, a draw is per micro-batch
 
 STREAM_SHARE = 0.01
+SCANNED = 16  # blocks of dev, after those that a screen is scored on (docs/hypotheses.md)
 CHUNK = 512  # tokens whose logits are held at a time; from 256 to 1024 the time is the same, the memory proportional
 
 Hidden = Callable[[torch.Tensor, int | None], tuple[torch.Tensor, torch.Tensor]]
@@ -114,6 +116,8 @@ def final(profile: Profile, corpus: Corpus, spec: RunSpec) -> dict[str, np.ndarr
     is the start of a few held-out documents (protocol.md `reference`). `newer` is there where the corpus has it.
     """
     training, count = profile.training, profile.evaluation.others
+    if ARMS[spec.arm].scans:  # other blocks than what it chooses is judged on
+        return {"dev": corpus.blocks("dev", training.block, count + SCANNED, "separated")[count:]}
     if spec.chooses:
         return {"dev": corpus.blocks("dev", training.block, count, "separated")}
     sets = {"heldout": corpus.blocks("heldout", training.block, profile.evaluation.final_blocks, "separated")}

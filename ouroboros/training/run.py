@@ -27,7 +27,7 @@ from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
 from .prelude import kept
 from .resume import Checkpoints, asked_to_stop
-from .scan import BLOCKS, scan
+from .scan import scan
 from .status import hold, made, refuse_frozen
 from .trained import folder_of
 from .trained import save as save_checkpoint
@@ -53,7 +53,7 @@ def score_run(model, base: nn.Module, spec: RunSpec, profile: Profile, corpus: C
     """The last evaluation: both targets on every token set either column reads; of the seeds that the profile probes,
     what else it asks of a loop."""
     if ARMS[spec.arm].scans:
-        for name, losses in scan(base, profile, sets["dev"][:BLOCKS]):
+        for name, losses in scan(base, profile, sets["dev"]):
             log.row(update, "dev", f"loss_t+1/{name}", losses)
         return
     watch = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)

@@ -11,7 +11,6 @@ from .build import cut_layers
 from .passes import Repeated
 from .trainer import as_hidden
 
-BLOCKS = 8  # of dev
 PASSES = {1: (1, 3, 7), 2: (1,), 3: (1,)}  # {neighbours that are passed together: how often, beside their own pass}
 GATES = (0.1, 0.3, 1.0)
 
