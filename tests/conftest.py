@@ -1,6 +1,7 @@
 """What several test files need: a generated corpus, a very small base, a profile that uses both. No network."""
 
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,15 +98,30 @@ def profile(text):
     return parse_profile(profile_data(text), "test.yaml")
 
 
+@pytest.fixture(scope="session")
+def root_of(tmp_path_factory):
+    """A function that gives a profile's `root`, made once: no test changes it."""
+    made = {}
+
+    def of(profile) -> Path:
+        key = profile.model_dump_json()
+        if key not in made:
+            folder = tmp_path_factory.mktemp("root")
+            corpus = prepare(profile, folder)
+            torch.manual_seed(0)
+            model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text))
+            model.save_pretrained(profile.base_folder(folder))
+            write_searches(folder, profile)
+            made[key] = folder
+        return made[key]
+    return of
+
+
 @pytest.fixture
-def root(tmp_path, profile):
+def root(tmp_path, profile, root_of):
     """A results folder with a tokenizer, a random base and searched rates, as if base and search had been made."""
-    corpus = prepare(profile, tmp_path)
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(Qwen2Config(**profile.base.model, eos_token_id=corpus.end_of_text))
-    model.save_pretrained(profile.base_folder(tmp_path))
-    write_searches(tmp_path, profile)
-    return tmp_path
+    return shutil.copytree(root_of(profile), tmp_path, dirs_exist_ok=True)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from synthetic import plain, write, write_run
 
-from ouroboros.analysis import audit, text
+from ouroboros.analysis import audit, audit_text
 from ouroboros.analysis.results import load_results
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
@@ -66,9 +66,9 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     assert len(idle) == 16 and (idle["effect"] == 0).all()
     write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
     none = load_results("paper", tmp_path)  # a profile without an audit
-    assert audit.switch_table(none).empty and text.last_table(none).empty
-    assert len(text.audit_target(none)) == 1 and not text.audit_pooling(none)  # nothing is said of what wasn't flipped
-    assert text.effects_table(none).empty and text.audit_answer(none)[0].endswith("one by one: not run yet.")
+    assert audit.switch_table(none).empty and audit_text.last_table(none).empty
+    assert len(audit_text.target(none)) == 1 and not audit_text.pooling(none)  # nothing is said of what wasn't flipped
+    assert audit_text.effects_table(none).empty and audit_text.answer(none)[0].endswith("one by one: not run yet.")
 
 
 def test_reading_alone_retrains_nothing(results):
@@ -77,7 +77,7 @@ def test_reading_alone_retrains_nothing(results):
 
 
 def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_intervals_tell(results):
-    table = text.last_table(results).set_index("switch")
+    table = audit_text.last_table(results).set_index("switch")
     assert list(table.index) == ["target", "depth", "pooling", "precision", "alpha", "evaluation", "rate", "reference",
                                  "all"]
     assert table.loc["target", "effect on static - Controller"] == \
@@ -89,12 +89,12 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     assert table.loc["rate", "finding"] == "fewer than 3 seeds: not judged"
     assert table.loc["rate", "effect on static - Controller"].endswith("all else `corrected`: everywhere -0.25")
     assert table.loc["alpha", "effect on static - Controller"].endswith("all else `corrected`: rank 2 +0.125")
-    assert table["what we don't know"].str.len().gt(0).all() and set(text.UNKNOWN) >= set(table.index)
+    assert table["what we don't know"].str.len().gt(0).all() and set(audit_text.UNKNOWN) >= set(table.index)
 
 
-@pytest.mark.parametrize("name", text.SWITCH_SENTENCES)
+@pytest.mark.parametrize("name", ["target", "depth", "pooling", "precision", "rate", "reference"])
 def test_a_finding_is_three_sentences_at_most_and_judges_no_one_seed(name, results):
-    lines = text.SWITCH_SENTENCES[name](results)
+    lines = getattr(audit_text, name)(results)
     assert 1 <= len(lines) <= 3 and all(line.endswith(".") and "nan" not in line for line in lines)
     if name == "pooling":
         assert lines[0].count("can't be judged from one seed") == 2  # flipped, in each column
@@ -107,7 +107,7 @@ def test_what_the_target_does_on_the_next_token_is_told_by_its_interval(rises, w
         return loss(arm, depth, protocol, seed) + (rises if arm == "controller" and t2 else 0)
 
     write(tmp_path, "smoke", trained, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
-    assert text.audit_target(load_results("smoke", tmp_path))[-1].count(f"{words} (") == 2
+    assert audit_text.target(load_results("smoke", tmp_path))[-1].count(f"{words} (") == 2
 
 
 def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_path):
@@ -116,7 +116,7 @@ def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_pa
         return loss(arm, depth, protocol, seed) + (1.0 if shrinks else 0)
 
     write(tmp_path, "smoke", shrinking, keep=lambda spec: plain(spec) or "+depth" in spec.protocol)
-    lines = text.audit_depth(load_results("smoke", tmp_path))
+    lines = audit_text.depth(load_results("smoke", tmp_path))
     assert "(static - Controller) shrinks with depth (1) under `released`" in lines[1]
     assert lines[2].startswith("It doesn't change (0 in each of 3 seeds) under `corrected`")
 
@@ -144,7 +144,7 @@ def test_what_many_effects_could_show_by_chance_is_told_apart(results, tmp_path)
         return loss(arm, depth, protocol, seed) + (0.2 * seed * (1 + depth / 10) if wavers else 0)
 
     write(tmp_path, "smoke", wavering, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
-    finding = text.last_table(load_results("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
+    finding = audit_text.last_table(load_results("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
     assert "static - Controller lower (all else `released`: depth 1, depth 4)" in finding.split("By its own")[0]
     assert "By its own interval only: static - Controller higher (all else `corrected`: depth 1, depth 4)" in finding
 

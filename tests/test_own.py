@@ -1,7 +1,10 @@
 """An arm of one's own beside the paper's: docs/own-arm.md, done as it is written there."""
 
+import contextlib
+import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,40 +13,65 @@ from conftest import profile_data
 
 from ouroboros.cli import main
 from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-arm.md").read_text()
 CLASS, ENTRY = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S).group(1) for kind in ("python", "yaml"))
 
 
-@pytest.fixture
-def arms(root, text, monkeypatch):
-    """A folder `arms` with the page's two files beside a profile, `test.yaml`, whose root is a checkout."""
-    monkeypatch.chdir(root)
+@pytest.fixture(autouse=True)
+def registered():
+    """An own arm is known to the process until the test ends."""
+    yield
+    ARMS.pop("per_token", None)
+
+
+def with_page(folder: Path, text) -> Path:
+    """A folder `arms` with the page's two files beside a profile, `test.yaml`, in a checkout."""
     data = profile_data(text, plan=[{"purpose": "rate", "arms": ["controller", "static", "lora"], "depths": [2],
                                      "seeds": [9], "rates": [1e-3]},
                                     {"arms": ["full", "cut", "controller", "static", "lora"], "depths": [2],
                                      "seeds": [0, 1]}], siblings={})
-    Path("test.yaml").write_text(yaml.safe_dump(data))
-    folder = root / "arms"
-    folder.mkdir()
-    (folder / "per_token.py").write_text(CLASS)
-    (folder / "per_token.yaml").write_text(ENTRY)
-    yield folder
-    ARMS.pop("per_token", None)
+    (folder / "test.yaml").write_text(yaml.safe_dump(data))
+    arms = folder / "arms"
+    arms.mkdir()
+    (arms / "per_token.py").write_text(CLASS)
+    (arms / "per_token.yaml").write_text(ENTRY)
+    return arms
+
+
+@pytest.fixture
+def arms(root, text, monkeypatch):
+    monkeypatch.chdir(root)
+    return with_page(root, text)
+
+
+@pytest.fixture(scope="module")
+def followed(text, root_of, tmp_path_factory):
+    """A checkout in which the page was followed, a baseline's log before that, and what was printed: no test changes
+    it."""
+    folder = shutil.copytree(root_of(parse_profile(profile_data(text), "t")), tmp_path_factory.mktemp("followed"),
+                             dirs_exist_ok=True)
+    with_page(folder, text)
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as said:
+        patch.chdir(folder)
+        assert main(["runs", "--profile", "test.yaml", "--jobs", "1"], folder) == 0
+        before = (folder / "results/test/runs/controller-d2-r4-corrected-s0.jsonl").read_bytes()
+        assert compare(folder) == 0
+    return folder, before, said.getvalue()
 
 
 def compare(root, arm="arms/per_token.yaml") -> int:
     return main(["compare", arm, "--profile", "test.yaml", "--jobs", "1"], root)
 
 
-def test_the_page_is_followed(arms, root, capfd):
+def test_the_page_is_followed(followed, monkeypatch):
     """The class and entry of the page: searched, trained, set beside the three; runs that are there are kept."""
-    assert main(["runs", "--profile", "test.yaml", "--jobs", "1"], root) == 0
-    before = (root / "results/test/runs/controller-d2-r4-corrected-s0.jsonl").read_bytes()
-    assert compare(root) == 0, capfd.readouterr().err
+    root, before, said = followed
+    monkeypatch.chdir(root)
     page = (root / "results/test-per_token/comparison.md").read_text()
-    assert page in capfd.readouterr().out
+    assert page in said
     own = root / "results/test-per_token/runs"
     assert (own / "controller-d2-r4-corrected-s0.jsonl").read_bytes() == before
     manifest = read_run(own / "per_token-d2-r4-corrected-s1.jsonl").manifest
@@ -101,11 +129,12 @@ def test_an_own_arm_takes_no_name_of_the_package(arms, root, capfd):
     assert "an arm of the package has that name" in capfd.readouterr().err
 
 
-def test_a_changed_class_needs_another_name(arms, root, capfd):
+def test_a_changed_class_needs_another_name(followed, tmp_path, monkeypatch, capfd):
     """Logs of one version of the file never stand for another."""
-    assert compare(root) == 0
+    root = shutil.copytree(followed[0], tmp_path / "changed")
+    monkeypatch.chdir(root)
     logs = {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
-    (arms / "per_token.py").write_text(CLASS + "\n# changed\n")
+    Path("arms/per_token.py").write_text(CLASS + "\n# changed\n")
     assert compare(root) == 2
     assert "own_arms" in capfd.readouterr().err
     assert logs == {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}

@@ -1,7 +1,9 @@
 """Data parallel runs through `accelerate launch`: the same losses, the same data, one log."""
 
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,38 +19,52 @@ from ouroboros.log import read_run
 from ouroboros.training.run import execute
 
 COMMAND = Path(__file__).parent / "helpers" / "command.py"
+RUNS = ("controller-d2-r4-corrected-s0", "controller-dmixed-r4-corrected+depth-s0")
 TOLERANCE = 1e-5  # nats per token
 
 
-def launch(root, processes: int, *arguments) -> subprocess.Popen:
+def launch(processes: int, *arguments) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
          "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-         str(COMMAND), str(root), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+         str(COMMAND), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-@pytest.fixture
-def data(text, root):
+def data_of(text, **training) -> dict:
     data = profile_data(text)
-    data["training"] |= {"micro_batch": 1, "accumulation": 4}
+    data["training"] |= {"micro_batch": 1, "accumulation": 4, **training}
     data["plan"].append({"arms": ["controller"], "depths": [2], "protocols": ["corrected+depth"], "seeds": [0]})
-
-    def write(**changes):
-        data["training"] |= changes
-        (root / "data.json").write_text(json.dumps(data))
-        profile = parse_profile(data, "test.yaml")
-        write_searches(root, profile)
-        return profile
-    return write
+    return data
 
 
-@pytest.mark.parametrize("run", ["controller-d2-r4-corrected-s0", "controller-dmixed-r4-corrected+depth-s0"])
-def test_two_processes_give_the_log_of_one(data, root, run):
-    profile = data()
-    process = launch(root, 2, "run", run)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, out
+def written(folder, data: dict):
+    """The profile, in a folder with its searches."""
+    (folder / "data.json").write_text(json.dumps(data))
+    profile = parse_profile(data, "test.yaml")
+    write_searches(folder, profile)
+    return profile
+
+
+@pytest.fixture(scope="module")
+def launched(text, root_of, tmp_path_factory):
+    """What one launch of two processes leaves and says: RUNS in a folder, then in another one a run of three
+    micro-batches. Starting processes is what takes long."""
+    plain = root_of(parse_profile(profile_data(text), "test.yaml"))
+    root, odd = (shutil.copytree(plain, tmp_path_factory.mktemp(name), dirs_exist_ok=True) for name in ("root", "odd"))
+    written(root, data_of(text))
+    written(odd, data_of(text, accumulation=3))
+    commands = [*((str(root), "run", run, ",") for run in RUNS), (str(odd), "run", "none-d2-corrected-s0")]
+    process = launch(2, *itertools.chain(*commands))
+    out, _ = process.communicate(timeout=2400)
+    return root, odd, process.returncode, out
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_two_processes_give_the_log_of_one(launched, text, run):
+    root, _, _, out = launched
+    profile = parse_profile(data_of(text), "test.yaml")
+    assert profile.run_path(run, root).exists(), out
     two = read_run(profile.run_path(run, root))
     assert two.manifest["processes"] == 2
     one = read_run(execute(profile, run, root, root / "one" / f"{run}.jsonl", progress=False))
@@ -61,30 +77,27 @@ def test_two_processes_give_the_log_of_one(data, root, run):
     assert one.log["value"][losses].iloc[0] != one.log["value"][losses].iloc[-1]
 
 
-def test_micro_batches_that_cannot_be_shared_are_refused_in_one_line(data, root):
-    profile = data(accumulation=3)
-    process = launch(root, 2, "run", "none-d2-corrected-s0")
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode != 0 and "3 micro-batches can't be shared by 2 processes" in out
-    assert not profile.run_path("none-d2-corrected-s0", root).exists()
+def test_micro_batches_that_cannot_be_shared_are_refused_in_one_line(launched):
+    _, odd, code, out = launched
+    assert code != 0 and "3 micro-batches can't be shared by 2 processes" in out
+    assert not (odd / "results/test/runs/none-d2-corrected-s0.jsonl").exists()
 
 
-def test_two_processes_stop_together_and_go_on_as_if_never_stopped(data, root):
-    profile, run = data(updates=120, block=8, accumulation=2), "static-d2-r4-corrected-s0"
-    folder, path = profile.unfinished(run, root), profile.run_path(run, root)
-    process = launch(root, 2, "run", run)
-    deadline = time.time() + 90
+def test_two_processes_stop_together_and_go_on_as_if_never_stopped(text, root, tmp_path_factory):
+    profile, run = written(root, data_of(text, updates=120, block=8, accumulation=2)), "static-d2-r4-corrected-s0"
+    whole = shutil.copytree(root, tmp_path_factory.mktemp("whole"), dirs_exist_ok=True)
+    folder = profile.unfinished(run, root)
+    process = launch(2, str(root), "run", run)
+    deadline = time.time() + 900
     while time.time() < deadline and not ((folder / "rows.jsonl").exists() and '"update": 5' in
                                           (folder / "rows.jsonl").read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=90)
+    out, _ = process.communicate(timeout=900)
     assert process.returncode != 0 and (folder / "checkpoint.safetensors").exists(), out
-    again = launch(root, 2, "run", run)
-    out, _ = again.communicate(timeout=120)
+    again = launch(2, str(root), "run", run, ",", str(whole), "run", run)
+    out, _ = again.communicate(timeout=2400)
     assert again.returncode == 0, out
-    stopped = read_run(path).series
-    path.unlink()
-    assert launch(root, 2, "run", run).wait(timeout=120) == 0
-    assert read_run(path).series == stopped
+    stopped, never = (read_run(profile.run_path(run, place)).series for place in (root, whole))
+    assert stopped == never
     assert len(stopped["train", "loss"].updates) == profile.training.updates == 120

@@ -60,20 +60,31 @@ def results(reproduced):
 
 
 @pytest.fixture
-def committed(reproduced, tmp_path, monkeypatch):
-    """A copy to spoil; deriving, which takes long, copies what was derived before."""
-    root, again = reproduced
-    copy = tmp_path / "checkout"
-    shutil.copytree(root, copy)
+def derived_before(reproduced, monkeypatch):
+    """Deriving, which takes long, copies what was derived before."""
+    monkeypatch.setattr(reproduce, "derive", copying(reproduced[1]))
 
+
+def copying(again: Path):
     def derive(results, root, out):
         if results.profile.name == "tiny-first":
             shutil.copytree(again, out, dirs_exist_ok=True)
         else:
             write_atomic(out / "results" / results.profile.name / "claims.md", pages.markdown(results))
+    return derive
 
-    monkeypatch.setattr(reproduce, "derive", derive)
-    return copy
+
+@pytest.fixture
+def committed(reproduced, derived_before, tmp_path):
+    """A copy to spoil."""
+    return shutil.copytree(reproduced[0], tmp_path / "checkout")
+
+
+@pytest.fixture
+def read_before(committed, results, monkeypatch):
+    """The same where outputs alone are spoilt: its logs aren't read again."""
+    monkeypatch.setattr(reproduce, "load_results", lambda profile, root: results)
+    return committed
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -260,15 +271,15 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
     ("results/tiny-first/notebooks/02_gap.ipynb", "<td>", "<td>1", "line "),
     ("results/tiny-first/notebooks/02_gap.ipynb", r'(image/png": "iVBO.{200}).', r"\g<1>=", "shows a picture"),
 ])
-def test_an_edited_output_is_named(committed, path, pattern, new, place):
-    edit(committed / path, pattern, new)
-    found = [line for line in reproduce.verify(["tiny-first"], committed) if line.startswith(f"{path}: ")]
+def test_an_edited_output_is_named(read_before, path, pattern, new, place):
+    edit(read_before / path, pattern, new)
+    found = [line for line in reproduce.verify(["tiny-first"], read_before) if line.startswith(f"{path}: ")]
     assert len(found) == 1 and place in found[0]
 
 
-def test_digits_beyond_the_sixth_may_differ_between_machines(committed):
-    edit(committed / "results/tiny-first/tables/advantage.csv", CELL, first_number_times(1 + 1e-8))
-    assert reproduce.verify(["tiny-first"], committed) == []
+def test_digits_beyond_the_sixth_may_differ_between_machines(read_before):
+    edit(read_before / "results/tiny-first/tables/advantage.csv", CELL, first_number_times(1 + 1e-8))
+    assert reproduce.verify(["tiny-first"], read_before) == []
 
 
 def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
@@ -288,13 +299,22 @@ def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
         assert parsed.total() <= len(runs) + 1
 
 
+@pytest.fixture(scope="module")
+def both(reproduced, tmp_path_factory):
+    """The same beside a few logs of another profile, with what is derived from these: no test changes it."""
+    folder = shutil.copytree(reproduced[0], tmp_path_factory.mktemp("both"), dirs_exist_ok=True)
+    write(folder, "tiny", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
+    write(folder, "smoke", keep=lambda spec: spec.arm == "cut", base=False)  # whose logs aren't committed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "derive", copying(reproduced[1]))
+        reproduce.reproduce(reproduce.committed(folder), folder)
+    return folder
+
+
 @pytest.fixture
-def two(committed):
-    """The same beside a few logs of another profile, with what is derived from these."""
-    write(committed, "tiny", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
-    write(committed, "smoke", keep=lambda spec: spec.arm == "cut", base=False)  # whose logs aren't committed
-    reproduce.reproduce(reproduce.committed(committed), committed)
-    return committed
+def two(both, derived_before, tmp_path):
+    """A copy of it to spoil."""
+    return shutil.copytree(both, tmp_path / "both")
 
 
 def verified(capsys, root, *arguments) -> list[str]:
@@ -369,17 +389,17 @@ def test_counts_and_hashes_are_compared_to_the_last_digit(old, new):
 
 
 @pytest.mark.parametrize("name", ["gate.png", "gate.pdf"])
-def test_a_picture_must_be_the_one_that_its_sidecar_names(committed, name):
-    (committed / "figures/tiny-first" / name).write_bytes(b"another")
+def test_a_picture_must_be_the_one_that_its_sidecar_names(read_before, name):
+    (read_before / "figures/tiny-first" / name).write_bytes(b"another")
     shown = ["results/tiny-first/notebooks/04_gate.ipynb: shows a picture that is none of the profile's figures"]
-    assert reproduce.verify(["tiny-first"], committed) == [
+    assert reproduce.verify(["tiny-first"], read_before) == [
         f"figures/tiny-first/{name}: isn't the picture that its sidecar names"] + shown * name.endswith("png")
 
 
-def test_outputs_too_many_or_too_few_are_named(committed):
-    (committed / "results/tiny-first/tables/base.csv").unlink()
-    (committed / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
-    assert reproduce.verify(["tiny-first"], committed) == [
+def test_outputs_too_many_or_too_few_are_named(read_before):
+    (read_before / "results/tiny-first/tables/base.csv").unlink()
+    (read_before / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
+    assert reproduce.verify(["tiny-first"], read_before) == [
         "results/tiny-first/tables/base.csv: derived, but not committed",
         "results/tiny-first/tables/magic.csv: committed, but nothing derives it"]
 

@@ -21,11 +21,6 @@ RUN = "controller-dmixed-r4-released-s0"  # draws depths, rounds to bf16: all th
 SCRIPT = Path(__file__).parent / "helpers" / "killed.py"
 
 
-@pytest.fixture
-def never_killed(profile, root):
-    return read_log(execute(profile, RUN, root, progress=False))
-
-
 def read_log(path):
     """All that a log says but when it was made, and in what time."""
     run = read_run(path)
@@ -33,32 +28,62 @@ def read_log(path):
     return made, dict(run.series)
 
 
-def started_again(tmp_path, root, text, *arguments):
-    """Run killed.py on a copy of `root`; the finished process, the run's log and the folder of what it measured."""
-    again = tmp_path / "again"
-    if not again.exists():
-        shutil.copytree(root, again)
-        (again / "results/test/runs" / f"{RUN}.jsonl").unlink()
-        (again / "data.json").write_text(json.dumps(profile_data(text)))
-    done = subprocess.run([sys.executable, str(SCRIPT), str(again), *arguments], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
-    return done, again / "results/test/runs" / f"{RUN}.jsonl", again / "results/test/unfinished" / RUN
+def log_of(folder):
+    return folder / "results/test/runs" / f"{RUN}.jsonl"
+
+
+def unfinished(folder):
+    """Where a run that hasn't ended has its checkpoint and what it measured."""
+    return folder / "results/test/unfinished" / RUN
+
+
+@pytest.fixture(scope="module")
+def settings(text):
+    return parse_profile(profile_data(text), "test.yaml")
+
+
+@pytest.fixture(scope="module")
+def never_killed(settings, root_of, tmp_path_factory):
+    folder = shutil.copytree(root_of(settings), tmp_path_factory.mktemp("alone"), dirs_exist_ok=True)
+    return read_log(execute(settings, RUN, folder, progress=False))
+
+
+def killed(source, folder, text, *arguments):
+    """Run killed.py on a copy of `source`; the finished process."""
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    (folder / "data.json").write_text(json.dumps(profile_data(text)))
+    return subprocess.run([sys.executable, str(SCRIPT), str(folder), *arguments], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=2000)
+
+
+@pytest.fixture(scope="module")
+def terminated(settings, root_of, text, tmp_path_factory):
+    """A process that got SIGTERM, and the folder that it left: no test changes it."""
+    folder = tmp_path_factory.mktemp("terminated")
+    return killed(root_of(settings), folder, text, "stop"), folder
+
+
+@pytest.fixture
+def stopped(terminated, tmp_path):
+    """A copy of that folder."""
+    return shutil.copytree(terminated[1], tmp_path / "stopped")
 
 
 @pytest.mark.parametrize("seed", ["1", "2"])
 def test_eight_kills_at_random_points_leave_the_log_as_it_would_have_been(seed, never_killed, tmp_path, root, text):
-    done, log, folder = started_again(tmp_path, root, text, "kills", seed)
+    done = killed(root, tmp_path / "again", text, "kills", seed)
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout.splitlines()[-1])
     assert counted["kills"] == 8 and counted["with a checkpoint"] >= 2
+    log = log_of(tmp_path / "again")
     assert read_log(log) == never_killed
-    assert not folder.exists() and not [path for path in log.parent.iterdir() if path.name[0] == "."]
+    assert not unfinished(tmp_path / "again").exists() and not [p for p in log.parent.iterdir() if p.name[0] == "."]
 
 
-def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed, tmp_path, root, text, profile):
-    done, log, folder = started_again(tmp_path, root, text, "stop")
+def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed, terminated, stopped, profile):
+    done, _ = terminated
     assert done.returncode == AGAIN == 75 and done.stdout.strip().endswith("run the same command again"), done.stderr
-    assert (folder / "checkpoint.safetensors").exists() and not log.exists()
+    assert (unfinished(stopped) / "checkpoint.safetensors").exists() and not log_of(stopped).exists()
     updates = []
     train = trainer.score
 
@@ -68,28 +93,27 @@ def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed,
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ouroboros.training.trainer.score", watched)
-        execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(log) == never_killed and 0 not in updates  # it went on, it didn't begin again
+        execute(profile, RUN, stopped, progress=False)
+    assert read_log(log_of(stopped)) == never_killed and 0 not in updates  # it went on, it didn't begin again
 
 
-def test_a_checkpoint_of_another_run_or_a_damaged_one_is_left(never_killed, root, profile, text, tmp_path):
-    _, log, folder = started_again(tmp_path, root, text, "stop")
-    again = tmp_path / "again"
-    whole = (folder / "checkpoint.safetensors").read_bytes()
-    (folder / "checkpoint.safetensors").write_bytes(whole[:-40])
-    execute(profile, RUN, again, progress=False)
-    assert read_log(log) == never_killed
+def test_a_damaged_checkpoint_is_left(never_killed, stopped, profile):
+    checkpoint = unfinished(stopped) / "checkpoint.safetensors"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
+    execute(profile, RUN, stopped, progress=False)
+    assert read_log(log_of(stopped)) == never_killed
+
+
+def test_a_checkpoint_of_another_run_is_left(stopped, text):
     changed = parse_profile(profile_data(text, depth=3), "test.yaml")
-    log.unlink()
-    _, log, folder = started_again(tmp_path, root, text, "stop")
-    for path in again.glob("results/test/runs/*"):
+    for path in stopped.glob("results/test/runs/*"):
         path.unlink()
-    write_searches(again, changed)
+    write_searches(stopped, changed)
     kept = []
     with pytest.MonkeyPatch.context() as patch:
         keep = WorkingLog.keep
         patch.setattr(WorkingLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
-        execute(changed, RUN, again, progress=False)
+        execute(changed, RUN, stopped, progress=False)
     assert kept == [0]
 
 
@@ -97,25 +121,23 @@ def test_random_numbers_go_on_where_they_stopped(profile, root, text, tmp_path):
     """A base with dropout draws some at every step."""
     path = profile.base_folder(root) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"attention_dropout": 0.3}))
+    killed(root, tmp_path / "stopped", text, "stop")
+    without = shutil.copytree(tmp_path / "stopped", tmp_path / "without")
     never_killed = read_log(execute(profile, RUN, root, progress=False))
-    _, log, folder = started_again(tmp_path, root, text, "stop")
     torch.manual_seed(77)
-    execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(log) == never_killed
+    execute(profile, RUN, tmp_path / "stopped", progress=False)
+    assert read_log(log_of(tmp_path / "stopped")) == never_killed
     with pytest.MonkeyPatch.context() as patch:  # or this test couldn't fail
         patch.setattr(torch, "set_rng_state", lambda state: None)
-        log.unlink()
-        _, log, folder = started_again(tmp_path, root, text, "stop")
-        execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(log) != never_killed
+        execute(profile, RUN, without, progress=False)
+    assert read_log(log_of(without)) != never_killed
 
 
-def test_a_log_shorter_than_its_checkpoint_begins_again(never_killed, root, profile, text, tmp_path):
-    _, log, folder = started_again(tmp_path, root, text, "stop")
-    lines = (folder / "rows.jsonl").read_bytes().splitlines(keepends=True)
-    (folder / "rows.jsonl").write_bytes(b"".join(lines[:-3]))
-    execute(profile, RUN, tmp_path / "again", progress=False)
-    assert read_log(log) == never_killed
+def test_a_log_shorter_than_its_checkpoint_begins_again(never_killed, stopped, profile):
+    rows = unfinished(stopped) / "rows.jsonl"
+    rows.write_bytes(b"".join(rows.read_bytes().splitlines(keepends=True)[:-3]))
+    execute(profile, RUN, stopped, progress=False)
+    assert read_log(log_of(stopped)) == never_killed
 
 
 def test_without_need_no_checkpoint_is_written(profile, root, monkeypatch):

@@ -1,6 +1,7 @@
 """Committed checkpoints: loaded by their library, scored anew, read by a person; runs without training."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -20,17 +21,25 @@ from ouroboros.training.run import STREAM_BLOCKS, execute, rerun
 LOOP, GATE, LORA = "controller-d2-r4-corrected-s0", "none_nonorm-d2-corrected-s0", "lora-corrected-s0"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def profile(text):
     return parse_profile(profile_data(text, checkpoints=[LOOP, GATE, LORA], prompts=["the gate\nopens", "a layer"],
                                       keep_prelude=True), "test.yaml")
 
 
-@pytest.fixture
-def made(profile, root):
+@pytest.fixture(scope="module")
+def made_once(profile, root_of, tmp_path_factory):
+    """A `root` with the runs of the checkpoints: no test changes it."""
+    folder = shutil.copytree(root_of(profile), tmp_path_factory.mktemp("made"), dirs_exist_ok=True)
     for run_id in profile.checkpoints:
-        execute(profile, run_id, root, progress=False)
-    return root
+        execute(profile, run_id, folder, progress=False)
+    return folder
+
+
+@pytest.fixture
+def made(made_once, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(made_once, tmp_path / "made")
 
 
 def test_checkpoints_are_scored_as_logged_and_what_they_write_is_a_page(profile, made, capsys):

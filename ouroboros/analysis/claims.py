@@ -16,7 +16,7 @@ from ..experiment.arms import ARMS
 from ..experiment.plan import Cell
 from .comparisons import Comparisons
 from .ledger import CHANGES, PAPER_RANK, Claim, Measure, read_claims, recomputed
-from .results import Results
+from .results import Results, per_results
 from .statistics import ALPHA, FEWEST, BySeed, Interval, Ratio, family, holm, interval
 
 SMALL_SHARE = 0.05  # of the Controller's loss reduction: what the rule `small` lets pass
@@ -202,6 +202,7 @@ def records(claim: Claim, results: Results) -> list[dict]:
     return rows
 
 
+@per_results
 def with_runs(results: Results) -> pd.DataFrame:
     """One row a claim and protocol: see `records`."""
     return pd.DataFrame([row for claim in read_claims() for row in records(claim, results)])

@@ -3,7 +3,9 @@
 Never imports torch. Nothing measured stands here; `claims.py` judges each claim on the raw logs.
 """
 
+import functools
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
@@ -152,7 +154,8 @@ class Claim(_Strict):
         return " ".join(self.source) + (" (secondary)" if self.secondary else "")
 
 
-def read_claims(file: Path = FILE) -> list[Claim]:
+@functools.cache
+def read_claims(file: Path = FILE) -> tuple[Claim, ...]:
     """Every claim of a ledger. Raises InputError, naming file, claim, field and value."""
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -169,7 +172,7 @@ def read_claims(file: Path = FILE) -> list[Claim]:
         for name in claim.recompute.of if claim.recompute else ():
             if name not in ids:
                 raise InputError(f"{where}: recompute.of: '{name}': no claim has that id")
-    return claims
+    return tuple(claims)
 
 
 def _parse(entry, place: int, file: str) -> Claim:
@@ -208,7 +211,7 @@ def _contradictions(claim: Claim):
         yield "measure.by", measure.by, "a measure has either this or a depth"
 
 
-def numbers(claims: list[Claim]) -> dict[str, Decimal]:
+def numbers(claims: Iterable[Claim]) -> dict[str, Decimal]:
     """{name: a reported number}, which keeps its digits: a claim's id, `Lc.low` and `Lc.high` of a range,
     `gate.before` of another number of its row."""
     found: dict[str, Decimal] = {}
@@ -219,7 +222,7 @@ def numbers(claims: list[Claim]) -> dict[str, Decimal]:
     return found
 
 
-def recomputed(claim: Claim, claims: list[Claim]) -> float | None:
+def recomputed(claim: Claim, claims: Iterable[Claim]) -> float | None:
     """The claim's value from other reported values; of a range its middle. None: no formula."""
     if claim.recompute is None:
         return None

@@ -40,7 +40,7 @@ def summary(*several: Results) -> str:
     side; without those that no profile has run yet."""
     tables = []
     for results in several:
-        found = with_runs(results)
+        found = with_runs(results).copy()
         found.loc[found["diverged"] != "", "verdict"] += " (a run diverged)"
         name = f"{results.profile.name}, " if len(several) > 1 else ""
         tables.append(_side_by_side(found[_on_signs(found)], results, ["id", "claim"], "verdict").add_prefix(name))

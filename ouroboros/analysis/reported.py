@@ -5,7 +5,7 @@ released code's settings imply (system.md 7, protocol.md). Nothing here is measu
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -56,7 +56,7 @@ def released_rate(update: int, updates: int = UPDATES) -> float:
 
 # --------------------------------------------------------------------------------- reported numbers
 
-def table(claims: list[Claim] | None = None) -> pd.DataFrame:
+def table(claims: Sequence[Claim] | None = None) -> pd.DataFrame:
     """One row a check of the reported numbers: quantity, reported, recomputed, how, agrees, what it can't show.
 
     Numbers are computed exactly from the typed ones and shown with the digits of the reported one. `agrees` is `yes` or
