@@ -4,6 +4,7 @@ import copy
 import time
 
 import bench
+import last_word
 import pytest
 import torch
 from bench import excess_error, gigabyte, scaled_residual, take_turns
@@ -127,6 +128,19 @@ def test_without_a_deep_loop_there_is_no_bench_of_drafts(monkeypatch, tmp_path):
     assert "drafts" not in bench.available()
     with pytest.raises(InputError, match="bench 'drafts': no checkpoint of a deep loop with its base; make base"):
         bench.drafts(None, tmp_path)
+
+
+def test_last_words_are_asked_of_plain_sentences_each_once():
+    plain = "The function returns the mean of all values along the given axis."
+    texts = ["Too short to ask.", "Returns `x`, which is not a sentence of plain words for the most part here.",
+             f"Summary\n-------\n{plain}\n\nMore.", f"{plain} Again.", "The last word of this sentence has a digit, x1."]
+    assert last_word.items(iter(texts), 9) == [{"asked": plain.removesuffix(" axis."), "answer": "axis"}]
+
+
+def test_a_table_of_last_words_without_lm_eval_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(last_word.importlib.util, "find_spec", lambda name: None)
+    assert last_word.main([]) == 2
+    assert capsys.readouterr().err == "error: package 'lm_eval' isn't installed; pip install '.[neighbours]'\n"
 
 
 def test_the_gpu_bench_says_that_there_is_none(monkeypatch, capsys):
