@@ -32,7 +32,8 @@ from ouroboros.training.build import cut_layers, load_base
 from ouroboros.training.corpus import content_sha256, prepare
 
 ITEMS = 200
-SENTENCE = re.compile(r"[A-Z][a-z]+(?: [A-Za-z][A-Za-z,'-]*){7,19} ([a-z]{4,})\.(?=\s)")  # 9 to 21 words, the last a plain one
+# 9 to 21 words, the last one a plain one
+SENTENCE = re.compile(r"[A-Z][a-z]+(?: [A-Za-z][A-Za-z,'-]*){7,19} ([a-z]{4,})\.(?=\s)")
 TASK = {"task": "last_word", "dataset_path": "json", "output_type": "loglikelihood", "test_split": "test",
         "doc_to_text": "{{asked}}", "doc_to_target": "{{answer}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],

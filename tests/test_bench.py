@@ -133,7 +133,7 @@ def test_without_a_deep_loop_there_is_no_bench_of_drafts(monkeypatch, tmp_path):
 def test_last_words_are_asked_of_plain_sentences_each_once():
     plain = "The function returns the mean of all values along the given axis."
     texts = ["Too short to ask.", "Returns `x`, which is not a sentence of plain words for the most part here.",
-             f"Summary\n-------\n{plain}\n\nMore.", f"{plain} Again.", "The last word of this sentence has a digit, x1."]
+             f"Summary\n-------\n{plain}\n\nMore.", f"{plain} Again.", "The last word of this text has a digit, as x1."]
     assert last_word.items(iter(texts), 9) == [{"asked": plain.removesuffix(" axis."), "answer": "axis"}]
 
 
