@@ -7,7 +7,9 @@ with the hardware. Nothing heavy should run beside it.
 """
 
 import copy
+import functools
 import json
+import math
 import multiprocessing
 import random
 import statistics
@@ -23,9 +25,11 @@ import pandas as pd
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from ouroboros.analysis.statistics import t_interval
 from ouroboros.errors import InputError
+from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost
 from ouroboros.experiment.profile import Profile, load_profile
 from ouroboros.experiment.schema import SplitConfig
@@ -38,6 +42,7 @@ from ouroboros.provenance import provenance
 from ouroboros.training import resume
 from ouroboros.training.corpus import LOOK_AHEAD
 from ouroboros.training.evaluation import targets
+from ouroboros.training.trained import folder_of
 from ouroboros.training.trainer import training_loss
 
 PAPER_UP = (11008, 2048)  # up_proj of Qwen2.5-3B (system.md 2), of the largest shape of the seven
@@ -48,20 +53,21 @@ DEPTHS = (1, 4, 8, 16)
 SQUARE = 2048  # rows and columns of the matrix product whose rate utilisation is measured against
 
 
-def take_turns(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, `repeats` times, in turns; one turn before that isn't counted.
+def take_turns(calls: dict[str, Callable[[], object]], repeats: int, warm_up: int = 1,
+               clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
+    """Seconds of each call, `repeats` times, in turns; `warm_up` turns before that aren't counted.
 
     Each turn has an order of its own: a call finds the caches as the one before it left them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order, generator = list(calls), random.Random(0)
-    for turn in range(repeats + 1):
+    for turn in range(-warm_up, repeats):
         generator.shuffle(order)
         for name in order:
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
+            if turn >= 0:
+                seconds[name].append(clock() - start)
     return seconds
 
 
@@ -165,6 +171,76 @@ def generation(profile: Profile, root: Path) -> pd.DataFrame:
 
         seconds = take_turns({"cached": lambda: write(True), "uncached": lambda: write(False)}, repeats=3)
         rows.append({"depth": depth} | _compared(seconds, "cached", "uncached"))
+    return pd.DataFrame(rows)
+
+
+# -------------------------------------------------------------------------------------------------------------- drafts
+
+def deep_loops(root: Path) -> list[tuple[Profile, str]]:
+    """Profile and run id of the committed loops that are deeper than one step, where their base is at hand."""
+    found = []
+    for profile in map(load_profile, ("tiny", "smollm2")):
+        for run_id in profile.checkpoints if profile.prompts and (root / profile.base_name).is_dir() else ():
+            spec = profile.find(run_id)
+            if ARMS[spec.arm].loops and spec.depth > 1 and folder_of(profile, run_id, root).is_dir():
+                found.append((profile, run_id))
+    return found
+
+
+def drafted(model: OuroborosForCausalLM, prompts: list[torch.Tensor], new_tokens: int, **ways: dict) -> list[dict]:
+    """A row a way of drafting, by its options of `generate`, against plain greedy decoding of the same prompts.
+
+    Times are this process's on one thread, so what else the machine does enters less. A call of the model reads the
+    drafted tokens behind the last one that stands, and gives those that it accepts and one more.
+    """
+    seconds, texts, read = {}, {}, []
+    hook = model.register_forward_pre_hook(lambda module, args, kwargs: read.append(kwargs["input_ids"].shape[1]),
+                                           with_kwargs=True)
+    counts = {way: {} for way in ways}  # {prompt: tokens drafted, accepted}
+
+    def write(way: str, number: int) -> None:
+        ids = prompts[number]
+        read.clear()
+        options = dict(attention_mask=torch.ones_like(ids), max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
+        texts[way, number] = model.generate(ids, **options, **ways.get(way, {}))[0, ids.shape[1]:]
+        if way in ways:
+            counts[way][number] = sum(read) - ids.shape[1] - (len(read) - 1), len(texts[way, number]) - len(read)
+
+    model.generate(prompts[0], max_new_tokens=2, pad_token_id=0)  # what a first call loads isn't counted
+    for number in range(len(prompts)):
+        calls = {way: functools.partial(write, way, number) for way in ("plain", *ways)}
+        for way, [found] in take_turns(calls, 1, warm_up=0, clock=time.process_time).items():
+            seconds.setdefault(way, []).append(found / len(texts[way, number]))
+    hook.remove()
+    seconds, rows = {way: np.array(found) for way, found in seconds.items()}, []  # a token
+    for way in ways:
+        times, (proposed, accepted) = t_interval(np.log(seconds["plain"] / seconds[way])), zip(*counts[way].values())
+        rows.append({"drafts by": way, "plain tokens/s": 1 / seconds["plain"].mean(),
+                     "tokens/s": 1 / seconds[way].mean(), "times faster": math.exp(times.mean),
+                     "low": math.exp(times.low), "high": math.exp(times.high),
+                     "accepted %": 100 * sum(accepted) / max(sum(proposed), 1),
+                     "same text": sum(torch.equal(texts[way, n], texts["plain", n]) for n in range(len(prompts))),
+                     "prompts": len(prompts)})
+    return rows
+
+
+def drafts(profile: Profile, root: Path) -> pd.DataFrame:
+    """Assisted decoding, the same weights at depth 1 drafting, and prompt lookup, of each committed deep loop. Ratios
+    are means over prompts of their logarithm, with 95 % intervals.
+
+    Raises InputError where none lies there with its base.
+    """
+    rows = []
+    for profile, run_id in deep_loops(root):
+        folder = folder_of(profile, run_id, root)
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(profile.tokenizer_path(root)))
+        prompts = [tokenizer(prompt, return_tensors="pt").input_ids for prompt in profile.prompts]
+        model, shallow = (OuroborosForCausalLM.from_pretrained(folder, **depth).eval() for depth in ({}, {"depth": 1}))
+        rows += [{"profile": profile.name, "checkpoint": run_id} | row
+                 for row in drafted(model, prompts, 32, **{"the same at depth 1": {"assistant_model": shallow},
+                                                           "prompt lookup": {"prompt_lookup_num_tokens": 10}})]
+    if not rows:
+        raise InputError("bench 'drafts': no checkpoint of a deep loop with its base; make base PROFILE=smollm2")
     return pd.DataFrame(rows)
 
 
@@ -399,18 +475,21 @@ def checkpoints(profile: Profile, root: Path) -> pd.DataFrame:
 
 
 BENCHES = {"updates": updates, "vocabulary": vocabulary, "checkpoints": checkpoints, "svd": svd,
-           "conversion": conversion, "generation": generation, "gpu": gpu}
+           "conversion": conversion, "generation": generation, "drafts": drafts, "gpu": gpu}
+ONE_THREAD = ("drafts",)
 
 
 def available() -> list[str]:
     """The benches that this machine can run."""
-    return [name for name in BENCHES if name != "gpu" or torch.cuda.is_available()]
+    lacking = {"gpu": not torch.cuda.is_available(), "drafts": not deep_loops(Path(__file__).resolve().parents[1])}
+    return [name for name in BENCHES if not lacking.get(name)]
 
 
 def bench(names: list[str], root: Path) -> None:
     """Run the named benches, each to a table of its own in results/bench, with a manifest of machine and commit."""
-    profile, folder = load_profile("tiny"), root / "results" / "bench"
+    profile, folder, threads = load_profile("tiny"), root / "results" / "bench", torch.get_num_threads()
     for name in names:
+        torch.set_num_threads(1 if name in ONE_THREAD else threads)
         table = BENCHES[name](profile, root)
         text = table.to_markdown(index=False, floatfmt=".3g")
         write_atomic(folder / f"{name}.csv", table.to_csv(index=False, float_format="%.6g"))

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .analysis import claims, figures, inventory, overview, pages, pays, tables, text
+from .analysis import cards, claims, figures, inventory, overview, pages, pays, tables, text
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
 from .experiment.plan import RunSpec
@@ -184,7 +184,7 @@ def _clean(notebook):
 
 
 def derive(results: Results, root: Path, out: Path) -> None:
-    """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md."""
+    """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md, checkpoints' cards."""
     profile = results.profile.name
     folder = out / "results" / profile
     notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
@@ -198,6 +198,8 @@ def derive(results: Results, root: Path, out: Path) -> None:
         if found := pays.as_json(results):
             write_atomic(folder / "pays.json", found)
         write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
+        for path, card in cards.cards(results, root):
+            write_atomic(out / path, card)
         for notebook in running:
             notebook.result()  # what it raised
 
@@ -205,7 +207,7 @@ def derive(results: Results, root: Path, out: Path) -> None:
 def _outputs(root: Path, profile: str) -> set[Path]:
     """The derived files below a root, relative to it."""
     places = (f"results/{profile}/notebooks/*.ipynb", f"results/{profile}/tables/*", f"results/{profile}/claims.md",
-              f"results/{profile}/pays.json", f"figures/{profile}/*")
+              f"results/{profile}/pays.json", f"results/{profile}/checkpoints/*/README.md", f"figures/{profile}/*")
     return {path.relative_to(root) for place in places for path in root.glob(place) if path.name != TOUR}
 
 

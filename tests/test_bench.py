@@ -1,15 +1,18 @@
 """What the bench measures with: turns, spectra, errors, and the memory of a conversion."""
 
+import copy
 import time
 
 import bench
+import last_word
 import pytest
 import torch
 from bench import excess_error, gigabyte, scaled_residual, take_turns
 from conftest import profile_data
-from models import shake
+from models import convert, ids, shake
 
 from ouroboros.cli import main
+from ouroboros.errors import InputError
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.model.surgery import FULL_SVD, truncated_svd
 
@@ -108,6 +111,38 @@ def test_where_the_vocabulary_is_large_no_logits_of_all_tokens_are_held(text):
     assert ours < logits < plain  # 410 MB
 
 
+def test_drafts_are_counted_and_change_no_text():
+    """Its own copy's drafts are all accepted, another model's aren't."""
+    model, prompts = shake(convert()), [ids(1, 6), ids(1, 9, seed=4)]
+    own, other, lookup = bench.drafted(model, prompts, 12, own={"assistant_model": copy.deepcopy(model)},
+                                       other={"assistant_model": shake(convert(depth=1))},
+                                       lookup={"prompt_lookup_num_tokens": 3})
+    assert own["accepted %"] == 100 > other["accepted %"] >= 0
+    assert all(row["same text"] == row["prompts"] == 2 for row in (own, other, lookup))
+    assert all(row["low"] <= row["times faster"] <= row["high"] for row in (own, other, lookup))
+    assert not model._forward_pre_hooks
+
+
+def test_without_a_deep_loop_there_is_no_bench_of_drafts(monkeypatch, tmp_path):
+    monkeypatch.setattr(bench, "deep_loops", lambda root: [])
+    assert "drafts" not in bench.available()
+    with pytest.raises(InputError, match="bench 'drafts': no checkpoint of a deep loop with its base; make base"):
+        bench.drafts(None, tmp_path)
+
+
+def test_last_words_are_asked_of_plain_sentences_each_once():
+    plain = "The function returns the mean of all values along the given axis."
+    texts = ["Too short to ask.", "Returns `x`, which is not a sentence of plain words for the most part here.",
+             f"Summary\n-------\n{plain}\n\nMore.", f"{plain} Again.", "The last word of this text has a digit, as x1."]
+    assert last_word.items(iter(texts), 9) == [{"asked": plain.removesuffix(" axis."), "answer": "axis"}]
+
+
+def test_a_table_of_last_words_without_lm_eval_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(last_word.importlib.util, "find_spec", lambda name: None)
+    assert last_word.main([]) == 2
+    assert capsys.readouterr().err == "error: package 'lm_eval' isn't installed; pip install '.[neighbours]'\n"
+
+
 def test_the_gpu_bench_says_that_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main(["gpu"]) == 2 and "no CUDA GPU is at hand" in capsys.readouterr().err
@@ -116,4 +151,4 @@ def test_the_gpu_bench_says_that_there_is_none(monkeypatch, capsys):
 def test_an_unknown_bench_is_refused_by_the_command_line(capfd):
     assert main(["bench", "speed"]) == 2
     assert capfd.readouterr().err == ("error: bench 'speed': unknown; one of updates, vocabulary, checkpoints, svd, "
-                                      "conversion, generation, gpu\n")
+                                      "conversion, generation, drafts, gpu\n")

@@ -99,6 +99,9 @@ def test_sequence_pooling_generates_without_a_cache_only():
     assert "\n" not in str(error.value)
     assert model.generate(ids(), max_new_tokens=2, use_cache=False).shape == (2, 9)
     assert model(ids()).past_key_values is None  # a plain call makes none by itself
+    for drafts in (dict(prompt_lookup_num_tokens=3), dict(assistant_model=small_base())):  # need a cache
+        with pytest.raises(InputError, match="use_cache=False and no drafts, or convert with pooling='causal'"):
+            model.generate(ids(1, 6), max_new_tokens=2, **drafts)
     static = shake(convert(pooling="sequence", modulation="static"))  # pools nothing
     assert static.generate(ids(), max_new_tokens=2).shape == (2, 9)
 
@@ -148,6 +151,21 @@ def test_drafts_and_chunks_change_no_text(modulation, family):
     for option in (dict(prompt_lookup_num_tokens=3), dict(assistant_model=small_base(family)),
                    dict(assistant_model=drafter), dict(prefill_chunk_size=4)):
         assert torch.equal(model.generate(tokens, **options, **option), text), option
+
+
+def test_a_model_drafts_for_itself_at_the_depth_of_its_copys_configuration(monkeypatch):
+    model, tokens, seen = shake(convert(depth=4)), ids(1, 9), set()
+    options = dict(max_new_tokens=8, do_sample=False)
+    text, depth_of = model.generate(tokens, **options), type(model)._depth
+    draft = copy.copy(model)
+    draft.config = copy.copy(model.config)
+    draft.config.depth = 1
+    monkeypatch.setattr(type(model), "_depth", lambda self, *args: (
+        seen.add((self.config.depth, depth_of(self, *args))), depth_of(self, *args))[1])
+    assert torch.equal(model.generate(tokens, assistant_model=draft, **options), text)
+    assert seen == {(1, 1), (4, 4)}
+    assert torch.equal(model.generate(tokens, assistant_model=draft, depth=4, **options), text)
+    assert (1, 4) in seen  # a depth given to `generate` is the draft's too
 
 
 def test_a_chat_goes_on_from_its_cache_at_its_depth():

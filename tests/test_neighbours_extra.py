@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import last_word
 import pytest
 import torch
 from datasets import Dataset
@@ -90,6 +91,19 @@ def test_lm_eval_scores_with_the_models_likelihoods(saved):
         expected = saved.generate(torch.tensor([context]), max_new_tokens=4, do_sample=False, eos_token_id=49)
         words = written(expected[0, len(context):].tolist())
         assert text.split() == words.partition("w49")[0].partition("w48")[0].split()
+
+
+def test_the_table_of_last_words_is_lm_evals_and_the_models_own(saved, tmp_path):
+    pytest.importorskip("lm_eval")
+    asked = [(TEXTS[0][:-1], TEXTS[0][-1]), ([5, 6, 7], 8), ([11, 12], 13)]
+    file = tmp_path / "items.jsonl"
+    file.write_text("".join(json.dumps({"asked": written(a), "answer": written([b])}) + "\n" for a, b in asked))
+    row = last_word.score(saved, word_tokenizer(end="w49"), file)
+    logits = [saved(torch.tensor([a])).logits[0, -1].log_softmax(-1) for a, _ in asked]
+    nats = torch.tensor([-scores[b].item() for scores, (_, b) in zip(logits, asked)])
+    assert row["nats a word"] == pytest.approx(nats.mean().item(), rel=0, abs=1e-4) and row["n"] == 3
+    assert row["its s.e."] == pytest.approx(nats.std().item() / 3**0.5, rel=0, abs=1e-4)
+    assert row["accuracy"] == sum(scores.argmax().item() == b for scores, (_, b) in zip(logits, asked)) / 3
 
 
 def test_lm_evals_command_line_scores_a_saved_model(tmp_path):

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from conftest import profile_data
 from peft import PeftModel
 
 from ouroboros import OuroborosForCausalLM
+from ouroboros.analysis import cards
+from ouroboros.analysis.results import Results
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import parse_profile
-from ouroboros.log import read_run
+from ouroboros.log import read_run, read_runs
 from ouroboros.training import build, evaluation, probes, rescore, trained
 from ouroboros.training.corpus import prepare
 from ouroboros.training.run import STREAM_BLOCKS, execute, rerun
@@ -81,6 +84,24 @@ def test_each_library_loads_its_checkpoint_by_the_name_of_the_base(profile, made
         untouched = build.cut_layers(build.load_base(profile, made), profile.split)
         changed = healed(ids).logits - untouched(ids).logits
     assert changed.abs().max() > 1e-4  # an adapter whose names don't fit would change nothing
+
+
+def test_a_card_says_what_was_measured_and_loads_its_checkpoint(profile, made, monkeypatch):
+    monkeypatch.chdir(made)
+    for file in (made / "results/test/checkpoints" / GATE).glob("*.safetensors"):
+        file.unlink()  # no card without weights
+    results, ids = Results(profile, read_runs(profile.folder(made))), torch.arange(20)[None]
+    found = {path.parent.name: card for path, card in cards.cards(results, made)}
+    assert set(found) == {LOOP, LORA}
+    for run_id, card in found.items():
+        assert len(card.splitlines()) <= 40 and yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
+        run, scope = results.runs[run_id], {}
+        assert f"This checkpoint has {run.last('heldout', 'loss_t+1'):.3f} nats." in card
+        assert f"{run.manifest['trainable']:,} parameters" in card and card.count("| not run yet |") == 2  # full, cut
+        exec(card.partition("```python\n")[2].partition("```")[0], scope)
+        own = trained.load(trained.folder_of(profile, run_id, made), profile.find(run_id), profile,
+                           build.load_base(profile, made))
+        torch.testing.assert_close(scope["model"](ids).logits, own(ids).logits, rtol=0, atol=1e-6)
 
 
 def test_a_rerun_writes_the_checkpoint_of_the_same_tensors(profile, made):

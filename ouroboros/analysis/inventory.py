@@ -16,10 +16,11 @@ HEAD = """# The raw logs
 
 Generated from the first lines of the logs. `runs/<run id>.jsonl` is a run's log, `checkpoints/base/` a base model that
 was pretrained here, with its log. `checkpoints/<run id>/` is what a run trained, `continuations.md` what such models
-write; `make checkpoints` scores them against their logs. `tables/`, `notebooks/` and `claims.md` are derived from the
-logs, and `make verify` derives them again. `bench/` are measurements of time and memory, which no test asserts. Hours
-are wall time summed over runs, of which two went at a time on two cores. The code of a commit is `git show <commit>`;
-each log names the lock that its packages come from by its hash, and has the hashes of text, base and itself.
+write; `make checkpoints` scores them against their logs. `tables/`, `notebooks/`, `claims.md` and the checkpoints'
+cards are derived from the logs, and `make verify` derives them again. `bench/` are measurements of time and memory,
+which no test asserts. Hours are wall time summed over runs, of which two went at a time on two cores. The code of a
+commit is `git show <commit>`; each log names the lock that its packages come from by its hash, and has the hashes of
+text, base and itself.
 
 `tiny-first` are the runs of an earlier protocol, made as profile `tiny` until 2026-11-25 and never made again. Their
 logs were folders of two files until commit `d0988d2`; each was converted, and rebuilt from its new file byte by byte.

@@ -241,8 +241,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if any(layer.training and getattr(layer, "gradient_checkpointing", False) for layer in layers):
             raise InputError("use_cache: layers under gradient checkpointing keep none; eval(), or use_cache=False")
         if leaks:
-            raise InputError("use_cache: pooling 'sequence' averages over tokens that are still to come, so cached "
-                             "states would be wrong; pass use_cache=False, or convert with pooling='causal'")
+            raise InputError("use_cache: pooling 'sequence' averages over tokens still to come, so cached states "
+                             "would be wrong; pass use_cache=False and no drafts, or convert with pooling='causal'")
         if past_key_values is None:
             return RecurrentCache(self.config, self._depth(depth, None), pools)
         if not isinstance(past_key_values, RecurrentCache):
