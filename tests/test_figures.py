@@ -284,5 +284,5 @@ def test_an_arm_whose_norms_did_not_reach_the_stream_says_so_in_each_legend(irre
             runs[name] = Run(run.manifest, run.series | far)
     results = Results(irregular.profile, runs)
     for name in ("advantage", "ladder", "overview", "instead"):
-        labels = {line["label"] for line in drawn(name, results)[1] if "norms not converged" in line["label"]}
+        labels = {line["label"] for line in drawn(name, results)[1] if "norms far from the stream's" in line["label"]}
         assert labels and all("no modulation" in label or "step norms" in label for label in labels), name

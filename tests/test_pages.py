@@ -19,6 +19,7 @@ from ouroboros.errors import AGAIN
 from ouroboros.experiment import cost, forecast
 from ouroboros.experiment import protocol as protocol_
 from ouroboros.experiment.profile import load_profile
+from ouroboros.log import read_run
 from ouroboros.training import rescore, resume, run, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,8 +50,8 @@ def sentences() -> list[tuple[str, str]]:
     return [
         ("README.md", f"wins back {told['rec'].reported} % of the loss"),
         ("README.md", f"cut from {layers} layers to {kept}"),
-        ("README.md", f"A run sees {round(tokens(smollm2), -3):,} tokens"),
-        ("README.md", f"`tiny-first` ({narrow})"),
+        ("README.md", f"the {round(tokens(smollm2), -3):,} tokens that a run sees"),
+        ("README.md", f"`tiny-first` ({narrow},"),
         ("README.md", f"[{NUMBERS[len(protocol_.SWITCHES)]} settings](docs/protocol.md)"),
         ("README.md", f'prelude["prelude: {paper.split.prelude} layers, frozen"]'),
         ("README.md", f'coda["coda: {paper.split.coda} layers, frozen"]'),
@@ -117,7 +118,12 @@ def model(paper) -> list[tuple[str, str]]:
 def protocol(paper, tiny_first) -> list[tuple[str, str]]:
     reach = protocol_.travel(OWN, tiny_first.training.updates, "cosine")
     stream = 50 * paper.training.micro_batch * paper.training.block / tokens(paper)
-    return [("docs/protocol.md", f"is {reported.PEAK * paper.training.updates:.1f} ({paper.training.updates:,} updates "
+    deep = read_run(ROOT / "results/smollm2/runs/controller-d8-r32-corrected-s0.jsonl")
+    rms, norms = (deep.last("model", name) for name in ("stream_rms", "step_norm"))
+    return [("docs/protocol.md", f"could have travelled {deep.manifest['travel']['elementwise']:.1f} to a stream of "
+                                 f"{min(rms):.1f} to {max(rms):.1f}, and the Controller's ended at {min(norms):.1f} to "
+                                 f"{max(norms):.1f} on average"),
+            ("docs/protocol.md", f"is {reported.PEAK * paper.training.updates:.1f} ({paper.training.updates:,} updates "
                                  "at 3e-4)"),
             ("docs/protocol.md", f"norms could travel {reach:.1f} and"),
             ("docs/protocol.md", f"The start of the stream is {100 * stream:.2f} % of")]

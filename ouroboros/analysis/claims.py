@@ -97,10 +97,10 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
         why += "; every part is the same run, so this is one measurement"
     if protocol in claim.notes:
         why += f"; {claim.notes[protocol]}"
-    short = [arm for arm in loops if any(found.norms_converged(arm, depth) is False
+    short = [arm for arm in loops if any(found.norms_near(arm, depth) is False
                                          for depth in results.profile.depths_of(arm))]
     if short:
-        why += f"; norms not converged: {', '.join(f'`{arm}`' for arm in short)}"
+        why += f"; step norms far from the stream's size: {', '.join(f'`{arm}`' for arm in short)}"
     return Judged(parts, verdict, why + in_no_mean(found), tuple(sorted(found.diverged)))
 
 

@@ -16,7 +16,7 @@ from ..log import Run
 from .results import Results, read_blocks, splits
 from .statistics import BySeed, Ratio, above_zero, margin, minus
 
-NORMS_CONVERGED = 0.5, 2.0  # times the stream's size: step norms that ended outside had no time to reach it
+NORMS_NEAR = 0.5, 2.0  # times the stream's size: step norms that ended outside had no time to reach it
 INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
 LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and static": "static_nonorm",
           "gate and Controller": "controller_nonorm", "gate and step norms": "none", "both and static": "static",
@@ -246,10 +246,10 @@ class Comparisons:
                 found.append(np.mean(run.last("model", "step_norm")) / np.mean(run.last("model", "stream_rms")))
         return float(np.mean(found)) if found else math.nan
 
-    def norms_converged(self, arm: str, depth: int | None = None) -> bool | None:
+    def norms_near(self, arm: str, depth: int | None = None) -> bool | None:
         """Whether an arm's step norms ended near the size of the stream; None without them, or where no log says."""
         reached = self.norms_reached(arm, depth)
-        return None if math.isnan(reached) else NORMS_CONVERGED[0] <= reached <= NORMS_CONVERGED[1]
+        return None if math.isnan(reached) else NORMS_NEAR[0] <= reached <= NORMS_NEAR[1]
 
 
 def by_protocol(results: Results) -> list[Comparisons]:

@@ -48,7 +48,7 @@ LOOKS = {  # colour and marker
 PLAIN = [{"color": color, "marker": marker} for color, marker in (("#000000", "o"), ("#666666", "s"), ("#a0a0a0", "^"))]
 SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation"}
 BRIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHORT_OF_NORMS = " (norms not converged)"
+SHORT_OF_NORMS = " (norms far from the stream's)"
 STYLE = {"figure.figsize": (7.0, 3.4), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "legend.fontsize": 8, "figure.titlesize": 10, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
@@ -143,7 +143,7 @@ def _words(arm: str) -> str:
 
 def _name(arm: str, depth: int | None, *several: Comparisons) -> str:
     """An arm in words, and whether its step norms ended far from the stream's size under any of some protocols."""
-    short = any(found.norms_converged(arm, depth) is False for found in several)
+    short = any(found.norms_near(arm, depth) is False for found in several)
     return _words(arm) + SHORT_OF_NORMS * short
 
 
@@ -243,7 +243,7 @@ def _forest(panels: dict[str, list[tuple[str, str, Interval]]], finding: str, x:
         axis.set_title(title)
     axes[0][0].set_yticks(range(len(rows)), [row.replace(SHORT_OF_NORMS, " \u2020") for row in rows], fontsize=8)
     axes[0][0].set_ylim(max(len(rows), 1) - 0.4, -0.6)
-    note = "\n\u2020 step norms not converged" if any(SHORT_OF_NORMS in row for row in rows) else ""
+    note = "\n\u2020 step norms far from the size of the stream" if any(SHORT_OF_NORMS in row for row in rows) else ""
     figure.supxlabel(x + note, fontsize=9)
     return _titled(figure, finding)
 
@@ -296,7 +296,7 @@ def advantage(results: Results):
             left.axhline(loss, color=LOOKS[arm][0], linestyle=dashes, label=_words(arm))
     for arm in LOOPS:
         rows = table[table["arm"] == arm]
-        short = SHORT_OF_NORMS * bool(rows["norms converged"].eq(False).any())
+        short = SHORT_OF_NORMS * bool(rows["norms near the stream's"].eq(False).any())
         _points(left, ((row["depth"], interval_of(row, "loss")) for row in rows.to_dict("records")),
                 _words(arm) + short, **_style(arm))
     right.axhline(0, color="black", linewidth=0.8)
@@ -437,7 +437,7 @@ def ladder(results: Results):
     """A loop with more and more parts minus the cut model, `corrected`, a panel a depth."""
     depths = results.profile.depths_of("none_nonorm") or (results.profile.depth,)
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
-    norms = {name: SHORT_OF_NORMS * any(found.norms_converged(arm, at) is False for at in depths)
+    norms = {name: SHORT_OF_NORMS * any(found.norms_near(arm, at) is False for at in depths)
              for name, arm in LADDER.items()}
     normed = interval(found.difference("none", "none_nonorm", depth=depth))
     finding = text.compared(normed, "the unmodulated loop", "the loop without step norms", f" at depth {depth}")
@@ -458,7 +458,7 @@ def instead(results: Results):
         axis.axhline(0, color=LOOKS["cut"][0], linestyle="--")
         for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
             hollow = {"markerfacecolor": "none"} if arm not in LOOKS else {}
-            short = SHORT_OF_NORMS * bool(rows["norms converged"].eq(False).any())
+            short = SHORT_OF_NORMS * bool(rows["norms near the stream's"].eq(False).any())
             _points(axis, ((row[column], interval_of(row, "arm - cut")) for row in rows.to_dict("records")),
                     _words(arm) + short, linestyle="none", **_style(arm) | hollow)
         axis.set(xlabel=column)

@@ -116,7 +116,7 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
             row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
         if ARMS[arm].step_norm:
-            row |= {"norms": found.norms_reached(arm, depth), "norms converged": found.norms_converged(arm, depth)}
+            row |= {"norms": found.norms_reached(arm, depth), "norms near the stream's": found.norms_near(arm, depth)}
         rows.append(row)
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
@@ -135,7 +135,7 @@ def instead_table(results: Results) -> pd.DataFrame:
             "training (TFLOP a run)": update_flops(RunSpec(arm, depth, None, "corrected", 0), profile) / 1e12,
             **columns("arm - cut", interval(found.difference(arm, "cut", depth=depth))),
             "gap recovery (%)": recovered.mean, "low (%)": recovered.low, "high (%)": recovered.high,
-            "norms converged": found.norms_converged(arm, depth)})
+            "norms near the stream's": found.norms_near(arm, depth)})
     return pd.DataFrame(rows).astype({"depth": "Int64"})
 
 
@@ -293,12 +293,12 @@ def search_table(results: Results) -> pd.DataFrame:
         rates = {spec.rate: dev for spec, dev in losses.items() if spec.rate}
         factors = {spec.factor: dev for spec, dev in losses.items() if spec.factor}
         best = min(rates, key=rates.get)
-        beaten = [factor for factor, dev in factors.items() if dev < rates[best]]
+        factor = min([each for each, dev in factors.items() if dev < rates[best]], key=factors.get, default=1)
         rows.append({"arm": arm, "depth": depth, "updates": profile.at(next(iter(losses))).training.updates}
                     | {f"dev loss at {rate:g}": rates[rate] for rate in sorted(rates)}
                     | {f"elementwise x{factor:g}": factors[factor] for factor in sorted(factors)}
-                    | {"best rate": best, "best factor": min(beaten, key=factors.get, default=1),
-                       "at the grid's end": best in (min(rates), max(rates)),
+                    | {"best rate": best, "best factor": factor,
+                       "at the grid's end": best in (min(rates), max(rates)) or factor == max(factors, default=0),
                        "diverged at": " ".join(f"{rate:g}" for rate in sorted(rates) if math.isinf(rates[rate]))})
     first, last = ["arm", "depth", "updates"], ["best rate", "best factor", "at the grid's end", "diverged at"]
     frame = pd.DataFrame(rows, columns=None if rows else [*first, *last])
