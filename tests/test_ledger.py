@@ -176,7 +176,7 @@ def test_a_bad_field_is_one_line_that_names_file_claim_field_and_value(tmp_path,
 
 
 def test_a_bad_file_is_one_line(tmp_path):
-    for text, words in (("- {id: x", "claims.yaml: no YAML: "), ("id: x", "claims.yaml: dict: "),
+    for text, words in (("- {id: x", "claims.yaml: can't be read as YAML"), ("id: x", "claims.yaml: dict: "),
                         ("- 1", "claims.yaml: claim number 1: entry: 1: "),
                         ("- {what: a}", "claims.yaml: claim number 1: id: missing: ")):
         file = tmp_path / "claims.yaml"

@@ -56,7 +56,7 @@ def launched(text, root_of, tmp_path_factory):
     written(odd, data_of(text, accumulation=3))
     commands = [*((str(root), "run", run, ",") for run in RUNS), (str(odd), "run", "none-d2-corrected-s0")]
     process = launch(2, *itertools.chain(*commands))
-    out, _ = process.communicate(timeout=2400)
+    out, _ = process.communicate(timeout=240)
     return root, odd, process.returncode, out
 
 
@@ -88,15 +88,15 @@ def test_two_processes_stop_together_and_go_on_as_if_never_stopped(text, root, t
     whole = shutil.copytree(root, tmp_path_factory.mktemp("whole"), dirs_exist_ok=True)
     folder = profile.unfinished(run, root)
     process = launch(2, str(root), "run", run)
-    deadline = time.time() + 900
+    deadline = time.time() + 90
     while time.time() < deadline and not ((folder / "rows.jsonl").exists() and '"update": 5' in
                                           (folder / "rows.jsonl").read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=900)
+    out, _ = process.communicate(timeout=90)
     assert process.returncode != 0 and (folder / "checkpoint.safetensors").exists(), out
     again = launch(2, str(root), "run", run, ",", str(whole), "run", run)
-    out, _ = again.communicate(timeout=2400)
+    out, _ = again.communicate(timeout=240)
     assert again.returncode == 0, out
     stopped, never = (read_run(profile.run_path(run, place)).series for place in (root, whole))
     assert stopped == never

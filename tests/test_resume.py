@@ -53,7 +53,7 @@ def killed(source, folder, text, *arguments):
     shutil.copytree(source, folder, dirs_exist_ok=True)
     (folder / "data.json").write_text(json.dumps(profile_data(text)))
     return subprocess.run([sys.executable, str(SCRIPT), str(folder), *arguments], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=2000)
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
 
 
 @pytest.fixture(scope="module")

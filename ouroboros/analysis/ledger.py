@@ -10,10 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from ..errors import InputError
+from ..experiment.reading import read_yaml
 
 FILE = Path(__file__).parent / "claims.yaml"
 PAPER_RANK = 32  # the paper's base rank (system.md 3), of which a claim's rank is told
@@ -157,10 +157,7 @@ class Claim(_Strict):
 @functools.cache
 def read_claims(file: Path = FILE) -> tuple[Claim, ...]:
     """Every claim of a ledger. Raises InputError, naming file, claim, field and value."""
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise InputError(f"{file.name}: no YAML: {' '.join(str(error).split())}") from None
+    data = read_yaml(file)
     if not isinstance(data, list):
         raise InputError(f"{file.name}: {type(data).__name__}: a ledger is a list of claims")
     claims = [_parse(entry, place, file.name) for place, entry in enumerate(data, 1)]
