@@ -37,6 +37,7 @@ DIGITS = 1e-6  # relative: 6 significant digits
 NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
 PICTURE = re.compile(r'"image/png": "([^"]*)"|"(?:png|pdf)": "[0-9a-f]{64}"')  # in notebooks, in sidecars
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
+PAYS = "12_pays.ipynb"  # of profiles that plan docs/hypotheses.md
 LOGS = "results/README.md"  # which logs are committed
 JOBS = 2  # notebooks that execute side by side
 README_PROFILES = ("smollm2", "tiny-first")  # whose verdicts open the README
@@ -187,7 +188,8 @@ def derive(results: Results, root: Path, out: Path) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md, checkpoints' cards."""
     profile = results.profile.name
     folder = out / "results" / profile
-    notebooks = set((root / "notebooks").glob("*.ipynb")) - {root / "notebooks" / TOUR}
+    unasked = {TOUR} if any(entry.role for entry in results.profile.plan) else {TOUR, PAYS}
+    notebooks = {path for path in (root / "notebooks").glob("*.ipynb") if path.name not in unasked}
     with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn"), _hand_over, (results.profile, results.runs)) \
             as pool:
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}

@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 from conftest import profile_data
 from helpers.synthetic import write_run
 
-from ouroboros.analysis import pays
+from ouroboros.analysis import figures, pays
 from ouroboros.analysis.results import Results
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog, read_runs
@@ -60,6 +61,17 @@ def test_a_third_is_confirmed_too_where_it_is_close_to_the_second(tmp_path, prof
             write_run(tmp_path, profile, spec, 4.19)  # the second has 4.154
     results = Results(profile, read_runs(profile.folder(tmp_path)))
     assert pays.chosen(results)["candidate"] == ["repeat_more", "taught", "repeat"]
+
+
+def test_the_figure_shows_each_arm_and_says_who_is_ahead(tmp_path, profile):
+    results = made(tmp_path, profile, LOSSES)
+    figure = figures.pays(results)
+    assert all(len(axis.lines) == count for axis, count in zip(figure.axes, (len(SCREEN), len(SCREEN), 4), strict=True))
+    title = figure.get_suptitle()
+    assert title.startswith("The best loop (LoRA and three extra passes) is ahead of LoRA on the cut model by 0.0")
+    confirmed = pays.confirmed(results)
+    assert confirmed["arm"].iloc[0] == "repeat_more" and len(confirmed) == 4
+    assert np.isnan(confirmed.set_index("arm").loc["lora", "gain"])  # the bar itself
 
 
 @pytest.mark.parametrize("loop, wins", [(2.85, True), (2.95, False), (3.2, False)])

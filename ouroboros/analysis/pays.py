@@ -45,7 +45,7 @@ def screened(results: Results) -> pd.DataFrame:
         made, loss = run.manifest, run.last("dev", "loss_t+1")
         if loss < rows.get(made["arm"], {"dev": math.inf})["dev"]:
             rows[made["arm"]] = {"arm": made["arm"], "class": made["class"], "budget": made["budget"], "dev": loss,
-                                 "rate": made["rate"], "gates' rate": made["elementwise_rate"],
+                                 "rate": made["rate"], "gates' rate": made.get("elementwise_rate"),
                                  **_costs(results, run)}
     table = pd.DataFrame(rows.values())
     return table.sort_values("dev", ignore_index=True) if rows else table

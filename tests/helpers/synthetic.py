@@ -43,7 +43,7 @@ def manifest(spec: RunSpec, profile, **changes) -> dict:
     return {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, **profile.declared(spec), "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or RATE * level) if trained else None,
-        "elementwise_rate": RATE if trained else None, "flops": {"forward": 10**6, "training": 3 * 10**6},
+        "flops": {"forward": 10**6, "training": 3 * 10**6},
         "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
         "level": spec.level, "protocol_version": profile.protocol_version,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
