@@ -87,6 +87,11 @@ def test_by_construction_follows_the_protocol_not_the_claim(results):
     assert judge(static, results, "released").verdict != "by construction"
 
 
+def test_a_verdict_has_a_side_or_is_open():
+    assert [claims.Verdict(said).side for said in ("holds", "holds within the margin", "fails within the margin",
+                                                   "fails", "equivalent", "undecided")] == [1, 1, -1, -1, 0, 0]
+
+
 def test_parts_that_are_one_run_are_one_measurement(results):
     same = "every part is the same run"
     for name in ("helps", "heldout", "gate_helps"):
