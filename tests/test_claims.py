@@ -136,7 +136,7 @@ def test_absolute_values_are_judged_at_the_papers_scale_only(results):
     paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
     assert judge(LEDGER["L36"], paper, "corrected").verdict == "fails"  # 2 and a little, not 1.378
     mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS
-    for typed in (f"{mean}", [f"{mean - 0.005}", "9.0"]):
+    for typed in (f"{mean}", [f"{mean - 0.005}", "9.0"], ["1.0", f"{mean + 0.005}"]):
         claim = LEDGER["L36"].model_copy(update={"reported": typed})
         assert judge(claim, paper, "corrected").verdict == "holds"
 

@@ -430,8 +430,9 @@ def test_a_ratio_of_one_seed():
     assert math.isnan(bare.low) and not bare.reason
 
 
-def test_blocks_that_all_differ_alike_are_told_by_their_mean():
-    two, one = np.full(4, 2.0), np.ones(4)
+@pytest.mark.parametrize("count", [1, 4])
+def test_blocks_without_a_variance_are_told_by_their_mean(count):
+    two, one = np.full(count, 2.0), np.ones(count)
     for paired in (True, False):
         assert above_zero(two, one, paired) and not above_zero(one, two, paired) and not above_zero(one, one, paired)
 
