@@ -5,6 +5,7 @@ digits, figures by the arrays plotted (their pixels may differ between machines)
 """
 
 import base64
+import contextlib
 import csv
 import html
 import io
@@ -17,6 +18,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -184,14 +186,25 @@ def _clean(notebook):
     return notebook
 
 
+@contextlib.contextmanager
+def _notebook_processes(results: Results) -> Iterator[ProcessPoolExecutor]:
+    """Processes that see these runs. Raises InputError when one is killed, which a pool says in two ways."""
+    try:
+        with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn"), _hand_over,
+                                 (results.profile, results.runs)) as pool:
+            yield pool
+    except (BrokenProcessPool, BrokenPipeError):
+        raise InputError("a process that executes notebooks was killed, as when memory runs out; run the same command "
+                         "again") from None
+
+
 def derive(results: Results, root: Path, out: Path) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md, checkpoints' cards."""
     profile = results.profile.name
     folder = out / "results" / profile
     unasked = {TOUR} if any(entry.role for entry in results.profile.plan) else {TOUR, PAYS}
     notebooks = {path for path in (root / "notebooks").glob("*.ipynb") if path.name not in unasked}
-    with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn"), _hand_over, (results.profile, results.runs)) \
-            as pool:
+    with _notebook_processes(results) as pool:
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
         running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
@@ -388,11 +401,14 @@ def reproduce(profiles: list[str], root: Path) -> None:
         print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
-        write_atomic(root / LOGS, inventory.markdown(root, all_results))
+        _rewrite(root / LOGS, inventory.markdown(root, all_results))
     if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
-        text = readme.read_text(encoding="utf-8")
-        if (new := _readme_with(readme_block(*_of_readme(all_results, root)), text)) != text:
-            write_atomic(readme, new)
+        _rewrite(readme, _readme_with(readme_block(*_of_readme(all_results, root)), readme.read_text(encoding="utf-8")))
+
+
+def _rewrite(path: Path, text: str) -> None:
+    if not path.exists() or _same_text(path.read_text(encoding="utf-8"), text):
+        write_atomic(path, text)
 
 
 def _take_over(profile: str, root: Path, out: Path) -> int:

@@ -87,6 +87,11 @@ def test_by_construction_follows_the_protocol_not_the_claim(results):
     assert judge(static, results, "released").verdict != "by construction"
 
 
+def test_a_verdict_has_a_side_or_is_open():
+    assert [claims.Verdict(said).side for said in ("holds", "holds within the margin", "fails within the margin",
+                                                   "fails", "equivalent", "undecided")] == [1, 1, -1, -1, 0, 0]
+
+
 def test_parts_that_are_one_run_are_one_measurement(results):
     same = "every part is the same run"
     for name in ("helps", "heldout", "gate_helps"):
@@ -131,7 +136,7 @@ def test_absolute_values_are_judged_at_the_papers_scale_only(results):
     paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
     assert judge(LEDGER["L36"], paper, "corrected").verdict == "fails"  # 2 and a little, not 1.378
     mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS
-    for typed in (f"{mean}", [f"{mean - 0.005}", "9.0"]):
+    for typed in (f"{mean}", [f"{mean - 0.005}", "9.0"], ["1.0", f"{mean + 0.005}"]):
         claim = LEDGER["L36"].model_copy(update={"reported": typed})
         assert judge(claim, paper, "corrected").verdict == "holds"
 

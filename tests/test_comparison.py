@@ -16,12 +16,15 @@ from ouroboros.analysis import statistics
 from ouroboros.analysis.statistics import (
     BySeed,
     Interval,
+    Ratio,
     SeedVariance,
+    above_zero,
     block_interval,
     block_ratio,
     budget_words,
     document_clusters,
     family,
+    interval,
     margin,
     pool_seed_variance,
     settled,
@@ -346,6 +349,7 @@ def test_a_ratio_is_fiellers():
         assert [found.low, found.high] == pytest.approx(fieller(x, y), rel=1e-6)
         assert found.mean == pytest.approx(100 * x.mean() / y.mean())
         assert found.low < found.low90 < found.mean < found.high90 < found.high
+    assert (blocks.trained, seeds.trained) == (False, True)
 
 
 def test_what_numerator_and_denominator_share_cancels():
@@ -400,7 +404,23 @@ def test_a_ratio_without_a_gap_is_undefined():
     assert all(math.isnan(getattr(found, name)) for name in NUMBERS)
     assert str(found) == "undefined: the gap isn't told to be above 0 (n = 3)"
     # a gap above 0 whose interval isn't: 1 on average, from -3 to 5
-    assert block_ratio([[1.0, 1, 1]], [[-3.0, 1, 5]], [0, 1, 2], evaluated_only=True).reason
+    for none in ([[-3.0, 1, 5]], [[0.0, 0, 0]]):
+        assert block_ratio([[1.0, 1, 1]], none, [0, 1, 2], evaluated_only=True).reason
+
+
+def test_a_ratio_of_what_was_not_trained_is_as_sure_as_its_blocks():
+    clusters, top, bottom = np.arange(4), np.array([1.0, 2, 3, 4]), np.array([4.0, 6, 5, 7])
+    same = [BySeed(dict.fromkeys(range(3), row.mean()), dict.fromkeys(range(3), row), clusters, trained=False)
+            for row in (top, bottom)]
+    assert interval(Ratio(*same)) == replace(block_ratio([top], [bottom], clusters, evaluated_only=True), n=3)
+
+
+def test_seeds_that_only_one_of_two_has_are_in_no_ratio():
+    clusters, (d, _) = np.arange(8), some(3, 8)
+    top, bottom = (BySeed(dict(zip(seeds, rows.mean(axis=1))), dict(zip(seeds, rows)), clusters)
+                   for seeds, rows in (((0, 1, 2), d), ((1, 2, 3), d + 5)))
+    assert interval(Ratio(top, bottom)) == block_ratio(d[1:], d[:2] + 5, clusters)
+    assert interval(Ratio(top, BySeed())).n == 0
 
 
 def test_a_ratio_of_one_seed():
@@ -408,6 +428,13 @@ def test_a_ratio_of_one_seed():
     bare = gap_recovery(cut, arm, full, clusters)
     assert bare.mean == pytest.approx(100 * (cut - arm).mean() / (cut - full).mean())
     assert math.isnan(bare.low) and not bare.reason
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_blocks_without_a_variance_are_told_by_their_mean(count):
+    two, one = np.full(count, 2.0), np.ones(count)
+    for paired in (True, False):
+        assert above_zero(two, one, paired) and not above_zero(one, two, paired) and not above_zero(one, one, paired)
 
 
 # ---------------------------------------------------------------------------------- words
@@ -459,7 +486,8 @@ def test_settled(last, is_settled):
 
 def test_nothing_is_settled_by_one_budget_or_by_few_seeds():
     few = result(-0.5, -0.3, n=2, pooled=True)
-    assert not settled({100: result(-0.5, -0.3)}) and not settled({100: few, 400: few})
+    assert not settled({100: result(-0.5, -0.3)}) and settled({100: result(-0.5, -0.3), 400: result(-0.5, -0.3)})
+    assert not settled({100: few, 400: few})
 
 
 @pytest.mark.parametrize("low, high, text", [

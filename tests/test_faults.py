@@ -5,13 +5,17 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 from conftest import profile_data
 from kills import left
+from synthetic import write
 
-from ouroboros import cli
+from ouroboros import cli, reproduce
+from ouroboros.log import write_atomic
 from ouroboros.training.base import pretrain
 from ouroboros.training.run import execute
 from ouroboros.training.sweep import Worker
@@ -36,11 +40,11 @@ def test_base_and_sweep_killed_at_random_moments_end_the_same(text, tmp_path):
 
 
 @pytest.fixture
-def disk(root, tmp_path_factory):
-    """A function that puts a copy of `root` on a disk of its own, of so many bytes more than it takes."""
+def disk(tmp_path_factory):
+    """A function that puts a copy of a folder on a disk of its own, of so many bytes more than it takes."""
     mounted = []
 
-    def mount(free: int) -> Path:
+    def mount(root: Path, free: int) -> Path:
         folder = tmp_path_factory.mktemp("disk")
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64M", "tmpfs", str(folder)], capture_output=True)
         if done.returncode:
@@ -81,7 +85,7 @@ def cli_profile(profile, monkeypatch):
 
 @pytest.mark.parametrize("free", [0, 8 << 10, 24 << 10])
 def test_a_run_on_a_full_disk_says_so_and_ends_as_ever_once_there_is_room(free, cli_profile, disk, root, capfd):
-    folder = disk(free)
+    folder = disk(root, free)
     before = left(folder)
     refused(["run", RUN], folder, capfd)
     assert left(folder) == before
@@ -92,8 +96,8 @@ def test_a_run_on_a_full_disk_says_so_and_ends_as_ever_once_there_is_room(free, 
 
 
 @pytest.mark.parametrize("free", [0, 16 << 10])
-def test_a_base_on_a_full_disk_says_so(free, cli_profile, disk, capfd):
-    folder = disk(free)
+def test_a_base_on_a_full_disk_says_so(free, cli_profile, disk, root, capfd):
+    folder = disk(root, free)
     logs = {name: content for name, content in left(folder).items() if name.endswith(".jsonl")}
     refused(["base"], folder, capfd)
     assert {name: content for name, content in left(folder).items() if name.endswith(".jsonl")} == logs
@@ -101,8 +105,8 @@ def test_a_base_on_a_full_disk_says_so(free, cli_profile, disk, capfd):
     assert cli.main(["base"], folder) == 0 and (cli_profile.base_folder(folder) / "base.jsonl").exists()
 
 
-def test_a_read_only_folder_is_said_by_run_base_and_worker(cli_profile, disk, capfd):
-    folder = disk(1 << 20)
+def test_a_read_only_folder_is_said_by_run_base_and_worker(cli_profile, disk, root, capfd):
+    folder = disk(root, 1 << 20)
     before = left(folder)
     remount(folder, "ro")
     refused(["run", RUN], folder, capfd)
@@ -111,6 +115,81 @@ def test_a_read_only_folder_is_said_by_run_base_and_worker(cli_profile, disk, ca
     assert "can't be written (Read-only file system)" in said and "\n" not in said
     assert left(folder) == before
     remount(folder, "rw")
+
+
+OUTPUTS = [f"results/tiny-first/{name}" for name in ("claims.md", "tables/arms.csv", "tables/claims.csv")]
+REPRODUCE = ["reproduce", "--profile", "tiny-first"]
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """Logs, and small old outputs; to derive the new ones, of 40 KB, is quick here."""
+    write(tmp_path, keep=lambda spec: spec.arm in ("full", "cut"), base=False)
+    (tmp_path / "README.md").write_text(f"{reproduce.BEGIN}\n{reproduce.END}\n")
+
+    def derive(_, root, out):
+        for name in OUTPUTS:
+            write_atomic(out / name, "new\n" * 10240)
+
+    for name in OUTPUTS:
+        write_atomic(tmp_path / name, "old\n")
+    monkeypatch.setattr(reproduce, "derive", derive)
+    return tmp_path
+
+
+def lines(folder: Path) -> list[str]:
+    """Whether each output is the old or the new one; half of one it never is."""
+    return [{"old\n": "old", "new\n" * 10240: "new"}[(folder / name).read_text()] for name in OUTPUTS]
+
+
+@pytest.mark.parametrize("free, written", [(0, 0), (60 << 10, 1)])
+def test_reproduce_on_a_full_disk_says_so_and_ends_as_ever_once_there_is_room(free, written, checkout, disk, capfd):
+    folder = disk(checkout, free)
+    before = left(folder)
+    refused(REPRODUCE, folder, capfd)
+    assert lines(folder) == ["new"] * written + ["old"] * (3 - written)
+    assert {name: content for name, content in left(folder).items() if name not in OUTPUTS} == \
+        {name: content for name, content in before.items() if name not in OUTPUTS}  # logs intact, nothing beside them
+    (folder / "filler").unlink()
+    assert cli.main(REPRODUCE, folder) == 0 and lines(folder) == ["new"] * 3
+    assert "Is the loop better" in (folder / "README.md").read_text()
+
+
+def test_reproduce_in_a_read_only_folder_says_so_unless_nothing_has_to_be_written(checkout, disk, capfd):
+    folder = disk(checkout, 1 << 20)
+    before = left(folder)
+    remount(folder, "ro")
+    refused(REPRODUCE, folder, capfd)
+    assert left(folder) == before
+    remount(folder, "rw")
+    assert cli.main(REPRODUCE, folder) == 0
+    remount(folder, "ro")
+    assert cli.main(REPRODUCE, folder) == 0
+    remount(folder, "rw")
+
+
+@pytest.mark.parametrize("said", [BrokenPipeError, BrokenProcessPool])
+@pytest.mark.parametrize("command", ["reproduce", "verify"])
+def test_a_killed_process_of_the_notebooks_is_said(command, said, checkout, monkeypatch, capfd):
+    """Not taken for a reader of the output that has read enough, which ends a command well."""
+    def killed(*_):
+        raise said
+
+    monkeypatch.undo()
+    (checkout / "notebooks").mkdir()
+    (checkout / "notebooks" / "02_gap.ipynb").write_text("{}")
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", killed)
+    assert cli.main([command, "--profile", "tiny-first"], checkout) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith("error: a process that executes notebooks was killed")
+    assert lines(checkout) == ["old"] * 3
+
+
+def test_no_folder_for_temporary_files_is_said(checkout, monkeypatch, capfd):
+    with monkeypatch.context() as full:  # every disk
+        full.setattr("tempfile.tempdir", None)
+        full.setattr("tempfile._candidate_tempdir_list", lambda: ["/proc/none"])
+        refused(REPRODUCE, checkout, capfd)
+    assert lines(checkout) == ["old"] * 3
 
 
 def test_a_base_that_another_process_makes_is_left_to_it(profile, tmp_path):

@@ -116,6 +116,8 @@ def read(folder, *entries):
 
 def test_a_good_claim_is_read(tmp_path):
     assert read(tmp_path, GOOD)[0].reported == "5.690"
+    least = {"what": "x", "measure": {"arm": "full", "depth": 1, "rank": 1}}
+    assert read(tmp_path, GOOD | least)[0].what == "x"
 
 
 @pytest.mark.parametrize("change, field, value", [({"reported": 5.69}, "reported", "5.69"),

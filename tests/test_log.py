@@ -11,7 +11,7 @@ from synthetic import manifest, write_run
 from ouroboros.errors import InputError
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
-from ouroboros.log import WorkingLog, read_manifest, read_run, read_runs, working_rows, write_atomic
+from ouroboros.log import NoLog, WorkingLog, read_manifest, read_run, read_runs, working_rows, write_atomic
 from ouroboros.log import write_run as write_rows
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -79,6 +79,28 @@ def test_a_running_run_has_rows_on_disk_and_no_log(tmp_path):
     assert read_runs(tmp_path) == {}
     (tmp_path / "unfinished" / "run" / "rows.jsonl").write_text('{"update": 1, "split": "a"}\n{"upd')
     assert len(working_rows(tmp_path / "unfinished" / "run" / "rows.jsonl")) == 1  # the last one is half a row
+
+
+def test_a_working_log_starts_empty_or_goes_on_from_the_rows_that_are_kept(tmp_path):
+    def rows_of(log) -> int:
+        assert len(working_rows(log.path)) == log.rows
+        return log.rows
+
+    log = WorkingLog(tmp_path)
+    for update in (1, 2, 3):
+        log.row(update, "train", "loss", 2.5)
+    assert rows_of(log) == 3
+    again = WorkingLog(tmp_path, fresh=False)
+    assert again.keep(2) and rows_of(again) == 2
+    again.row(3, "train", "loss", 2.5)
+    assert rows_of(again) == 3
+    assert not again.keep(4) and rows_of(again) == 0  # it has fewer than the checkpoint says: from the start
+    again.row(1, "train", "loss", 2.5)
+    assert rows_of(WorkingLog(tmp_path)) == 0
+    other = NoLog()  # counts alike
+    assert other.keep(2) and other.rows == 2
+    other.row(3, "train", "loss", 2.5)
+    assert other.rows == 3
 
 
 def test_a_finished_run_leaves_its_log_alone(tmp_path):

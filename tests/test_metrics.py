@@ -130,7 +130,7 @@ def test_a_ratio_by_a_constant_is_the_t_interval_and_by_nothing_is_undefined():
 
 def test_holm_worked_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
-    adjusted = holm({"a": 0.5, "b": math.nan, "c": 0.9})
+    adjusted = holm({"a": 0.6, "b": math.nan, "c": 0.9})
     assert math.isnan(adjusted["b"]) and (adjusted["a"], adjusted["c"]) == (1.0, 1.0)
 
 
@@ -141,6 +141,9 @@ def test_the_bootstrap_resamples_documents_and_weighs_tokens():
     assert interval.low == pytest.approx(1) and interval.high == pytest.approx(3) and interval.n == 3
     again = block_bootstrap([10, 10, 240], sizes, np.random.default_rng(1))
     assert again == interval  # the generator is the only source of chance
+    draws = np.random.default_rng(2).normal(size=400)
+    found, half = block_bootstrap(draws, np.ones(400), np.random.default_rng(1)), 1.96 * draws.std() / 20
+    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------------------ statistics

@@ -109,7 +109,7 @@ class Interval:
     @property
     def judged(self) -> bool:
         """Whether it carries a verdict."""
-        return self.n >= FEWEST or (self.n > 0 and not self.trained)
+        return self.n >= FEWEST or not self.trained
 
     @property
     def side(self) -> int:
