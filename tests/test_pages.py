@@ -112,6 +112,12 @@ def model(paper) -> list[tuple[str, str]]:
         f"{converted['peak net of imports MB'].max():.0f} MB at the peak",
         f"{decoding['times faster'].iloc[0]:.1f} times faster at depth {decoding['depth'].iloc[0]}, "
         f"{decoding['times faster'].iloc[-1]:.1f} times at depth {decoding['depth'].iloc[-1]}"]
+    drafts = bench("drafts").set_index("drafts by")
+    own, lookup = (drafts.loc[way] for way in ("the same at depth 1", "prompt lookup"))
+    assert (lookup["low"] < 1).all() and (drafts["same text"] == drafts["prompts"]).all()
+    cells += [f"{' and '.join(f'{x:.0f}' for x in own['accepted %'])} % of the drafted tokens are accepted",
+              f"decoding takes {' and '.join(f'{x:.2f}' for x in own['times faster'])} times the plain speed",
+              f"Prompt lookup gives {' and '.join(f'{x:.2f}' for x in lookup['times faster'])} times"]
     return [("docs/model.md", cell) for cell in cells]
 
 
