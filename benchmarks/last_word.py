@@ -35,7 +35,7 @@ ITEMS = 200
 # 9 to 21 words, the last one a plain one
 SENTENCE = re.compile(r"[A-Z][a-z]+(?: [A-Za-z][A-Za-z,'-]*){7,19} ([a-z]{4,})\.(?=\s)")
 TASK = {"task": "last_word", "dataset_path": "json", "output_type": "loglikelihood", "test_split": "test",
-        "doc_to_text": "{{asked}}", "doc_to_target": "{{answer}}", "target_delimiter": " ",
+        "doc_to_text": "{{asked}}", "doc_to_target": "{{' ' ~ answer}}",
         "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0}}
 

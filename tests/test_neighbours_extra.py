@@ -93,12 +93,15 @@ def test_lm_eval_scores_with_the_models_likelihoods(saved):
         assert text.split() == words.partition("w49")[0].partition("w48")[0].split()
 
 
-def test_the_table_of_last_words_is_lm_evals_and_the_models_own(saved, tmp_path):
-    pytest.importorskip("lm_eval")
+def test_the_table_of_last_words_is_lm_evals_and_the_models_own(saved, tmp_path, monkeypatch):
+    lm_eval, seen = pytest.importorskip("lm_eval"), []
+    evaluate = lm_eval.simple_evaluate
+    monkeypatch.setattr(lm_eval, "simple_evaluate", lambda *args, **kw: seen.append(evaluate(*args, **kw)) or seen[0])
     asked = [(TEXTS[0][:-1], TEXTS[0][-1]), ([5, 6, 7], 8), ([11, 12], 13)]
     file = tmp_path / "items.jsonl"
     file.write_text("".join(json.dumps({"asked": written(a), "answer": written([b])}) + "\n" for a, b in asked))
     row = last_word.score(saved, word_tokenizer(end="w49"), file)
+    assert all(sample["arguments"][0][1][0] == " " for sample in seen[0]["samples"]["last_word"])  # a word of its own
     logits = [saved(torch.tensor([a])).logits[0, -1].log_softmax(-1) for a, _ in asked]
     nats = torch.tensor([-scores[b].item() for scores, (_, b) in zip(logits, asked)])
     assert row["nats a word"] == pytest.approx(nats.mean().item(), rel=0, abs=1e-4) and row["n"] == 3
