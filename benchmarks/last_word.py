@@ -24,6 +24,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from ouroboros.errors import InputError
+from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.profile import Profile, load_profile
 from ouroboros.log import write_atomic
 from ouroboros.provenance import provenance
@@ -55,11 +56,13 @@ def items(texts: Iterator[str], count: int) -> list[dict]:
 def models(profile: Profile, root: Path) -> Iterator[tuple[str, nn.Module]]:
     """The full and the cut model, and what the committed checkpoints hold."""
     base = load_base(profile, root)
-    yield "full", base
-    yield "cut", cut_layers(base, profile.split)
+    yield ARMS["full"].label, base
+    yield ARMS["cut"].label, cut_layers(base, profile.split)
     for run_id in profile.checkpoints:
-        if (folder := trained.folder_of(profile, run_id, root)).is_dir():
-            yield run_id, trained.load(folder, profile.find(run_id), profile, base)
+        spec, folder = profile.find(run_id), trained.folder_of(profile, run_id, root)
+        if folder.is_dir():
+            at = f" at depth {spec.depth}" if spec.depth else ""
+            yield ARMS[spec.arm].label + at, trained.load(folder, spec, profile, base)
 
 
 def score(model: nn.Module, tokenizer, file: Path) -> dict:
@@ -79,10 +82,12 @@ def score(model: nn.Module, tokenizer, file: Path) -> dict:
 
 def page(table: pd.DataFrame) -> str:
     """The table, with the verdict as a sentence."""
-    said = ", ".join(f"{row.model} {100 * row.accuracy:.0f} % (standard error {100 * row.error:.0f})"
-                     for row in table.rename(columns={"s.e.": "error"}).itertuples())
-    return (f"For how many of {table['n'].iloc[0]} held-out sentences the last word is the likeliest one, one seed of "
-            f"each: {said}.\n\n{table.to_markdown(index=False, floatfmt='.3g')}\n")
+    best = table.iloc[2:].sort_values("accuracy", ascending=False).iloc[0]  # after full and cut
+    full, cut = table.iloc[0], table.iloc[1]
+    return (f"Of {full['n']} held-out sentences the full model finds the last word of {100 * full['accuracy']:.0f} %, "
+            f"the cut model of {100 * cut['accuracy']:.0f} %, and the best of what was trained on it, {best['model']}, "
+            f"of {100 * best['accuracy']:.0f} %. One seed of each.\n\n"
+            + table.to_markdown(index=False, floatfmt=".3g") + "\n")
 
 
 def main(names: list[str]) -> int:

@@ -111,6 +111,7 @@ GOOD = {"id": "x", "what": "a loss", "reported": "5.690", "unit": "nats per toke
 def read(folder, *entries):
     file = folder / "claims.yaml"
     file.write_text(yaml.safe_dump(list(entries)))
+    read_claims.cache_clear()  # a ledger is read once a process
     return read_claims(file)
 
 

@@ -18,6 +18,7 @@ from ouroboros.analysis import ledger, reported, statistics
 from ouroboros.errors import AGAIN
 from ouroboros.experiment import cost, forecast
 from ouroboros.experiment import protocol as protocol_
+from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.profile import load_profile
 from ouroboros.log import read_run
 from ouroboros.training import rescore, resume, run, trainer
@@ -47,7 +48,13 @@ def sentences() -> list[tuple[str, str]]:
     kept = smollm2.split.prelude + 1 + smollm2.split.coda
     told = {claim.id: claim for claim in ledger.read_claims()}
     narrow = f"{tiny_first.base.model['num_hidden_layers']} layers of width {tiny_first.base.model['hidden_size']}"
+    words = pd.read_csv(ROOT / "results/smollm2/last_word.csv").set_index("model")
+    share = (100 * words["accuracy"]).round().astype(int)
+    loops = share[[name for name in share.index if " at depth " in name]]
     return [
+        ("README.md", f"of {words['n'].iloc[0]} sentences the full model finds [the last word](results/smollm2/"
+                      f"last_word.md) of {share[ARMS['full'].label]} %, LoRA of {share[ARMS['lora'].label]} %, a loop "
+                      f"of {loops.max()} %"),
         ("README.md", f"wins back {told['rec'].reported} % of the loss"),
         ("README.md", f"cut from {layers} layers to {kept}"),
         ("README.md", f"the {round(tokens(smollm2), -3):,} tokens that a run sees"),

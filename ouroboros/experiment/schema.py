@@ -198,6 +198,8 @@ class Probes(Strict):
 class Entry(Strict):
     """One entry of a plan: a run for every combination of what its lists hold, seed by seed."""
 
+    model_config = ConfigDict(populate_by_name=True)  # read as `class`, dumped as `role`
+
     arms: Annotated[tuple[str, ...], Field(min_length=1)]
     depths: tuple[Positive, ...] = ()  # of arms that loop; empty: the base depth
     ranks: tuple[Positive, ...] = ()  # of modulated arms; empty: the base rank
