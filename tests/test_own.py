@@ -13,6 +13,7 @@ from conftest import profile_data
 
 from ouroboros.cli import main
 from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.own import beside
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
 
@@ -39,6 +40,18 @@ def with_page(folder: Path, text) -> Path:
     (arms / "per_token.py").write_text(CLASS)
     (arms / "per_token.yaml").write_text(ENTRY)
     return arms
+
+
+def test_a_later_search_of_another_budget_is_not_made_again(root, text):
+    """It chooses no rates, so a comparison has no use for it."""
+    data = profile_data(text, plan=[{"purpose": "rate", "arms": ["controller", "static", "lora"], "depths": [2],
+                                     "seeds": [9], "rates": [1e-3]},
+                                    {"purpose": "rate", "arms": ["static"], "depths": [2], "seeds": [9], "updates": 2,
+                                     "rates": [1e-2]},
+                                    {"arms": ["full", "cut", "static_wide"], "depths": [2], "seeds": [0, 1]}],
+                        siblings={"static_wide": "static"})
+    made, _ = beside(parse_profile(data, "test.yaml"), "static_wide", root)
+    assert {(spec.updates, spec.rate) for spec in made.search_runs()} == {(None, 1e-3)}
 
 
 @pytest.fixture

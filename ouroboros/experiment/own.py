@@ -82,7 +82,11 @@ def _depth(profile: Profile, root: Path) -> int:
 
 def _plan(profile: Profile, name: str, own: OwnArm | None, depth: int) -> list[dict]:
     """The baselines' searches, the arm's own over the same rates, then three seeds of each at one depth."""
-    searches = [entry for entry in profile.plan if entry.purpose == "rate"]
+    searches, budgets = [entry for entry in profile.plan if entry.purpose == "rate"], {}
+    for entry in searches:
+        budgets |= {arm: entry.updates for arm in entry.arms if arm not in budgets}
+    # a later search of another budget chooses no rates (`rates.search_of`)
+    searches = [entry for entry in searches if any(budgets[arm] == entry.updates for arm in entry.arms)]
     plan = [_only(entry, BASELINES, depth) for entry in searches]
     searched = {arm for entry in searches for arm in entry.arms}
     if own or (name not in profile.siblings and name not in searched):
