@@ -147,6 +147,7 @@ def execute_notebook(notebook: Path, target: Path, parameters: dict, environment
     """
     import nbformat  # here, since it takes a second and every notebook's kernel imports this module
     import papermill
+    from nbclient.exceptions import DeadKernelError
 
     from .inprocess import ENGINE
 
@@ -167,6 +168,9 @@ def execute_notebook(notebook: Path, target: Path, parameters: dict, environment
             papermill.execute_notebook(str(notebook), str(target), parameters, kernel_name="python3",
                                        engine_name=None if kernel else ENGINE, progress_bar=False, log_output=False,
                                        extra_arguments=["--IPKernelApp.log_level=50"])  # its ends aren't errors
+    except DeadKernelError:
+        raise InputError(f"{notebook.name}: its kernel was killed, as when memory runs out; run the same command "
+                         "again") from None
     except papermill.PapermillExecutionError as error:
         raise InputError(f"{notebook.name}: a cell failed with {error.ename}: {error.evalue}; open the notebook to see "
                          "where") from None

@@ -9,12 +9,14 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
+import nbformat
 import pytest
 from conftest import profile_data
 from kills import left
 from synthetic import write
 
 from ouroboros import cli, reproduce
+from ouroboros.errors import InputError
 from ouroboros.log import write_atomic
 from ouroboros.training.base import pretrain
 from ouroboros.training.run import execute
@@ -207,3 +209,13 @@ def test_an_error_of_another_kind_is_no_full_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_corpus", broken)
     with pytest.raises(FileNotFoundError):
         cli.main(["corpus"], tmp_path)
+
+
+def test_a_notebook_whose_kernel_is_killed_is_one_line(tmp_path):
+    cells = [nbformat.v4.new_code_cell("profile = 'x'", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")]
+    python = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=python), tmp_path / "tour.ipynb")
+    with pytest.raises(InputError, match="tour.ipynb: its kernel was killed.*run the same command again"):
+        reproduce.execute_notebook(tmp_path / "tour.ipynb", tmp_path / "out" / "tour.ipynb", {"profile": "x"}, {},
+                                   kernel=True)

@@ -20,9 +20,6 @@ from .tables import columns, sized
 HEADLINE = "values"  # the class of docs/hypotheses.md that pays.json is about
 WINS, CLOSE = 0.02, 0.01  # of the gap
 GATE = 0.3  # at which a scan's losses are compared
-BARS = {"values": "the best LoRA or affine at equal stored and trained values",
-        "values+layer": "LoRA with one layer more",
-        "inference": "LoRA with as many layers applied", "training": "LoRA with as many training FLOPs"}
 
 
 def _runs(results: Results, *purposes: str) -> list[Run]:
