@@ -94,9 +94,9 @@ class Output:
         lines = lines or [f"{text.NOT_RUN}, or not planned at this profile.".capitalize()]
         return Markdown("\n".join(f"- {line}" for line in lines))
 
-    def brief(self, frame: pd.DataFrame, headings: Mapping[str, str]) -> "Shown | None":
+    def brief(self, frame: pd.DataFrame, headings: Mapping[str, str], across: str | None = None) -> "Shown | None":
         """Some columns of a table, to be read (`tables.brief`), if a row of it was run."""
-        shown = tables.brief(frame, headings)
+        shown = tables.brief(frame, headings, across)
         return Shown(shown) if len(shown) else None
 
     def figure(self, figure, name: str):

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from ouroboros import reproduce
-from ouroboros.analysis import ledger, reported, statistics
+from ouroboros.analysis import ledger, reported, statistics, tables
 from ouroboros.errors import AGAIN
 from ouroboros.experiment import cost, forecast
 from ouroboros.experiment import protocol as protocol_
@@ -195,3 +195,13 @@ def test_a_changed_number_of_a_page_is_named(page):
             a, b = start + match.start(), start + match.end()
             changed = text[:a] + drift.other(text[a:b]) + text[b:]
             assert f"{page}: '{plain(sentence)}' isn't there" in faults(PAGES | {page: changed})
+
+
+def test_a_brief_table_can_lay_one_columns_values_side_by_side():
+    frame = pd.DataFrame([{"arm": arm, "text": kind, "loss": mean, "loss_low": mean - 0.1, "loss_high": mean + 0.1,
+                           "loss_n": 3} for arm, kind, mean in
+                          [("static", "train", -2.0), ("static", "foreign", -1.0), ("controller", "foreign", -0.5)]])
+    shown = tables.brief(frame, {"arm": "arm", "text": "text", "loss": "arm - cut", "loss_n": "seeds"}, across="text")
+    assert list(shown) == ["arm", "seeds", "train", "foreign"], "rows and columns as they came, not by the alphabet"
+    assert shown["foreign"].tolist() == ["-1.00 [-1.10, -0.90]", "-0.50 [-0.60, -0.40]"]
+    assert shown["train"].tolist()[0] == "-2.00 [-2.10, -1.90]" and pd.isna(shown["train"].tolist()[1])

@@ -57,16 +57,23 @@ def sized(found: Interval) -> str:
     return str(found).rpartition(" (")[0]
 
 
-def brief(frame: pd.DataFrame, headings: Mapping[str, str]) -> pd.DataFrame:
+def brief(frame: pd.DataFrame, headings: Mapping[str, str], across: str | None = None) -> pd.DataFrame:
     """Some columns of a table, {column: heading}, to be read: an interval in one cell, arms in words, four digits, and
-    no row whose intervals weren't run. Empty where the table lacks a column."""
+    no row whose intervals weren't run. Empty where the table lacks a column. `across`: this column's values become
+    columns of the one measured."""
     if not set(headings) <= set(frame):
         return pd.DataFrame()
     measured = [column for column in headings if f"{column}_low" in frame]
     if measured:
         frame = frame[frame[[f"{column}_n" for column in measured]].gt(0).any(axis=1)]
     rows = frame.to_dict("records")
-    return pd.DataFrame({heading: [_cell(row, column) for row in rows] for column, heading in headings.items()})
+    shown = pd.DataFrame({heading: [_cell(row, column) for row in rows] for column, heading in headings.items()})
+    if across and len(shown):
+        (value,) = measured
+        kept = [heading for column, heading in headings.items() if column not in (across, value)]
+        shown = shown.pivot_table(values=headings[value], index=kept, columns=headings[across], aggfunc="first",
+                                  sort=False).reset_index().rename_axis(columns=None)
+    return shown
 
 
 def _cell(row: Mapping, column: str) -> str:
