@@ -84,7 +84,7 @@ rerun: environment ## make one committed run again and compare with its log: mak
 	$(OUROBOROS) rerun $(PROFILE_OR_TINY) -- $${RUN:+"$$RUN"}
 
 compare: environment ## set an arm beside Controller, static and LoRA: make compare ARM=<name or YAML file>
-	$(OUROBOROS) compare $(PROFILE_OR_TINY) $(JOBS_OPTION) -- $${ARM:+"$$ARM"}
+	$(OUROBOROS) compare $(PROFILE_OR_TINY) $(JOBS_OPTION) $(call flag,DRY_RUN,--dry-run) -- $${ARM:+"$$ARM"}
 
 checkpoints: environment ## score the committed checkpoints anew, continue the prompts
 	$(OUROBOROS) checkpoints $(PROFILE_OR_TINY)

@@ -51,22 +51,28 @@ def _runs(args, root: Path) -> int:
     from .training import sweep
 
     if args.dry_run:
-        from .experiment.forecast import forecast
-
-        missing = sweep.missing(profile, root, args.purpose)
-        print(forecast(profile, missing, sweep.speed(profile, args.jobs), args.jobs) if missing else
-              f"profile {profile.name}: no run is missing")
-        return 0
+        return _forecast(profile, sweep.missing(profile, root, args.purpose), args.jobs)
     sweep.run_missing(profile, root, args.jobs, args.purpose, args.cluster)
+    return 0
+
+
+def _forecast(profile, missing: list, jobs: int) -> int:
+    from .experiment.forecast import forecast
+    from .training.sweep import speed
+
+    print(forecast(profile, missing, speed(profile, jobs), jobs) if missing else
+          f"profile {profile.name}: no run is missing")
     return 0
 
 
 def _compare(args, root: Path) -> int:
     from .experiment.own import beside
-    from .training.sweep import run_missing
+    from .training import sweep
 
     profile, arm = beside(load_profile(args.profile), args.arm, root)
-    run_missing(profile, root, args.jobs)
+    if args.dry_run:
+        return _forecast(profile, sweep.missing(profile, root, None), args.jobs)
+    sweep.run_missing(profile, root, args.jobs)
     from .analysis.own import page
     from .log import write_atomic
 
@@ -195,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
     runs.add_argument("--dry-run", action="store_true", help="print what the missing runs need, make none")
     compare = command("compare", _compare, "search an arm's rate, train it, set it beside Controller, static, LoRA")
     compare.add_argument("arm", metavar="ARM", help="an arm's name, or the YAML file of an own one: docs/own-arm.md")
+    compare.add_argument("--dry-run", action="store_true", help="print what the missing runs need, make none")
     compare.add_argument("--jobs", type=_jobs, default=2, metavar="N", help="jobs, a run at a time each (default: 2)")
     run = command("run", _run, "make one run, unless it is finished")
     rerun = command("rerun", _rerun, "make a finished run again, compare with its log; exit code 1: they differ")

@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from .errors import InputError
 from .model.checkpoint import tensors_of
-from .model.configuration import PROJECTIONS, take_layers
+from .model.configuration import take_layers, weights_of
 from .model.modeling import OuroborosForCausalLM
 from .model.pretrained import fill
 from .model.surgery import taken_tensors
@@ -29,12 +29,13 @@ def unroll(model: OuroborosForCausalLM, depth: int | None = None) -> PreTrainedM
     order = model.config.order(depth)
     config = copy.deepcopy(take_layers(model.config.base, order))
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype).to(model.device)
-    kept = {name: tensor for name, tensor in tensors_of(model.base).items() if not name.endswith((".A", ".B"))}
-    fill(plain, taken_tensors(kept, order))
+    fill(plain, taken_tensors(tensors_of(model.base), order))
     for step in range(depth if model.projections else 0):
         unread = model.get_input_embeddings().weight[None, :1]  # (1, 1, d), of the right dtype and device
         m = loop.modulation(unread, min(step, loop.max_steps - 1), None)[0, 0]  # (K, r)
-        for (name, parent), projection, diagonal in zip(PROJECTIONS.items(), model.projections, m, strict=True):
-            place = f"model.layers.{model.config.n_prelude + step}.{parent}.{name}"
-            plain.get_submodule(place).weight += projection.update(diagonal)
+        weights = weights_of(config)
+        parts = m.split([len(rows) for rows in weights.values()])  # of (1 or more, r)
+        for place, projection, diagonal in zip(weights, model.projections, parts, strict=True):
+            layer = f"model.layers.{model.config.n_prelude + step}"
+            plain.get_submodule(".".join([layer, *place])).weight += projection.update(diagonal.flatten())
     return plain.eval()

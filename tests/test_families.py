@@ -2,10 +2,12 @@
 
 import pytest
 import torch
-from models import FAMILIES, OTHERS, convert, ids, shake, small_base
+from models import FAMILIES, OTHERS, SHAPE, convert, ids, shake, small_base
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ouroboros import OuroborosForCausalLM
 from ouroboros.model import configuration
+from ouroboros.model.configuration import FUSED, weights_of
 from ouroboros.model.modulation import places_in
 
 REMOVED = (1, 2, 4)  # by the split of `convert`
@@ -40,7 +42,28 @@ def test_one_plain_step_is_the_bases_own_cut(family, attention):
 @pytest.mark.parametrize("family", OTHERS)
 def test_each_projection_has_its_own_diagonal(family):
     model = convert(small_base(family, None))
-    assert [id(projection) for projection in model.projections] == places_in(model.recurrent_layer)
+    places = [id(weight) for weight, rows in zip(model.projections, weights_of(model.config.base).values(), strict=True)
+              for _ in rows]
+    assert places == places_in(model.recurrent_layer, weights_of(model.config.base))
+
+
+def test_fused_projections_are_modulated_as_if_they_stood_alone(tmp_path):
+    """A Phi-3 and a Llama of the same weights, converted, with one recurrence."""
+    fused = small_base("phi3", sliding_window=None, rms_norm_eps=1e-6)
+    options = dict(tie_word_embeddings=False, attention_bias=False, mlp_bias=False)
+    config = LlamaConfig(**SHAPE | options, rms_norm_eps=1e-6, rope_theta=10000.0)
+    alone, state = LlamaForCausalLM(config).eval(), {}
+    for name, tensor in fused.state_dict().items():
+        held = next((which for which in FUSED if which in name), None)
+        rows = {"qkv_proj": [16, 8, 8], "gate_up_proj": [24, 24]}.get(held)
+        state |= {name.replace(held, part): piece for part, piece in zip(FUSED[held], tensor.split(rows), strict=True)
+                  } if held else {name: tensor}
+    alone.load_state_dict(state)
+    torch.testing.assert_close(fused(ids()).logits, alone(ids()).logits)
+    one, other = shake(convert(fused)), shake(convert(alone))
+    assert one.num_parameters(only_trainable=True) == other.num_parameters(only_trainable=True)
+    assert (convert(fused)(ids()).logits - one(ids()).logits).abs().max() > 1e-2  # the modulation does something
+    torch.testing.assert_close(one(ids()).logits, other(ids()).logits, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", OTHERS)

@@ -25,7 +25,8 @@ CLASS, ENTRY = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S).group(1) for kind
 def registered():
     """An own arm is known to the process until the test ends."""
     yield
-    ARMS.pop("per_token", None)
+    for name in ("per_token", "plain", "vectors"):
+        ARMS.pop(name, None)
 
 
 def with_page(folder: Path, text) -> Path:
@@ -93,7 +94,7 @@ def test_the_page_is_followed(followed, monkeypatch):
                                                             own.glob("per_token*lr*.jsonl"))}
     assert manifest["flops"]["training"] > manifest["flops"]["forward"] > 0
     rows = [line for line in page.splitlines() if line.startswith("| Controller of each token")]
-    assert len(rows) == 1 and f"{manifest['trainable']:,}" in rows[0] and "n = 2" in rows[0]
+    assert len(rows) == 2 and f"{manifest['trainable']:,}" in rows[0] and "n = 2" in rows[0]
     for baseline in ("Controller", "static table", "LoRA on the cut model"):
         assert re.search(rf"^\| {baseline} +\| -?\d", page, re.M), baseline
     assert main(["status", "--profile", "results/test-per_token/profile.yaml"], root) == 0
@@ -105,6 +106,10 @@ def test_the_page_is_followed(followed, monkeypatch):
     ("class PerToken", "class Other", "can't be loaded"),
     ("u = F.silu", "u = 0 * F.silu", "reads: true"),
     ("import torch\n", "import torch, no_such_package\n", "no_such_package"),
+    ("        u = F.silu", "        h.add_(1.0)\n        u = F.silu", "changes the hidden states"),
+    ("        u = F.silu", "        h = h.flip(1) if t else h\n        u = F.silu", "depends on later ones"),
+    ("t, mask, past)", "t, mask)", "forward(h, t, mask, past)"),
+    ("nn.init.zeros_(self.heads.weight)", "self.requires_grad_(False)", "nothing of it would be trained"),
 ])
 def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said):
     assert old in CLASS
@@ -118,8 +123,9 @@ def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said
 @pytest.mark.parametrize("change, said", [
     ({"like": "lora"}, "like: 'lora': no arm with a modulation"),
     ({"modulation": "other.py:PerToken"}, "no file"),
-    ({"modulation": "per_token"}, "modulation"),
-    ({"colour": "red"}, "colour"),
+    ({"modulation": "per_token"}, "must be the class's file and name"),
+    ({"colour": "red"}, "no such field; there are label, like"),
+    ({"elementwise": "state"}, "elementwise"),
 ])
 def test_an_entry_that_says_something_wrong_is_refused(arms, root, capfd, change, said):
     (arms / "per_token.yaml").write_text(yaml.safe_dump(yaml.safe_load(ENTRY) | change))
@@ -129,8 +135,9 @@ def test_an_entry_that_says_something_wrong_is_refused(arms, root, capfd, change
     assert not (root / "results/test-per_token").exists()
 
 
-@pytest.mark.parametrize("arm, said", [("static", "other than"), ("nothing", "name a YAML file"), ("full", "trained"),
-                                       ("missing.yaml", "can't be read")])
+@pytest.mark.parametrize("arm, said", [
+    ("static", "other than"), ("nothing", "name a YAML file"), ("per_token", ", as arms/per_token.yaml"),
+    ("static_wid", ", as static_wide"), ("full", "trained"), ("missing.yaml", "can't be read")])
 def test_an_arm_that_cant_be_compared_is_refused(arms, root, capfd, arm, said):
     assert compare(root, arm) == 2
     assert said in capfd.readouterr().err
@@ -142,6 +149,68 @@ def test_an_own_arm_takes_no_name_of_the_package(arms, root, capfd):
     assert "an arm of the package has that name" in capfd.readouterr().err
 
 
+VECTORS = """import torch
+from torch import nn
+
+
+class Vectors(nn.Module):
+    pools = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.steps = nn.Parameter(torch.zeros(config.max_steps, 7, config.rank))
+
+    def forward(self, h, t, mask, past):
+        return self.steps[t][None, None]
+"""
+
+
+def test_a_table_is_one_by_what_the_entry_says_not_by_its_name(root, text, monkeypatch):
+    """The static table again, its tensor by another name: the same searches, rates and losses. The second comparison
+    makes no baseline anew."""
+    monkeypatch.chdir(root)
+    data = profile_data(text, plan=[{"purpose": "rate", "arms": ["controller", "static", "lora"], "depths": [2],
+                                     "seeds": [9], "rates": [1e-3], "factors": [30]},
+                                    {"arms": ["full", "cut", "controller", "static", "lora"], "depths": [2],
+                                     "seeds": [0]}], siblings={})
+    (root / "test.yaml").write_text(yaml.safe_dump(data))
+    (root / "arms").mkdir()
+    (root / "arms/vectors.py").write_text(VECTORS)
+    entry = {"label": "vectors", "like": "static", "modulation": "vectors.py:Vectors", "reads": False}
+    for name, elementwise in (("plain", []), ("vectors", ["steps"])):
+        (root / f"arms/{name}.yaml").write_text(yaml.safe_dump(entry | {"elementwise": elementwise}))
+        assert main(["compare", f"arms/{name}.yaml", "--profile", "test.yaml", "--jobs", "1"], root) == 0
+    first, second = (root / f"results/test-{name}/runs" for name in ("plain", "vectors"))
+    for run in ("static-d2-r4-corrected-s0", "lora-corrected-s0"):
+        assert (first / f"{run}.jsonl").read_bytes() == (second / f"{run}.jsonl").read_bytes()
+
+    def final(arm, folder=second) -> tuple:
+        found = read_run(folder / f"{arm}-d2-r4-corrected-s9-x30.jsonl")
+        return found.last("dev", "loss_t+1"), found.manifest["elementwise_rate"] / found.manifest["rate"]
+
+    assert final("vectors") == final("static") and final("vectors")[1] == pytest.approx(30)
+    assert final("plain", first)[0] != final("static")[0]
+    page = (root / "results/test-vectors/comparison.md").read_text()
+    assert "seeds 0;" in page and "Holm" in page
+    assert re.search(r"\| vectors +\| +0.001 \| +0.03 \| 6 updates, depth 2 +\| yes", page), page
+
+
+def test_a_sibling_takes_rates_and_the_page_says_whose(root, text, capsys):
+    data = profile_data(text, plan=[{"purpose": "rate", "arms": ["controller", "static", "lora"], "depths": [2],
+                                     "seeds": [9], "rates": [1e-3]},
+                                    {"arms": ["full", "cut", "static_wide"], "depths": [2], "seeds": [0]}],
+                        siblings={"static_wide": "static"})
+    (root / "test.yaml").write_text(yaml.safe_dump(data))
+    assert main(["compare", "static_wide", "--profile", str(root / "test.yaml"), "--jobs", "1"], root) == 0
+    assert re.search(r"\| wide static table +\| .* \| static table: ", capsys.readouterr().out)
+
+
+def test_a_dry_run_makes_nothing(arms, root, capsys):
+    assert main(["compare", "arms/per_token.yaml", "--profile", "test.yaml", "--dry-run"], root) == 0
+    assert "runs are missing; make compare makes them" in capsys.readouterr().out
+    assert not list((root / "results").glob("test-per_token/runs/per_token*"))
+
+
 def test_a_changed_class_needs_another_name(followed, tmp_path, monkeypatch, capfd):
     """Logs of one version of the file never stand for another."""
     root = shutil.copytree(followed[0], tmp_path / "changed")
@@ -149,7 +218,7 @@ def test_a_changed_class_needs_another_name(followed, tmp_path, monkeypatch, cap
     logs = {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
     Path("arms/per_token.py").write_text(CLASS + "\n# changed\n")
     assert compare(root) == 2
-    assert "own_arms" in capfd.readouterr().err
+    assert "'per_token.sha256' is" in (said := capfd.readouterr().err) and "give a changed arm another name" in said
     assert logs == {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
     assert json.loads((root / "results/test-per_token/runs/per_token-d2-r4-corrected-s0.jsonl").read_text()
                       .splitlines()[0])["config"]["own_arms"]

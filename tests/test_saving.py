@@ -19,8 +19,6 @@ from transformers import (
     MixtralForCausalLM,
     NemotronConfig,
     NemotronForCausalLM,
-    Phi3Config,
-    Phi3ForCausalLM,
 )
 
 from ouroboros import OuroborosConfig, OuroborosForCausalLM
@@ -84,7 +82,6 @@ def test_sliding_windows_slide():
 
 
 @pytest.mark.parametrize("kind, config, complaint", [
-    (Phi3ForCausalLM, Phi3Config(**SHAPE), "'phi3' isn't supported, its projections are fused"),
     (MixtralForCausalLM, MixtralConfig(**SHAPE, num_local_experts=2), "'mixtral' .* mixtures of experts"),
     (NemotronForCausalLM, NemotronConfig(**SHAPE), "'nemotron' .* two matrices, no gate projection"),
     (Lfm2ForCausalLM, Lfm2Config(**SHAPE, layer_types=["full_attention"] * 6), "'lfm2' .* name their projections"),

@@ -307,7 +307,7 @@ def test_each_tensor_trains_at_the_rate_of_its_kind(profile, root, arm, elementw
     model = build.build(RunSpec(arm, depth, 4 if ARMS[arm].modulated else None, "corrected", 0), profile,
                        build.load_base(profile, root))
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    groups = trainer.parameter_groups(named, Rates(1e-3, 1e-2))
+    groups = trainer.parameter_groups(named, Rates(1e-3, 1e-2), ARMS[arm])
     peaks = {name: next(g["peak"] for g in groups if any(p is q for q in g["params"])) for name, p in named.items()}
     assert {name for name, peak in peaks.items() if peak == 1e-2} == elementwise
     assert ARMS[arm].elementwise == bool(elementwise) and sum(len(g["params"]) for g in groups) == len(named)

@@ -179,5 +179,5 @@ def why_released(results: Results) -> str:
         return ""
     full, cut = (sum(values) / len(values) for values in losses)
     return ("The authors' code (`released`) scores the token after the next one, for which the full model was never "
-            f"trained: there it has {full:.2f}, the cut model {cut:.2f}, and its gap is taken to a full model read on "
-            "the next token: such a recovery mixes two targets.")
+            f"trained: there it has {full:.2f}, the cut model {cut:.2f}. Its gap is taken to a full model read on the "
+            "next token, so a recovery under it compares two targets: don't cite one.")

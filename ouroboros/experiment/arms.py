@@ -36,6 +36,7 @@ class Arm:
     modulation: str = "none"  # of a loop: a name in `modulation.MODULATIONS`
     module: str | None = None  # of an own arm: the class of its modulation, `path/to/file.py:Class`
     reads: bool = False  # whether its modulation reads the hidden state, so is computed for each token
+    tables: tuple[str, ...] = ("table",)  # the modulation's tensors that train at the elementwise rate
     gate: bool = False
     step_norm: bool = False
     matched: bool = False  # step norms begin at the stream's root mean square instead of 1
@@ -79,7 +80,8 @@ class Arm:
         """Whether it trains step norms, a table, an affine or passes' gates: tensors whose travel is about rate times
         updates."""
         gates = self.passes is not None and self.passes.kind != "plain"
-        return self.step_norm or self.modulation == "static" or self.middle == "affine" or gates
+        table = self.modulation == "static" or (self.module is not None and bool(self.tables))
+        return self.step_norm or table or self.middle == "affine" or gates
 
 
 LAST = 4  # layers that LoRA on the last ones has

@@ -3,6 +3,7 @@
 Never imports torch. docs/own-arm.md shows the whole way.
 """
 
+import difflib
 import hashlib
 import re
 import shutil
@@ -36,9 +37,11 @@ def beside(profile: Profile, arm: str, root: Path) -> tuple[Profile, str]:
     """
     name, own = _own(arm, root) if arm.endswith((".yaml", ".yml")) else (arm, None)
     if name not in ARMS or not ARMS[name].trained or name in BASELINES:
+        known = [n for n, a in ARMS.items() if a.trained and n not in BASELINES]
+        files = [str(path.relative_to(root)) for path in Path(root).glob("arms/*.yaml")]
+        near = difflib.get_close_matches(arm, files + known, 5, 0.3)
         raise InputError(f"arm '{arm}': name a YAML file, or a trained arm of the package other than "
-                         f"{', '.join(BASELINES)}: "
-                         f"{', '.join(n for n, a in ARMS.items() if a.trained and n not in BASELINES)}")
+                         f"{', '.join(BASELINES)}{', as ' * bool(near)}{', '.join(near)}")
     depth = _depth(profile, root)
     data = profile.model_dump(mode="json", exclude_none=True) | {
         "name": f"{profile.name}-{name}", "base_of": profile.base_of or profile.name, "checkpoints": [], "prompts": [],
@@ -111,7 +114,8 @@ def _only(entry: Entry, arms: tuple[str, ...], depth: int) -> dict:
 
 
 def _take_over(profile: Profile, made: Profile, root: Path) -> None:
-    """Copy the logs that both profiles plan, until none is left: a search that is there may plan one more."""
+    """Copy the logs that are there already, the profile's and those of earlier comparisons, until none is left: a
+    search that is there may plan one more."""
     before, there = -1, 0
     while before < there:
         runs = planned(made, read_searches(made, root))
@@ -120,8 +124,10 @@ def _take_over(profile: Profile, made: Profile, root: Path) -> None:
 
 def _copied(spec: RunSpec, profile: Profile, made: Profile, root: Path) -> bool:
     """Whether a run's log is there, copied if need be."""
-    source, target = profile.run_path(spec.id, root), made.run_path(spec.id, root)
-    if not target.exists() and source.exists() and made.mismatch(read_manifest(source), spec) is None:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
+    target, results = made.run_path(spec.id, root), profile.folder(root).parent
+    others = [page.parent / "runs" / target.name for page in sorted(results.glob(f"{profile.name}-*/profile.yaml"))]
+    for source in (profile.run_path(spec.id, root), *others):
+        if not target.exists() and source.exists() and made.mismatch(read_manifest(source), spec) is None:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
     return target.exists()

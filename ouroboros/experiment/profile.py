@@ -100,7 +100,7 @@ class Profile(Strict):
             record = self.fetched_base(root) / SOURCE_FILE
             if not record.exists() or json.loads(record.read_text(encoding="utf-8"))["source"] != self.base.source:
                 raise InputError(f"{record.parent}: no base there, or one of another source; make "
-                                 f"base PROFILE={self.name} makes it")
+                                 f"base PROFILE={self.base_of or self.name} makes it")
             return record.parent
         if self.base.path is None:
             return self.base_folder(root)
@@ -197,7 +197,8 @@ class Profile(Strict):
         flat = manifest | {f"config.{field}": _without_none(value) for field, value in manifest["config"].items()}
         for field, wanted in self.identity(spec).items():
             if flat.get(field) != wanted:
-                return f"field '{field}': {_first_difference(flat.get(field), wanted)}"
+                mend = "; give a changed arm another name" if field.endswith("own_arms") else ""
+                return f"field '{field}': {_first_difference(flat.get(field), wanted)}{mend}"
         pinned = self.corpus.sha256
         if pinned and manifest["hashes"]["corpus"] != pinned:
             return f"field 'hashes.corpus': {manifest['hashes']['corpus'][:12]}, the profile pins {pinned[:12]}"
@@ -292,10 +293,12 @@ def _without_none(value):
 
 def _first_difference(found, wanted) -> str:
     """Where two values of a configuration part, in few words."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        name = next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name))
-        return f"'{name}' is {found.get(name)!r:.60}, the profile says {wanted.get(name)!r:.60}"
-    return f"is {found!r:.60}, the profile says {wanted!r:.60}"
+    place = []
+    while isinstance(found, dict) and isinstance(wanted, dict):
+        place.append(next(name for name in {**wanted, **found} if found.get(name) != wanted.get(name)))
+        found, wanted = found.get(place[-1]), wanted.get(place[-1])
+    where = f"'{'.'.join(place)}' " if place else ""
+    return f"{where}is {found!r:.60}, the profile says {wanted!r:.60}"
 
 
 def load_profile(name: str) -> Profile:

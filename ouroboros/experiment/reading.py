@@ -36,4 +36,7 @@ def validated(kind: type[Strict], data, file: str):
         first = error.errors()[0]
         field, value = ".".join(map(str, first["loc"])) or "the whole", first["input"]
         shown = "" if isinstance(value, dict) else f"{value!r:.80}: "
-        raise InputError(f"{file}: {field}: {shown}{first['msg'].removeprefix('Value error, ')}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            said = f"no such field; there are {', '.join(kind.model_fields)}"
+        raise InputError(f"{file}: {field}: {shown}{said}") from None

@@ -1,9 +1,10 @@
 """The fields of a profile (`profiles/<name>.yaml`): what each is and which values it takes."""
 
+import re
 from dataclasses import replace
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import InputError
 from .arms import ARMS, register
@@ -221,13 +222,20 @@ class Scanned(Strict):
     kept: Count  # the other middle layer
 
 
+def _is_place(value: str) -> str:
+    if not re.fullmatch(r".+\.py:\w+", value):
+        raise ValueError("must be the class's file and name, as per_token.py:PerToken")
+    return value
+
+
 class OwnArm(Strict):
     """An arm that the package doesn't have: another modulation in an arm that it has; see docs/own-arm.md."""
 
     label: Annotated[str, Field(min_length=1)]  # its name in words
     like: str  # the arm that it is but for its modulation
-    modulation: Annotated[str, Field(pattern=r"^.+\.py:\w+$")]  # its class, `file.py:Class`, seen from the checkout
+    modulation: Annotated[str, AfterValidator(_is_place)]  # its class, `file.py:Class`, seen from the checkout
     reads: bool = True  # whether it reads the hidden state
+    elementwise: tuple[str, ...] = ()  # its tensors whose travel is about rate times updates: tables, vectors
     sha256: Hash | None = None  # of the file: a run is of one version of it
 
     def add_to_arms(self, name: str, where: str) -> None:
@@ -236,7 +244,8 @@ class OwnArm(Strict):
         if not (like and like.middle == "loop" and like.modulated):
             choices = (name for name, arm in ARMS.items() if arm.middle == "loop" and arm.modulated and not arm.module)
             raise InputError(f"{where}: like: '{self.like}': no arm with a modulation; one of {', '.join(choices)}")
-        register(name, replace(like, label=self.label, modulation=name, module=self.modulation, reads=self.reads))
+        register(name, replace(like, label=self.label, modulation=name, module=self.modulation, reads=self.reads,
+                               tables=self.elementwise))
 
 
 class Resources(Strict):

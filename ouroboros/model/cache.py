@@ -10,8 +10,8 @@ from .configuration import OuroborosConfig, take_layers
 class RunningMean(DynamicLayer):
     """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
 
-    A layer of the key/value cache, so that beams, batches and devices are handled with it. While it records the past,
-    as assisted decoding asks, it keeps both for every token, (B, S, d) and (B, S, 1), so that tokens can be taken back.
+    A layer of the cache, so that beams, batches and devices are handled with it. While it records the past, as assisted
+    decoding asks, it keeps both for every token, so that tokens can be taken back.
     """
 
     is_croppable = record_past = False

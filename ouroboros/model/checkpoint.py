@@ -22,8 +22,7 @@ def resolve(name: str | Path, revision: str | None = None, gguf_file: str | None
             **hub) -> tuple[Path, str | None]:
     """The folder of a checkpoint and its revision: a local folder has none, the hub's is a commit.
 
-    Of a repository with a `gguf_file` only that is fetched; `hub` are arguments of `snapshot_download` (`cache_dir`,
-    `token`, `local_files_only`, ...). Raises InputError when there is neither.
+    `hub` are arguments of `snapshot_download`; of a repository with a `gguf_file` only that is fetched.
     """
     if not name or not isinstance(name, (str, Path)):
         raise InputError(f"checkpoint {name!r}: must be a folder or a repository's name")
@@ -39,10 +38,8 @@ def resolve(name: str | Path, revision: str | None = None, gguf_file: str | None
 
 
 def read_config(kind: type, folder: Path):
-    """The folder's config.json, read by `kind`: OuroborosConfig, or AutoConfig for that of a base.
-
-    Raises InputError when it is missing or can't be read, or is a base's where the other is wanted, or the reverse.
-    """
+    """The folder's config.json, read by `kind`: OuroborosConfig, or AutoConfig for a base's. Raises InputError for one
+    that can't be read or is the other's."""
     wanted = getattr(kind, "model_type", None)
     try:
         there = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
@@ -55,10 +52,9 @@ def read_config(kind: type, folder: Path):
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a folder's safetensors files, one file or shards with an index.
+    """The tensors of a folder's safetensors files, one file or shards with an index; a `tied` head is left out.
 
-    A tensor that is read is mapped from its file, not copied, and the file is closed at once: memory is used only
-    while the tensor is. A `tied` head is left out. Raises InputError for a missing, truncated or unreadable file.
+    A tensor is mapped from its file when it is read. Raises InputError for a missing, truncated or unreadable file.
     """
 
     def __init__(self, folder: Path, tied: bool = False):
@@ -97,10 +93,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
 
 
 def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
-    """The keys of a GGUF file's header (long arrays as their length), and the names of its tensors.
-
-    Raises InputError when the file can't be read or the package that reads its tensors isn't installed.
-    """
+    """The keys of a GGUF file's header (long arrays as their length), and the names of its tensors. Raises InputError
+    when the file can't be read or the package `gguf` isn't installed."""
     require("gguf", "reads GGUF files")
     from transformers.integrations.gguf import read_gguf_metadata
 
@@ -113,9 +107,8 @@ def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
 def read_gguf(file: Path) -> PreTrainedModel:
     """The causal LM in a GGUF file, every tensor dequantised to float32; all of it is held in memory.
 
-    transformers reads it, and would leave out without a word what its class has no place for, or draw at random what
-    the file lacks: both are refused. Raises InputError for these, for scaled rotary positions (which transformers
-    doesn't take over), and for a file that can't be read.
+    Raises InputError for a file that can't be read, and for what transformers, which reads it, would pass over: tensors
+    that its class has no place for, tensors that the file lacks, scaled rotary positions.
     """
     metadata, names = gguf_metadata(file)
     scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
@@ -141,8 +134,8 @@ def gguf_file_of(config: PretrainedConfig) -> str | None:
 
 
 def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
-    """A model's tensors by name, as a file of it would hold them: a tied head once."""
-    state = model.state_dict()
+    """A model's tensors by name, as a file of it would hold them: a tied head once, no SVD bases."""
+    state = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith((".A", ".B"))}
     if model.config.tie_word_embeddings:
         check_tied(state)
         state.pop("lm_head.weight", None)

@@ -17,7 +17,9 @@ PROJECTIONS = {  # the seven modulated projections (system.md 3) and the submodu
 FAMILIES = (  # model types whose loop is compared with the base's own cut, tests/test_families.py
     "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3", "stablelm", "gemma", "gemma2",
     "gemma3_text", "granite", "cohere", "cohere2", "ministral3", "exaone4", "ernie4_5", "helium", "hunyuan_v1_dense",
-    "seed_oss")
+    "seed_oss", "phi3", "glm", "glm4")
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+FUSING = {"phi3": FUSED.keys(), "glm": {"gate_up_proj"}, "glm4": {"gate_up_proj"}}  # the weights that hold several
 PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an entry a layer
 SINKS = 4  # first positions of a text, where the residual stream is far larger than elsewhere
 POOLINGS = ("causal", "sequence")
@@ -38,6 +40,18 @@ def check_whole(field: str, value, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"{field} {value!r}: must be a whole number, {least} or more")
     return int(value)
+
+
+def weights_of(config: PretrainedConfig) -> dict[tuple[str, str], list[int]]:
+    """The weights of a layer in the order of PROJECTIONS, {(submodule, name): rows of each projection in it}."""
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    q, k, up = head * config.num_attention_heads, head * config.num_key_value_heads, config.intermediate_size
+    rows = dict(zip(PROJECTIONS, (q, k, k, config.hidden_size, up, up, config.hidden_size), strict=True))
+    fused = {part: name for name in FUSING.get(config.model_type, ()) for part in FUSED[name]}
+    found = {}
+    for name, parent in PROJECTIONS.items():
+        found.setdefault((parent, fused.get(name, name)), []).append(rows[name])
+    return found
 
 
 def take_layers(config: PretrainedConfig, indices: list[int]) -> PretrainedConfig:
@@ -65,7 +79,7 @@ class OuroborosConfig(PretrainedConfig):
             or over the whole sequence (`sequence`), which looks ahead.
         gate, step_norm: whether the recurrence has them.
         gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
-        state_width, step_width, hidden_width, output_width: Controller widths, system.md 4.
+        state_width, step_width, hidden_width, output_width: the Controller's (system.md 4).
         base_reference: `name`, `revision`, `sha256` of the base's weights and any `gguf_file`; empty if not converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
 

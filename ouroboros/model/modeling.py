@@ -18,7 +18,7 @@ from transformers.utils import can_return_tuple
 
 from ..errors import InputError
 from .cache import RecurrentCache, RunningMean, Slot
-from .configuration import PROJECTIONS, SINKS, OuroborosConfig, check_whole, take_layers
+from .configuration import SINKS, OuroborosConfig, check_whole, take_layers, weights_of
 from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
@@ -47,7 +47,7 @@ class StepNorm(nn.Module):
         """Start where the stream is (docs/protocol.md, matched): `forward` runs the loop; a number a step.
 
         A step's weights become the root mean square of what it reads, the median over tokens but each row's first SINKS
-        and those where `mask` (B, T) is 0; steps that `forward` doesn't reach have the last one's.
+        and those where `mask` (B, T) is 0; steps beyond have the last one's.
         """
         found = []
 
@@ -114,8 +114,8 @@ class Recurrence(GradientCheckpointingLayer):
 class OuroborosModel(ConvertedModel, PreTrainedModel):
     """A cut base model whose recurrent layer is applied `depth` times; only `recurrence` is trained.
 
-    `base` is the base's own class with the kept layers, its head too, so that one file is read with and without head.
-    Its weights and the SVD bases are frozen; `recurrence` stays in float32 beside a base in half precision.
+    `base` is the base's own class with the kept layers and its head, frozen as the SVD bases are; `recurrence` stays in
+    float32 beside a base in half precision.
     """
 
     config_class = OuroborosConfig
@@ -133,13 +133,13 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         self.base = AutoModelForCausalLM.from_config(config.base, attn_implementation=config._attn_implementation)
         self.base.requires_grad_(False)
         if config.modulation != "none":
-            for name, parent in PROJECTIONS.items():
+            for (parent, name), rows in weights_of(config.base).items():
                 part = getattr(self.recurrent_layer, parent)
                 linear = getattr(part, name)
-                if config.rank > min(linear.weight.shape):
-                    raise InputError(f"rank {config.rank}: larger than projection {name}, which is "
-                                     f"{linear.out_features} x {linear.in_features}; choose its smaller side or less")
-                setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha))
+                if config.rank > min(*rows, linear.in_features):
+                    raise InputError(f"rank {config.rank}: larger than a projection in {name}, which is {min(rows)} x "
+                                     f"{linear.in_features}; choose its smaller side or less")
+                setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha, len(rows)))
         self.recurrence = Recurrence(config)
         self.post_init()
 
@@ -147,10 +147,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         pass
 
     def extra_repr(self) -> str:
-        config, trained = self.config, self.num_parameters(only_trainable=True)
-        return (f"prelude {config.n_prelude}, layer {config.recurrent_layer} looped {config.depth} times, coda "
-                f"{config.n_coda}; modulation '{config.modulation}' of rank {config.rank}; {trained:,} of "
-                f"{self.num_parameters():,} parameters trained")
+        of, trained = self.config, self.num_parameters(only_trainable=True)
+        return (f"prelude {of.n_prelude}, layer {of.recurrent_layer} looped {of.depth} times, coda {of.n_coda}; "
+                f"'{of.modulation}' of rank {of.rank}; {trained:,} of {self.num_parameters():,} parameters trained")
 
     @property
     def recurrent_layer(self) -> nn.Module:
@@ -159,8 +158,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
     @property
     def projections(self) -> list[ModulatedLinear]:
-        """The recurrent layer's modulated projections, in the order of PROJECTIONS; empty without modulation."""
-        return [module for module in self.recurrent_layer.modules() if isinstance(module, ModulatedLinear)]
+        """The recurrent layer's modulated weights, in the order of `weights_of`; empty without modulation."""
+        places = map(".".join, weights_of(self.config.base))  # each may be wrapped by an adapter
+        return [module for place in places for module in self.recurrent_layer.get_submodule(place).modules()
+                if isinstance(module, ModulatedLinear)]
 
     def get_input_embeddings(self):
         return self.base.get_input_embeddings()
@@ -180,10 +181,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                **kernel) -> list[torch.Tensor]:
         """(B, T) token ids -> states (B, T, d): embeddings, after each prelude layer, step, coda layer; last normed.
 
-        `attention_mask` (B, S) covers the tokens in `cache` too. Padding on either side neither enters the pool nor
-        changes other rows. Where `position_ids` begin again within a row, documents are packed: neither attention nor
-        pool reaches from one into another. Raises InputError for a depth below 1 or another than the cache's, a mask
-        that isn't (B, S), and packed documents with a mask or a cache.
+        `attention_mask` (B, S) covers the tokens in `cache` too; padding on either side changes nothing. Where
+        `position_ids` begin again within a row, documents are packed: neither attention nor pool reaches over. Raises
+        InputError for a depth below 1 or not the cache's, a mask of another shape, packing with a mask or a cache.
         """
         depth = self._depth(depth, cache)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
@@ -197,10 +197,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if position_ids is None and attention_mask is not None:  # padding on the left doesn't count
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
-        if getattr(self.recurrent_layer, "gradient_checkpointing", False):  # the step is recomputed as a whole: the
-            self.recurrent_layer.gradient_checkpointing = False  # layer alone would be without its modulation by then
-        layer = self.recurrent_layer.__call__
-        places = places_in(self.recurrent_layer) if self.config.modulation != "none" else []
+        looping, modulated = self.recurrent_layer, self.config.modulation != "none"
+        if getattr(looping, "gradient_checkpointing", False):  # the step is recomputed as a whole: alone the layer would
+            looping.gradient_checkpointing = False  # be without its modulation
+        places = places_in(looping, weights_of(self.config.base)) if modulated else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
         apply = self.recurrence if cache is None else self.recurrence._call_impl
         means, states = [None] * depth if cache is None else cache.means, []
@@ -214,7 +214,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
         model, first = self.base.model, self.config.n_prelude
         calls = [(kept,) for kept in model.layers]
-        calls[first:first + 1] = [(apply, t, layer, places, pooled, means[t]) for t in range(depth)]
+        calls[first:first + 1] = [(apply, t, looping.__call__, places, pooled, means[t]) for t in range(depth)]
         layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
         looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
         looped.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
@@ -257,10 +257,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 output_hidden_states: bool | None = None, **kwargs) -> BaseModelOutputWithPast:
         """(B, T) token ids -> the last hidden state (B, T, d), normed.
 
-        `depth` takes the place of the configuration's for this call. `output_hidden_states` gives what `hidden` does. A
-        key/value cache that is given is read and grows, whatever `use_cache` says; one is made in evaluation, unless
-        `use_cache` or the configuration says no, the pooling is `sequence` or documents are packed. Raises InputError
-        as `hidden` does, for a cache that can't be right, and for keywords that transformers' causal LMs don't take.
+        `depth` is this call's. `output_hidden_states` gives what `hidden` does. A key/value cache that is given grows,
+        whatever `use_cache` says; one is made in evaluation, unless that or the configuration says no, the pooling is
+        `sequence` or documents are packed. Raises InputError as `hidden` does, and for another cache or keyword.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")
@@ -305,8 +304,8 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
                 output_hidden_states: bool | None = None, **kwargs) -> CausalLMOutputWithPast:
         """(B, T) token ids -> logits (B, T, V); with `labels` (B, T) the loss too, nats per token.
 
-        Labels are shifted inside, -100 is ignored. `logits_to_keep` last positions, or those at its indices, get
-        logits; 0 means all. The rest is as in `OuroborosModel.forward`.
+        Labels are shifted inside, -100 is ignored. `logits_to_keep` last positions, or those at its indices, get logits
+        (0: all). The rest is as in `OuroborosModel.forward`.
         """
         base = copy.copy(self.base)  # the base's own forward makes logits and loss of what the loop gives
         loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)

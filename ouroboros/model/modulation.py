@@ -4,6 +4,7 @@ Shapes: B batch, T positions, d width, r rank, K = 7 projections.
 """
 
 import threading
+from collections.abc import Mapping
 from contextlib import contextmanager
 
 import torch
@@ -20,9 +21,12 @@ _hooking = threading.Lock()  # one hook an adapter, however many threads call
 
 @contextmanager
 def emitted(places: list[int], diagonals):
-    """While this is entered, in this thread, `diagonal_of` the module with the id places[i] is diagonals[i]."""
-    before = getattr(_running, "diagonals", {})
-    _running.diagonals = dict(zip(places, diagonals, strict=True))
+    """While this is entered, in this thread, `diagonal_of` the module with the id places[i] is diagonals[i]; where ids
+    repeat, of fused projections, these side by side."""
+    before, found = getattr(_running, "diagonals", {}), {}
+    for place, m in zip(places, diagonals, strict=True):
+        found[place] = torch.cat([found[place], m], dim=-1) if place in found else m
+    _running.diagonals = found
     try:
         yield
     finally:
@@ -30,23 +34,24 @@ def emitted(places: list[int], diagonals):
 
 
 def diagonal_of(module: nn.Module) -> torch.Tensor | None:
-    """The m that the running step has emitted for a projection, broadcasting to (B, T, r); None outside of steps."""
+    """The m that the running step has emitted for a weight, broadcasting to (B, T, r); None outside of steps."""
     return getattr(_running, "diagonals", {}).get(id(module))
 
 
 class ModulatedLinear(nn.Linear):
     """y = x W^T + b + (alpha / r) ((x A^T) * m) B^T, with W, b, A, B frozen and m emitted anew at each step.
 
-    `A` (r, in), `B` (out, r): the truncated SVD of the mean residual (system.md 3). Without m, the layer as it was.
+    `A` (r, in), `B` (out, r): the truncated SVD of the mean residual (system.md 3); of `parts` fused projections one
+    below the other and block by block, parts * r in place of r. Without m, the layer as it was.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float):
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, parts: int = 1):
         out_features, in_features = linear.weight.shape
         super().__init__(in_features, out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias  # the same storage, not a copy
         self.scale = alpha / rank
-        self.register_buffer("A", linear.weight.new_zeros(rank, in_features))
-        self.register_buffer("B", linear.weight.new_zeros(out_features, rank))
+        self.register_buffer("A", linear.weight.new_zeros(parts * rank, in_features))
+        self.register_buffer("B", linear.weight.new_zeros(out_features, parts * rank))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         m = diagonal_of(self)
@@ -62,20 +67,20 @@ class ModulatedLinear(nn.Linear):
         return self.scale * (self.B.to(m) * m) @ self.A.to(m)
 
 
-def places_in(layer: nn.Module) -> list[int]:
-    """Where a step's diagonals go in the layer, in the order of PROJECTIONS: the ids of its modulated projections.
+def places_in(layer: nn.Module, weights: Mapping[tuple[str, str], list[int]]) -> list[int]:
+    """Where a step's diagonals go in the layer, in the order of PROJECTIONS: the ids of what holds them (`weights_of`).
 
-    An adapter around a projection (peft's) takes its place. The branch then stands beside the adapted weight, not
-    inside of the adapter: so adapters that scale or rotate what they wrap can be merged into the weight alone.
+    An adapter around a weight (peft's) takes its place, and the branch stands beside it, not inside: so adapters that
+    scale or rotate what they wrap can be merged into the weight alone.
     """
     places = []
-    for name, parent in PROJECTIONS.items():
+    for (parent, name), rows in weights.items():
         place = getattr(getattr(layer, parent), name)
         if not isinstance(place, ModulatedLinear):
             with _hooking:
                 if _add_branch not in place._forward_hooks.values():
                     place.register_forward_hook(_add_branch)
-        places.append(id(place))
+        places += [id(place)] * len(rows)
     return places
 
 
@@ -91,9 +96,8 @@ def _add_branch(adapter: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Ten
 def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = None) -> torch.Tensor:
     """What the Controller reads, (B, T, d) hidden states -> (B, T, d) if `causal`, (B, 1, d) if `sequence`.
 
-    `causal` is the mean over positions <= t, those in `past` included; `sequence` the mean over all (protocol.md
-    `pooling`). Positions where `mask` (B, T) is 0 are left out; in float32 at least. Packed documents, whose lengths
-    are in its place, are pooled each alone, -> (B, T, d) always.
+    `causal` is the mean over positions <= t, those in `past` included; `sequence` over all (protocol.md `pooling`), in
+    float32 at least. Positions where `mask` is 0 are left out; packed documents pooled each alone, -> (B, T, d) always.
     """
     if isinstance(mask, list):
         alone = [pool(part[None], None, pooling).expand(-1, len(part), -1) for part in h.flatten(0, 1).split(mask)]

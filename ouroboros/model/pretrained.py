@@ -20,7 +20,7 @@ from transformers.integrations.accelerate import _get_device_map, check_and_set_
 from transformers.utils import logging
 
 from ..errors import InputError
-from .checkpoint import FLOATS, TOKENIZER, Checkpoint, check_tied, read_config, resolve, sha256
+from .checkpoint import FLOATS, TOKENIZER, Checkpoint, check_tied, read_config, resolve, sha256, tensors_of
 from .configuration import AS_BASE, SINKS, OuroborosConfig
 from .surgery import cut_config, kept_layers, open_base, residual_bases, taken_tensors
 
@@ -45,13 +45,11 @@ class ConvertedModel:
         """Convert a pretrained model of one of the FAMILIES (system.md 2 and 3).
 
         `base` is a folder, a hub name (with a `revision`), a GGUF file, a folder or repository with a `gguf_file`, or a
-        model in memory. Safetensors are read a tensor at a time, GGUF whole and dequantised to float32. `dtype` is the
-        base's own unless given; `options` are those of OuroborosConfig and HUB. Raises InputError when the base can't
-        be read, is quantised or isn't supported, and when split or rank don't fit it.
+        model in memory. `dtype` is the base's own unless given; `options` are those of OuroborosConfig and HUB. Raises
+        InputError when the base can't be read, is quantised or isn't supported, and when split or rank don't fit it.
 
         The paper's step norms start at one, `step_norm="matched"` starts them at the stream's size on `texts`, strings
-        or lists of token ids (`StepNorm.match`). On SmolLM2 at depth 8 an untrained loop scores like a uniform guess,
-        11.5 nats held out (ln 49152 = 10.8), a matched one 6.8 (results/smollm2/runs/untrained*-d8-any-s0.jsonl).
+        or lists of token ids (`StepNorm.match`; docs/model.md has what that changes).
         """
         if (matched := options.get("step_norm") == "matched") == (texts is None):
             raise InputError("texts: step_norm='matched' is measured on them, nothing else is; give both or neither")
@@ -104,16 +102,14 @@ class ConvertedModel:
                         push_to_hub: bool = False, **kwargs):
         """Write config.json and safetensors: what was trained, the frozen SVD bases and a reference to the base.
 
-        With `self_contained` the kept layers and the base's tokenizer too; so also by default, with a warning, where a
-        reference would not do: the base has no name, or the kept layers aren't what it gives. Files of an earlier save
-        go. Raises InputError for what can't be loaded again, and for the base's own folder.
+        With `self_contained` the kept layers and the base's tokenizer too; so also, with a warning, where a reference
+        wouldn't do. Files of an earlier save go. Raises InputError for what can't be loaded again.
         """
         folder = Path(save_directory)
         _refuse(kwargs, "save_pretrained", "variant", "distributed_checkpoint")
         self._check_place(folder)
         given = self.state_dict() if state_dict is None else state_dict
-        if any(tensor.is_meta for tensor in given.values()):
-            given = get_state_dict_offloaded_model(self)
+        given = get_state_dict_offloaded_model(self) if any(x.is_meta for x in given.values()) else given
         state = self._own(given)
         missing = self._why_no_reference(state)
         if missing and self_contained is False:
@@ -199,9 +195,9 @@ class ConvertedModel:
                         **kwargs) -> "ConvertedModel":
         """Load what `save_pretrained` wrote, from a folder or the hub; `kwargs` are those of transformers.
 
-        `base` says where the base is now, if not where the checkpoint says; a relative name is looked for from here,
-        then from the checkpoint's folder upwards. Fields of the configuration may be given, but for those that the
-        weights were made with. Raises InputError for altered files, another base, and a folder of another model.
+        `base` says where the base is now, if not where the checkpoint says: a relative name from here, then from the
+        checkpoint's folder upwards. Fields that no weight depends on (FREE) may be given. Raises InputError for altered
+        files, another base, and a folder of another model.
         """
         _refuse(kwargs, "from_pretrained", "variant", "quantization_config", "state_dict")
         hub = {name: kwargs.pop(name) for name in HUB & kwargs.keys()}
@@ -288,9 +284,7 @@ def _place(made: Path, folder: Path, tokenizer: list[Path]) -> None:
 
 def fill(base: nn.Module, tensors) -> None:
     """Fill the cut model's parameters and buffers, all of them, in place."""
-    left = {name: tensor for name, tensor in base.state_dict().items() if not name.endswith((".A", ".B"))}
-    if base.config.tie_word_embeddings:
-        left.pop("lm_head.weight", None)
+    left = tensors_of(base)
     for name, tensor in tensors:
         if name not in left or left[name].shape != tensor.shape:
             made = f"it {tuple(left[name].shape)}" if name in left else "none of that name"

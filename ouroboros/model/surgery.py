@@ -13,10 +13,9 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import InputError
 from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
-from .configuration import FAMILIES, PROJECTIONS, Split, take_layers
+from .configuration import FAMILIES, PROJECTIONS, Split, take_layers, weights_of
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
-WEIGHTS = [f"{parent}.{name}.weight" for name, parent in PROJECTIONS.items()]
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
 FULL_SVD = 512  # up to this many rows or columns the whole SVD is cheap
 FULL_SHARE = 1 / 16  # and where more than this share of the triplets is wanted the randomized SVD would err by over 1 %
@@ -24,10 +23,7 @@ OVERSAMPLING, ITERATIONS = 8, 3  # of the randomized SVD: white noise, its harde
 
 
 def kept_layers(n_layers: int, split: Split) -> list[int]:
-    """Indices of the kept layers: prelude, recurrent, coda.
-
-    Raises InputError when the split doesn't fit the layers, or removes none of them.
-    """
+    """Indices of the kept layers. Raises InputError when the split doesn't fit the layers, or removes none of them."""
     prelude, recurrent, coda = split.prelude, split.recurrent, split.coda
     name = f"split {prelude}/{recurrent}/{coda} (prelude/recurrent layer/coda)"
     if min(prelude, recurrent, coda) < 0 or prelude + 1 + coda > n_layers:
@@ -63,9 +59,9 @@ class Base:
 def open_base(base, revision: str | None = None, gguf_file: str | None = None, subfolder: str = "", **hub) -> Base:
     """A base from a folder, a hub name, a GGUF file (alone, or in one of these) or a model in memory.
 
-    Of safetensors only names and dtypes are read yet; GGUF is read whole and dequantised to float32. A model in memory
-    has the name that it was loaded by, if that gives its tensors still. `hub` as `resolve` takes it. Raises InputError
-    for a checkpoint that can't be read, quantised weights and an unsupported model, naming the tensor or layer.
+    GGUF is read whole and dequantised to float32. A model in memory has the name that it was loaded by, if that gives
+    its tensors still. `hub` as `resolve` takes it. Raises InputError for a checkpoint that can't be read, quantised
+    weights and an unsupported model, naming the tensor or layer.
     """
     if isinstance(base, (str, Path)) and str(base).endswith(".gguf") and Path(base).is_file():
         base, gguf_file = Path(base).parent, Path(base).name
@@ -112,8 +108,9 @@ def _checked(base: Base) -> Base:
     if base.config.model_type not in FAMILIES:
         raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
                          f"{_why(set(layers.get(0, ())))}; one of {', '.join(FAMILIES)}")
+    weights = [f"{parent}.{name}.weight" for parent, name in weights_of(base.config)]
     for index in range(base.config.num_hidden_layers):
-        if missing := [name for name in WEIGHTS if name not in layers.get(index, ())]:
+        if missing := [name for name in weights if name not in layers.get(index, ())]:
             raise InputError(f"{base}: layer {index} has no {missing[0]}; give the base's own, not quantised")
     for index, shapes in layers.items():
         if odd := shapes.items() if index >= base.config.num_hidden_layers else shapes.items() ^ layers[0].items():
@@ -126,9 +123,8 @@ def _why(names: set[str]) -> str:
     """What sets the layers of another family apart, by the names of one layer's tensors."""
     text = " ".join(names)
     reasons = {"its MLPs are mixtures of experts": "expert" in text,
-               "its projections are fused": "qkv" in text or "gate_up" in text,
-               "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate_proj" not in text,
-               "its layers name their projections otherwise": not names.issuperset(WEIGHTS),
+               "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate" not in text,
+               "its layers name their projections otherwise": any(f"{name}." not in text for name in PROJECTIONS),
                "its layers may depend on more than they are given": True}
     return next(reason for reason, found in reasons.items() if found)
 
@@ -152,7 +148,7 @@ def taken_tensors(weights: Mapping[str, torch.Tensor], order: list[int]) -> Iter
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
-    """R = mean over the removed layers of (W_i - W), (out, in), of a recurrent projection, in float32 at least."""
+    """R = mean over the removed layers of (W_i - W), (out, in), of a recurrent layer's weight, in float32 at least."""
     def weight(index: int) -> torch.Tensor:
         tensor = base.weights[f"model.layers.{index}.{parent}.{name}.weight"].detach()
         return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -165,9 +161,8 @@ def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Ten
 def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
     """A (r, in) and B (out, r) with B A the best rank-r approximation of `residual`; signs fixed, so deterministic.
 
-    Up to FULL_SVD rows or columns the full SVD in float64: where singular values lie close, float32 would make the
-    bases depend on the machine. Beyond, the randomized SVD of Halko et al. (2011, arXiv 0909.4061) in float32 with a
-    fixed seed, whose error is within 1 % of the smallest possible.
+    Up to FULL_SVD rows or columns in full, in float64: in float32 close singular values would make the bases depend on
+    the machine. Beyond, the randomized SVD of Halko et al. (2011, arXiv 0909.4061) with a fixed seed, within 1 %.
     """
     if min(residual.shape) <= FULL_SVD or rank > FULL_SHARE * min(residual.shape):
         u, s, vt = torch.linalg.svd(residual.double(), full_matrices=False)
@@ -182,6 +177,8 @@ def truncated_svd(residual: torch.Tensor, rank: int) -> tuple[torch.Tensor, torc
 
 
 def residual_bases(base: Base, split: Split, rank: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield (A, B) for each projection, in the order of PROJECTIONS (system.md 3)."""
-    for name, parent in PROJECTIONS.items():
-        yield truncated_svd(mean_residual(base, split, name, parent), rank)
+    """Yield (A, B) for each weight of the recurrent layer, in the order of `weights_of` (system.md 3): of fused
+    projections each one's own SVD, so that they are modulated as if they stood alone."""
+    for (parent, name), rows in weights_of(base.config).items():
+        a, b = zip(*(truncated_svd(part, rank) for part in mean_residual(base, split, name, parent).split(rows)))
+        yield torch.cat(a), torch.block_diag(*b)

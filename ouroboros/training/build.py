@@ -120,7 +120,7 @@ def load_base(profile: Profile, root: Path) -> nn.Module:
     the right shape, and finite: transformers would draw the missing ones at random."""
     source = profile.base_source(root)
     if profile.base.path is None and not (source / "model.safetensors").exists():
-        raise InputError(f"{source}: no base there; make base PROFILE={profile.name} pretrains it")
+        raise InputError(f"{source}: no base there; make base PROFILE={profile.base_of or profile.name} pretrains it")
     try:
         base, found = AutoModelForCausalLM.from_pretrained(
             source, use_safetensors=True, dtype=getattr(torch, profile.base.dtype), output_loading_info=True,
@@ -217,22 +217,33 @@ def load_own(arm: str, profile: Profile, base: PretrainedConfig, root: Path) -> 
 
 @torch.no_grad()
 def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, where: str) -> None:
-    """Call a modulation on noise: its shape, that it sees no later position, whether it reads the state as is said."""
+    """Call a modulation on noise, at the first steps and the last: its shape, that it leaves the state as it is, that
+    it sees no later position, whether it reads the state as is said; that it has something to train."""
     config = OuroborosConfig(base, rank=profile.rank, max_steps=profile.max_steps, **_widths(profile))
     h, shape = torch.randn(2, 4, base.hidden_size), (2, 4, len(PROJECTIONS), profile.rank)  # (B, T, d), (B, T, K, r)
     later, other = h.clone(), torch.randn_like(h)
     later[:, 2:] = other[:, 2:]
+    given, steps = [x.clone() for x in (h, later, other)], (0, 1, profile.max_steps - 1)
     try:
         modulation = kind(config)
         for parameter in modulation.parameters():
             nn.init.normal_(parameter)
-        seen, ahead, elsewhere = (modulation(x, 0, None, None).expand(shape) for x in (h, later, other))
+        seen, ahead, elsewhere = (torch.stack([modulation(x, t, None, None).expand(shape) for t in steps])
+                                  for x in given)
     except Exception as error:
-        raise InputError(f"{where}: fails, or doesn't return (B or 1, T or 1, {len(PROJECTIONS)}, rank), on a state of "
-                         f"shape {tuple(h.shape)} ({type(error).__name__}: {str(error).splitlines()[0]})") from error
-    if not torch.equal(seen[:, :2], ahead[:, :2]):
+        raise InputError(f"{where}: {type(error).__name__} ({str(error).splitlines()[0]}) in forward(h, t, mask, past) "
+                         f"on a state of shape {tuple(h.shape)}; it must return (B or 1, T or 1, {len(PROJECTIONS)}, "
+                         "rank)") from error
+    if not all(torch.equal(x, before) for x, before in zip(given, (h, later, other), strict=True)):
+        raise InputError(f"{where}: changes the hidden states that it is given; emit diagonals, leave h as it is")
+    if not torch.equal(seen[:, :, :2], ahead[:, :, :2]):
         raise InputError(f"{where}: what it emits at a position depends on later ones, which a language model can't "
                          "see; read the position itself, or those up to it")
+    names = [name for name, parameter in modulation.named_parameters() if parameter.requires_grad]
+    if not names:
+        raise InputError(f"{where}: has no parameters, so nothing of it would be trained; make them nn.Parameter")
+    if unknown := set(own.elementwise) - set(names):
+        raise InputError(f"{where}: elementwise: '{min(unknown)}': no tensor of the class; it has {', '.join(names)}")
     if torch.equal(seen, elsewhere) == own.reads:
         raise InputError(f"{where}: reads: {str(own.reads).lower()}: what it emits "
                          f"{'does not depend' if own.reads else 'depends'} on the state; say so")

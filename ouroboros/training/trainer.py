@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..experiment.arms import ARMS
+from ..experiment.arms import ARMS, Arm
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import schedule, switches
@@ -66,17 +66,17 @@ def add_in_bfloat16(parameter: torch.Tensor, before: torch.Tensor, rate: float) 
     parameter.copy_(value)
 
 
-def is_elementwise(name: str) -> bool:
+def is_elementwise(name: str, arm: Arm) -> bool:
     """Whether a trained tensor's travel is about rate times updates: a step norm, a table, an affine, a pass's gate
     (docs/protocol.md)."""
-    return name == "recurrence.step_norm.weight" or name.endswith(".modulation.table") or \
-        ".affine." in name or ".passes." in name
+    return name == "recurrence.step_norm.weight" or ".affine." in name or ".passes." in name or \
+        any(name.endswith(f".modulation.{table}") for table in arm.tables)
 
 
-def parameter_groups(named: dict[str, nn.Parameter], rates: Rates) -> list[dict]:
-    """The trained tensors as an optimizer's groups, each with its peak rate."""
+def parameter_groups(named: dict[str, nn.Parameter], rates: Rates, arm: Arm) -> list[dict]:
+    """An arm's trained tensors as an optimizer's groups, each with its peak rate."""
     kinds = ((rates.matrix, False), (rates.elementwise, True))
-    groups = [{"params": [p for name, p in named.items() if is_elementwise(name) == kind], "peak": rate}
+    groups = [{"params": [p for name, p in named.items() if is_elementwise(name, arm) == kind], "peak": rate}
               for rate, kind in kinds]
     return [group for group in groups if group["params"]]
 
@@ -166,7 +166,7 @@ def train(model: nn.Module, spec: RunSpec, profile: Profile, corpus: Corpus, rat
     trained = list(named.values())
     if protocol["precision"] == "bfloat16":
         round_to_bfloat16(trained)
-    optimizer = torch.optim.AdamW(parameter_groups(named, rates), lr=rates.matrix, betas=settings.betas,
+    optimizer = torch.optim.AdamW(parameter_groups(named, rates, ARMS[spec.arm]), lr=rates.matrix, betas=settings.betas,
                                   weight_decay=settings.weight_decay)
     blocks = training_blocks(spec, profile, corpus)
     # a generator of its own: an iterator draws a number when it begins, and a run that goes on begins twice

@@ -32,7 +32,7 @@ FAMILIES = {  # what each family brings: biases, norms of q and k, tied embeddin
     "llama-tied": (LlamaForCausalLM, LlamaConfig, dict(tie_word_embeddings=True)),
     "mistral": (MistralForCausalLM, MistralConfig, dict(sliding_window=4, tie_word_embeddings=False)),
 }
-OTHERS = {  # by model type: norms after a block, windows and positions by layer, parallel blocks, caps, multipliers
+OTHERS = {  # by model type: norms after a block, windows and positions by layer, blocks in parallel, caps, multipliers
     "olmo2": dict(),
     "olmo3": dict(sliding_window=4, rope_parameters={
         "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 100.0},
@@ -54,6 +54,9 @@ OTHERS = {  # by model type: norms after a block, windows and positions by layer
     "helium": dict(head_dim=4),
     "hunyuan_v1_dense": dict(head_dim=8),
     "seed_oss": dict(head_dim=8),
+    "phi3": dict(sliding_window=4),
+    "glm": dict(head_dim=8),
+    "glm4": dict(head_dim=8),
 }
 OPTIONS = {"rank": 4, "alpha": 2.0, "depth": 3, "max_steps": 8, "state_width": 8, "step_width": 4, "hidden_width": 8,
            "output_width": 4}
