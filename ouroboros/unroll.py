@@ -26,9 +26,13 @@ def unroll(model: OuroborosForCausalLM, depth: int | None = None) -> PreTrainedM
         if there:
             raise InputError(f"unroll: a plain model has no {part}; convert with gate=False, step_norm=False and "
                              "modulation 'static' or 'none'")
+    if model._hf_peft_config_loaded or any(hasattr(module, "base_layer") for module in model.modules()):
+        raise InputError("unroll: the model has adapters; merge them into the weights first (merge_and_unload)")
     order = model.config.order(depth)
     config = copy.deepcopy(take_layers(model.config.base, order))
     plain = AutoModelForCausalLM.from_config(config, dtype=model.dtype).to(model.device)
+    plain.generation_config = copy.deepcopy(model.generation_config)  # its stop tokens
+    plain.generation_config.__dict__.pop("depth", None)
     fill(plain, taken_tensors(tensors_of(model.base), order))
     for step in range(depth if model.projections else 0):
         unread = model.get_input_embeddings().weight[None, :1]  # (1, 1, d), of the right dtype and device

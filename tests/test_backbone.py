@@ -139,13 +139,6 @@ def test_continuous_batching_is_refused():
         convert().generate_batch([[3, 4], [5]])
 
 
-def test_the_repr_says_what_is_looped_and_trained():
-    said = repr(convert(rank=3, depth=5)).splitlines()[1]
-    trained = sum(p.numel() for p in convert(rank=3).recurrence.parameters())
-    assert "prelude 1, layer 3 looped 5 times, coda 1" in said and "'controller' of rank 3" in said
-    assert f"; {trained:,} of " in said
-
-
 def test_the_classes_are_registered():
     assert MODEL_FOR_CAUSAL_LM_MAPPING_NAMES["ouroboros"] == OuroborosForCausalLM.__name__
     assert AutoModel._model_mapping[OuroborosConfig] is OuroborosModel

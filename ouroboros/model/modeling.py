@@ -125,11 +125,12 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
     _keep_in_fp32_modules_strict = ["recurrence"]
 
     def __init__(self, config: OuroborosConfig):
+        kept, there = config.n_prelude + 1 + config.n_coda, getattr(config.base, "num_hidden_layers", 0)
+        if there != kept:
+            raise InputError(f"base: its configuration has {there} layers, the split keeps {kept}; convert a base with "
+                             "from_base")
         self._supports_sdpa = AutoModelForCausalLM._model_mapping[type(config.base)]._supports_sdpa
         super().__init__(config)
-        if config.base.num_hidden_layers != (kept := config.n_prelude + 1 + config.n_coda):
-            raise InputError(f"base: its configuration has {config.base.num_hidden_layers} layers, the split keeps "
-                             f"{kept}; convert a base with from_base")
         self.base = AutoModelForCausalLM.from_config(config.base, attn_implementation=config._attn_implementation)
         self.base.requires_grad_(False)
         if config.modulation != "none":
@@ -145,11 +146,6 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
     def _init_weights(self, module):  # every part initialises itself
         pass
-
-    def extra_repr(self) -> str:
-        of, trained = self.config, self.num_parameters(only_trainable=True)
-        return (f"prelude {of.n_prelude}, layer {of.recurrent_layer} looped {of.depth} times, coda {of.n_coda}; "
-                f"'{of.modulation}' of rank {of.rank}; {trained:,} of {self.num_parameters():,} parameters trained")
 
     @property
     def recurrent_layer(self) -> nn.Module:
@@ -188,9 +184,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         depth = self._depth(depth, cache)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         seen = 0 if cache is None else cache.get_seq_length()
-        if attention_mask is not None and attention_mask.shape != (tokens.shape[0], seen + tokens.shape[1]):
-            raise InputError(f"attention_mask of shape {tuple(attention_mask.shape)}: must be (batch, tokens), here "
-                             f"{(tokens.shape[0], seen + tokens.shape[1])}")
+        shape, wanted = getattr(attention_mask, "shape", None), (tokens.shape[0], seen + tokens.shape[1])
+        if attention_mask is not None and shape != wanted:
+            raise InputError(f"attention_mask of shape {shape and tuple(shape)}: must be {wanted} (batch, tokens)")
         documents = _documents(position_ids, attention_mask, tokens)
         if documents and cache is not None:
             raise InputError("position_ids: begin again within a row, and packed documents need use_cache=False")
@@ -198,8 +194,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
         looping, modulated = self.recurrent_layer, self.config.modulation != "none"
-        if getattr(looping, "gradient_checkpointing", False):  # the step is recomputed as a whole: alone the layer would
-            looping.gradient_checkpointing = False  # be without its modulation
+        if getattr(looping, "gradient_checkpointing", False):  # the step is recomputed as a whole: the layer alone
+            looping.gradient_checkpointing = False  # would be without its modulation by then
         places = places_in(looping, weights_of(self.config.base)) if modulated else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
         apply = self.recurrence if cache is None else self.recurrence._call_impl
@@ -330,6 +326,8 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
     def _prepare_generation_config(self, *args, **kwargs):
         """As transformers'; a `depth` in the generation configuration counts as one given to `generate`."""
         generation_config, arguments = super()._prepare_generation_config(*args, **kwargs)
+        if generation_config.assistant_early_exit:
+            raise InputError("assistant_early_exit: a loop has no earlier layer to exit at; draft with another depth")
         if getattr(generation_config, "depth", None) is not None:
             arguments.setdefault("depth", generation_config.depth)
         return generation_config, arguments

@@ -124,7 +124,7 @@ class Controller(nn.Module):
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
-        self.rank, self.pooling = config.rank, config.pooling
+        self.rank, self.config = config.rank, config
         self.state = nn.Linear(config.base.hidden_size, config.state_width)
         self.step = nn.Embedding(config.max_steps, config.step_width)
         self.hidden = nn.Linear(config.state_width + config.step_width, config.hidden_width)
@@ -134,7 +134,7 @@ class Controller(nn.Module):
 
     def features(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
-        z = F.silu(self.state(pool(h, mask, self.pooling, past).to(self.state.weight.dtype)))
+        z = F.silu(self.state(pool(h, mask, self.config.pooling, past).to(self.state.weight.dtype)))
         e = self.step(torch.full((), t, device=z.device)).expand(*z.shape[:2], -1)
         return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
 

@@ -26,7 +26,7 @@ from .surgery import cut_config, kept_layers, open_base, residual_bases, taken_t
 
 logger = logging.get_logger(__name__)
 FIELDS = set(inspect.signature(OuroborosConfig).parameters) - {"base", "base_reference", "weights_sha256", "kwargs"}
-FREE = {"depth", "alpha", "pooling", "gate_bias", "use_cache"}  # of these: what no weight depends on
+FREE = {"depth", "alpha", "pooling", "gate_bias", "use_cache"}  # of these: what may be given anew when loading
 HUB = {"cache_dir", "force_download", "local_files_only", "token"}
 CODE = "modeling_ouroboros"  # the file by which the Auto classes find ours under trust_remote_code
 AUTO = {"AutoConfig": "OuroborosConfig", "AutoModel": "OuroborosModel", "AutoModelForCausalLM": "OuroborosForCausalLM"}
@@ -88,10 +88,11 @@ class ConvertedModel:
 
     def _match(self, texts) -> None:
         """Start the step norms where the stream is on `texts`, strings or lists of token ids."""
+        texts = [texts] if isinstance(texts, str) else list(texts)
         if any(isinstance(text, str) for text in texts):
             if not (files := self._tokenizer()):
                 raise InputError("texts: the base's tokenizer isn't at hand; give lists of token ids")
-            texts = AutoTokenizer.from_pretrained(files[0].parent)(list(texts))["input_ids"]
+            texts = AutoTokenizer.from_pretrained(files[0].parent)(texts)["input_ids"]
         rows = [torch.as_tensor(text, device=self.device) for text in texts]
         if max(map(len, rows), default=0) <= SINKS:
             raise InputError(f"texts: no text has more than {SINKS} tokens, the first of which aren't measured")
@@ -162,6 +163,8 @@ class ConvertedModel:
         for name in sorted(made.keys() ^ state.keys()) or (n for n in made if made[n].shape != state[n].shape):
             raise InputError(f"save_pretrained: tensor {name} isn't what the configuration makes, so it couldn't be "
                              "loaded; merge adapters (merge_and_unload), change layers together with the configuration")
+        if any(projection.scale != self.config.alpha / self.config.rank for projection in self.projections):
+            raise InputError("save_pretrained: config.alpha isn't what the model was made with; load with alpha=")
         tied = self.config.base.tie_word_embeddings
         if tied:
             check_tied(state, "base.")
@@ -196,7 +199,7 @@ class ConvertedModel:
         """Load what `save_pretrained` wrote, from a folder or the hub; `kwargs` are those of transformers.
 
         `base` says where the base is now, if not where the checkpoint says: a relative name from here, then from the
-        checkpoint's folder upwards. Fields that no weight depends on (FREE) may be given. Raises InputError for altered
+        checkpoint's folder upwards. Fields that are FREE may be given. Raises InputError for altered
         files, another base, and a folder of another model.
         """
         _refuse(kwargs, "from_pretrained", "variant", "quantization_config", "state_dict")
@@ -306,7 +309,10 @@ def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: s
                      if where["revision"] is None and (place / name).is_dir()), name)
     if not gguf_file and not (isinstance(base, (str, Path)) and (Path(base) / "model.safetensors").is_file()):
         gguf_file = reference.get("gguf_file")  # else the same tensors, saved as transformers does
-    source = open_base(base, gguf_file=gguf_file, **where, **hub)
+    try:
+        source = open_base(base, gguf_file=gguf_file, **where, **hub)
+    except InputError as error:
+        raise InputError(f"{folder}: its base can't be had ({error}); or pass base=, a folder or model") from None
     if (found := sha256(source.weights)) != reference["sha256"]:
         raise InputError(f"{source}: its weights have sha256 {found}, the checkpoint was made from "
                          f"{reference['sha256']}; pass base= with the folder or model that was converted")
