@@ -641,3 +641,95 @@ def test_analysis_never_imports_torch():
     code = ("import sys, ouroboros.log, ouroboros.analysis.claims, ouroboros.analysis.figures, ouroboros.reproduce;"
             "sys.exit('torch' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# --------------------------------------------------------------------------------- what a comparison is made of
+
+@pytest.mark.parametrize("reached, near", [(math.nan, None), (0.49, False), (0.5, True), (1.0, True), (2.0, True),
+                                           (2.01, False)])
+def test_norms_are_near_the_stream_from_a_half_to_twice_its_size(results, monkeypatch, reached, near):
+    monkeypatch.setattr(Comparisons, "norms_reached", lambda *_: reached)
+    assert Comparisons(results, "corrected").norms_near("static", 4) is near
+
+
+def test_a_verdict_names_each_arm_whose_norms_are_far_at_any_depth_and_no_other(tmp_path, monkeypatch):
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in ("cut", "full", "static", "controller"))
+    results, claim = load_results("smoke", tmp_path), next(
+        c for c in read_claims() if c.what == "Controller ahead of static at every depth")
+    far = {("static", 4)}
+    monkeypatch.setattr(Comparisons, "norms_near", lambda _, arm, depth=None: (arm, depth) not in far)
+    assert "far from the stream's size: `static`" in claims.judge(claim, results, "corrected").why
+    far.add(("controller", 1))
+    assert "far from the stream's size: `static`, `controller`" in claims.judge(claim, results, "corrected").why
+    far.clear()
+    assert "far from" not in claims.judge(claim, results, "corrected").why
+
+
+def test_only_the_diverged_runs_that_were_asked_for_are_collected(tmp_path):
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in ("cut", "full", "static", "controller"),
+          diverged=("static-d4-r4-corrected-s1", "controller-d1-r4-corrected-s2", "controller-d4-r4-corrected-s0"))
+    found = Comparisons(load_results("smoke", tmp_path), "corrected")
+    assert set(found.loss("static", 4)) == {0, 2} and found.diverged == {"static-d4-r4-corrected-s1"}
+    assert set(found.difference("static", "controller", depth=4)) == {2}
+    assert found.diverged == {"static-d4-r4-corrected-s1", "controller-d4-r4-corrected-s0"}
+    assert [run.manifest["seed"] for run in found.runs_of("static", 4)] == [0, 2]
+    endless = Comparisons(found.results, "corrected", endless=True).loss("static", 4)
+    assert endless[1] == math.inf and set(endless) == {0, 1, 2} and endless.blocks is None
+
+
+def test_seeds_enter_where_either_arm_was_trained(results):
+    found = Comparisons(results, "corrected")
+    trained = {arm: found.loss(arm, depth=4).trained for arm in ("full", "cut", "controller", "lora")}
+    assert trained == {"full": False, "cut": False, "controller": True, "lora": True}
+    assert found.difference("cut", "controller", depth=4).trained and not found.difference("cut", "full").trained
+
+
+@pytest.mark.parametrize("there", [("cut", "controller"), ("full", "controller")])
+def test_without_both_full_and_cut_there_is_no_share_of_the_gap(tmp_path, there):
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in there)
+    found = Comparisons(load_results("smoke", tmp_path), "corrected")
+    share = found.share(found.loss("controller", 4))
+    assert share.denominator == {} and interval(share).n == 0
+    assert set(found.gap_on_common_blocks()) == set()
+
+
+def test_changes_over_depths_go_from_the_first_to_the_others_or_from_each_to_the_next(results):
+    found = Comparisons(results, "corrected")
+    losses = {depth: loss("static", depth, "corrected", 0) for depth in (1, 4, 8, 16)}
+    rise, fall, steps = (found.change(kind, "static") for kind in (
+        "rise from depth 1", "fall from depth 1", "fall from depth to depth"))
+    assert {name: part[0] for name, part in rise.items()} == pytest.approx(
+        {f"depth {depth}": losses[depth] - losses[1] for depth in (4, 8, 16)})
+    assert {name: part[0] for name, part in fall.items()} == pytest.approx(
+        {name: -part[0] for name, part in rise.items()})
+    assert {name: part[0] for name, part in steps.items()} == pytest.approx(
+        {f"depth {a} to {b}": losses[a] - losses[b] for a, b in ((1, 4), (4, 8), (8, 16))})
+    other = found.change("rise from depth 1", "static", "controller")
+    assert other["depth 4"][0] == pytest.approx(1 / 4 - 1)
+
+
+def test_a_spread_is_over_all_configurations_and_of_seeds_that_have_all(tmp_path):
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm == "static" or spec.arm in ("cut", "full"))
+    found = Comparisons(load_results("smoke", tmp_path), "corrected")
+    assert set(found.spread("static")) == {0}  # other ranks and rates were run with one seed
+    assert found.spread("static")[0] == pytest.approx(
+        loss("static", 1, "corrected", 0) - loss("static", 4, "corrected", 0))
+
+
+def test_a_recovery_is_counted_from_the_cut_model_or_from_a_better_unigram(tmp_path):
+    words = {"full": 2.0, "cut": 6.0, "unigram": 5.0, "controller": 4.0}
+    write(tmp_path, "smoke", loss=lambda arm, *_: words[arm], keep=lambda spec: plain(spec) and spec.arm in words)
+    found = Comparisons(load_results("smoke", tmp_path), "corrected")
+    of = {name: interval(getattr(found, name)("controller", 4)).mean
+          for name in ("reduction", "recovery", "recovery_from_best")}
+    assert of == pytest.approx({"reduction": 100 * 2 / 6, "recovery": 100 * 2 / 4, "recovery_from_best": 100 * 1 / 3})
+
+
+def test_a_claim_by_rank_of_a_profile_without_ranks_is_of_no_runs(tmp_path):
+    write(tmp_path, "smoke", keep=lambda spec: plain(spec) and spec.arm in ("cut", "full", "static", "controller"))
+    results = load_results("smoke", tmp_path)
+    claim = next(c for c in read_claims() if c.measure and c.measure.by == "rank")
+    assert len(claims.measured(claim.measure, Comparisons(results, "corrected"))) > 1
+    plan = tuple(entry for entry in results.profile.plan if not entry.ranks)
+    bare = Results(results.profile.model_copy(update={"plan": plan}), results.runs)
+    assert claims.measured(claim.measure, Comparisons(bare, "corrected")) == {"": {}}

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -17,7 +19,7 @@ from ouroboros import cli
 from ouroboros.errors import AGAIN, InputError
 from ouroboros.experiment.arms import CORE
 from ouroboros.experiment.profile import parse_profile
-from ouroboros.log import read_run
+from ouroboros.log import read_run, read_runs
 from ouroboros.training import status, sweep
 from ouroboros.training.run import execute
 
@@ -36,16 +38,33 @@ def matrix(profile) -> list:
     return [spec for spec in profile.runs() if spec.purpose == "matrix"]
 
 
-def test_two_jobs_make_every_run_once_as_one_process_would(small, root):
+def test_two_sweeps_at_once_make_every_run_once_as_one_process_would(small, root):
+    """While logs are read again and again, as `reproduce` reads them: none is ever half there."""
     profile = parse_profile(small, "t")
     assert len(matrix(profile)) == 5
-    sweep.run_missing(profile, root, 2, "matrix")
+    (root / "data.json").write_text(json.dumps(small))
+    other = subprocess.Popen([sys.executable, str(COMMAND), str(root), "runs", "--purpose", "matrix", "--jobs", "1"],
+                             stderr=subprocess.PIPE, text=True)
+    seen, over = [0], threading.Event()
+
+    def read() -> None:
+        while not over.wait(0.1):
+            seen.append(len(read_runs(profile.folder(root))))
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        sweep.run_missing(profile, root, 1, "matrix")
+        _, err = other.communicate(timeout=300)
+        over.set()
+        reading.result()  # what it raised
+    assert other.returncode == 0, err
+    assert seen == sorted(seen) and len(set(seen)) > 1
     assert not sweep.missing(profile, root, "matrix")
     for spec in matrix(profile):
         made = read_run(profile.run_path(spec.id, root))  # whole: two at once would have broken the seal
         alone = execute(profile, spec.id, root, root / "alone" / f"{spec.id}.jsonl", progress=False)
         assert made.log.equals(read_run(alone).log)
-    assert len(list((root / ".cache/jobs/test").iterdir())) == 1  # a folder for each sweep
+    assert len(list((root / ".cache/jobs/test").iterdir())) == 2  # a folder for each sweep
 
 
 def test_what_stops_a_job_is_said_in_one_line(small, root):
