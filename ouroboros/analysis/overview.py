@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from ..experiment.cost import Cost
 from . import pages, text
 from .comparisons import Comparisons
 from .results import Results, shown_depth
@@ -47,6 +48,8 @@ QUESTIONS = (
     Question("Do passes after the first help?", "controller", "controller", "Yes", "No, worse", "02_gap", at=1),
     Question("Is the Controller better than a learned table?", "controller", "static", "Yes", "No, worse",
              "03_controller_vs_static"),
+    Question("Is the whole system better than its gate alone, without modulation and step norms?", "controller",
+             "none_nonorm", "Yes", "No, worse", "06_parts"),
     Question("Is the Controller better than a table of its own size?", "controller", "static_wide", "Yes", "No, worse",
              "06_parts"),
     Question("Does what the Controller reads matter, or does a constant do?", "controller", "controller_blind",
@@ -81,8 +84,9 @@ def page(*several: Results) -> str:
         f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds and the documents "
-        f"scored. The gap is what cutting costs. {on_other_text(first)}`{name}`: "
-        f"{sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there. {why_released(first)}",
+        f"scored. The gap is what cutting costs. {at_what_cost(first)}{on_other_text(first)}`{name}`: "
+        f"{sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there, searches of rates "
+        f"included. {why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
         f"Depths: {', '.join(_depths(found) for found in several)}. *Holds*: our runs say what the paper says. "
@@ -104,6 +108,22 @@ def opening(results: Results) -> str:
                          (("controller", depth), ("lora", depth), ("controller", 1)))
     once = f" ({first} with a single pass)" if depth > 1 and found.loss("controller", 1) else ""
     return OPENING.get(judged, OTHERWISE).format(loop=loop, lora=lora, once=once)
+
+
+def at_what_cost(results: Results) -> str:
+    """What a token costs loop and LoRA, in percent of the full model's FLOPs; nothing where the loop wasn't run."""
+    profile, depth = results.profile, shown_depth(results)
+    if not Comparisons(results, "corrected").loss("controller", depth):
+        return ""
+
+    def flops(arm: str, depth: int = 1) -> float:
+        return Cost.of(profile, arm).forward(depth, profile.training.block)
+
+    share = {name: f"{100 * each / flops('full'):.0f} %" for name, each in (
+        ("loop", flops("controller", depth)), ("once", flops("controller")), ("lora", flops("lora")))}
+    once = f" ({share['once']} with a single pass)" if depth > 1 else ""
+    return (f"A token costs the loop {share['loop']} of the full model's FLOPs{once}, the cut model with LoRA "
+            f"{share['lora']}. ")
 
 
 def on_other_text(results: Results) -> str:
@@ -179,5 +199,5 @@ def why_released(results: Results) -> str:
         return ""
     full, cut = (sum(values) / len(values) for values in losses)
     return ("The authors' code (`released`) scores the token after the next one, for which the full model was never "
-            f"trained: there it has {full:.2f}, the cut model {cut:.2f}. Its gap is taken to a full model read on the "
-            "next token, so a recovery under it compares two targets: don't cite one.")
+            f"trained (on held-out text it has {full:.2f}, the cut model {cut:.2f}), but reads the full model on the "
+            "next one: don't cite its recoveries.")

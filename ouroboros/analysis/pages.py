@@ -8,6 +8,7 @@ import pandas as pd
 from ..experiment.arms import ARMS
 from ..experiment.rates import search_of
 from .claims import REPORTED_SCALE, SMALL_SHARE, VALUES, Verdict, find, records, with_runs
+from .comparisons import NORMS_NEAR
 from .ledger import PAPER_RANK, Claim, numbers, read_claims
 from .results import Results
 from .statistics import MARGIN, MARGIN_SHARE, margin
@@ -45,7 +46,7 @@ def summary(*several: Results) -> str:
         name = f"{results.profile.name}, " if len(several) > 1 else ""
         tables.append(_side_by_side(found[_on_signs(found)], results, ["id", "claim"], "verdict").add_prefix(name))
     both = pd.concat(tables, axis=1)
-    run = ~both.eq(Verdict.NO_RUNS).all(axis=1)
+    run = ~both.isin([Verdict.NO_RUNS, Verdict.NOT_PLANNED]).all(axis=1)
     return both[run if run.any() else slice(None)].reset_index().drop(columns="id").to_markdown(index=False)
 
 
@@ -57,7 +58,7 @@ def markdown(results: Results) -> str:
     covered = ("training seeds and, of losses on held-out text, evaluation documents (docs/statistics.md)"
                if results.clusters else "training seeds, not the choice of evaluation blocks")
     searched = search_of("controller", None, results.profile)[0].depth
-    found = with_runs(results)
+    found, near = with_runs(results), NORMS_NEAR
     signs = found[_on_signs(found)]
     verdicts = _side_by_side(signs, results, ["id"], "verdict").reset_index()
     verdicts["id"] = [f"[{name}](#{name})" for name in verdicts["id"]]
@@ -66,8 +67,9 @@ def markdown(results: Results) -> str:
         f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Sources: {SOURCES}. Measured values are "
         f"means over seeds with paired 95 % intervals, nats per token unless said otherwise; the intervals cover "
         f"{covered}. Under `corrected` an arm trains at the rates that are best on `dev` at depth "
-        f"{searched} with a spare seed. The rules, `ouroboros/analysis/claims.yaml`, were written before the "
-        "runs but for what is dated there. Every row as data: [tables/claims.csv](tables/claims.csv).", "",
+        f"{searched} with a spare seed. Step norms are far from the stream's size where they ended below {near[0]:g} "
+        f"or above {near[1]:g} times its root mean square. The rules, `ouroboros/analysis/claims.yaml`, were written "
+        "before the runs but for what is dated there. Every row as data: [tables/claims.csv](tables/claims.csv).", "",
         verdicts.to_markdown(index=False, disable_numparse=True), "",
         *(_section(rows) for _, rows in signs.groupby("id", sort=False)),
         "## Values of the paper's own model", "",
@@ -87,7 +89,8 @@ def _section(rows: pd.DataFrame) -> str:
         if row.runs:
             links = ", ".join(f"[{name}](runs/{name}.jsonl)" for name in row.runs.split())
             # blank lines: inside of an HTML block links wouldn't be links
-            lines += ["", f"  <details><summary>{len(row.runs.split())} runs</summary>", "", f"  {links}", "",
+            count = len(row.runs.split())
+            lines += ["", f"  <details><summary>read: {count} run{'s' * (count != 1)}</summary>", "", f"  {links}", "",
                       "  </details>"]
     return "\n".join([*lines, ""])
 

@@ -228,7 +228,7 @@ def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, wher
         modulation = kind(config)
         for parameter in modulation.parameters():
             nn.init.normal_(parameter)
-        seen, ahead, elsewhere = (torch.stack([modulation(x, t, None, None).expand(shape) for t in steps])
+        seen, ahead, elsewhere = (torch.stack([_wide(modulation(x, t, None, None), shape) for t in steps])
                                   for x in given)
     except Exception as error:
         raise InputError(f"{where}: {type(error).__name__} ({str(error).splitlines()[0]}) in forward(h, t, mask, past) "
@@ -247,6 +247,13 @@ def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, wher
     if torch.equal(seen, elsewhere) == own.reads:
         raise InputError(f"{where}: reads: {str(own.reads).lower()}: what it emits "
                          f"{'does not depend' if own.reads else 'depends'} on the state; say so")
+
+
+def _wide(m: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """A modulation's result for all sequences and tokens. Raises ValueError where it lacks a projection's diagonal."""
+    if m.shape[-2:] != shape[-2:]:
+        raise ValueError(f"its result has shape {tuple(m.shape)}")
+    return m.expand(shape)
 
 
 def _widths(profile: Profile) -> dict[str, int]:
