@@ -139,13 +139,13 @@ from ouroboros.analysis import claims, figures, inventory, pages, tables
 from ouroboros.analysis.results import load_results
 from ouroboros.reproduce import Output
 root, out = map(Path, sys.argv[1:])
-results = load_results("tiny-first", root)
+results = load_results("smoke", root)
 output = Output(results, out)
 output.figure(figures.advantage(results), "advantage")
 output.table(tables.arm_table(results), "arms")
 out.mkdir(exist_ok=True)
 (out / "claims.md").write_bytes(pages.markdown(results).encode())
-(out / "logs.md").write_bytes(inventory.markdown(root, {"tiny-first": results}).encode())
+(out / "logs.md").write_bytes(inventory.markdown(root, {"smoke": results}).encode())
 """
 
 
@@ -257,7 +257,7 @@ def analysed(root: Path, folder: Path, **variables) -> dict[Path, bytes]:
 def here(tmp_path_factory):
     """Logs, and what is derived from them in a plain environment."""
     root, folder = tmp_path_factory.mktemp("logs"), tmp_path_factory.mktemp("here")
-    write(root)
+    write(root, "smoke")
     return root, analysed(root, folder, **dict.fromkeys(HOSTILE))
 
 
@@ -274,8 +274,8 @@ def test_a_notebook_is_run_by_this_python_without_the_users_startup_files(tmp_pa
     code = "import sys, os\nprint(sys.prefix, {'marked', 'marked_too'} & set(globals()), 1 / 3)"
     cells = [nbformat.v4.new_code_cell("profile = ''", metadata={"tags": ["parameters"]}),
              nbformat.v4.new_code_cell(code)]
-    kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
+    spec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec})
     nbformat.write(notebook, tmp_path / "a.ipynb")
     for file, text in (("ipython/profile_default/startup/a.py", "marked = 1"), ("startup.py", "marked_too = 1"),
                        ("ipython/profile_default/ipython_kernel_config.py",
