@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import profile_data
+from synthetic import write_run
 
+from ouroboros.analysis.own import page
 from ouroboros.cli import main
 from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.own import beside
@@ -195,14 +197,16 @@ def test_a_table_is_one_by_what_the_entry_says_not_by_its_name(root, text, monke
     assert re.search(r"\| vectors +\| +0.001 \| +0.03 \| 6 updates, depth 2 +\| yes", page), page
 
 
-def test_a_sibling_takes_rates_and_the_page_says_whose(root, text, capsys):
+def test_a_sibling_takes_rates_and_the_page_says_whose(tmp_path, text):
     data = profile_data(text, plan=[{"purpose": "rate", "arms": ["controller", "static", "lora"], "depths": [2],
                                      "seeds": [9], "rates": [1e-3]},
                                     {"arms": ["full", "cut", "static_wide"], "depths": [2], "seeds": [0]}],
                         siblings={"static_wide": "static"})
-    (root / "test.yaml").write_text(yaml.safe_dump(data))
-    assert main(["compare", "static_wide", "--profile", str(root / "test.yaml"), "--jobs", "1"], root) == 0
-    assert re.search(r"\| wide static table +\| .* \| static table: ", capsys.readouterr().out)
+    made, _ = beside(parse_profile(data, "test.yaml"), "static_wide", tmp_path)
+    for spec in made.runs():
+        write_run(tmp_path, made, spec, 5.0, elementwise_rate=1e-3)
+    assert re.search(r"\| wide static table +\| .* \| static table: 6 updates, depth 2 ",
+                     page(made, "static_wide", tmp_path))
 
 
 def test_a_dry_run_makes_nothing(arms, root, capsys):

@@ -138,7 +138,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 part = getattr(self.recurrent_layer, parent)
                 linear = getattr(part, name)
                 if config.rank > min(*rows, linear.in_features):
-                    raise InputError(f"rank {config.rank}: larger than a projection in {name}, which is {min(rows)} x "
+                    raise InputError(f"rank {config.rank}: larger than projection {name}, which is {min(rows)} x "
                                      f"{linear.in_features}; choose its smaller side or less")
                 setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha, len(rows)))
         self.recurrence = Recurrence(config)
