@@ -111,6 +111,7 @@ def test_the_page_is_followed(followed, monkeypatch):
     ("        u = F.silu", "        h.add_(1.0)\n        u = F.silu", "changes the hidden states"),
     ("        u = F.silu", "        h = h.flip(1) if t else h\n        u = F.silu", "depends on later ones"),
     ("t, mask, past)", "t, mask)", "forward(h, t, mask, past)"),
+    ("        u = F.silu", "        assert False\n        u = F.silu", "AssertionError"),
     ("nn.init.zeros_(self.heads.weight)", "self.requires_grad_(False)", "nothing of it would be trained"),
 ])
 def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said):

@@ -223,15 +223,15 @@ def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, wher
     h, shape = torch.randn(2, 4, base.hidden_size), (2, 4, len(PROJECTIONS), profile.rank)  # (B, T, d), (B, T, K, r)
     later, other = h.clone(), torch.randn_like(h)
     later[:, 2:] = other[:, 2:]
-    given, steps = [x.clone() for x in (h, later, other)], (0, 1, profile.max_steps - 1)
+    given, last = [x.clone() for x in (h, later, other)], profile.max_steps - 1
     try:
         modulation = kind(config)
         for parameter in modulation.parameters():
             nn.init.normal_(parameter)
-        seen, ahead, elsewhere = (torch.stack([_wide(modulation(x, t, None, None), shape) for t in steps])
+        seen, ahead, elsewhere = (torch.stack([_wide(modulation(x, t, None, None), shape) for t in (0, min(1, last), last)])
                                   for x in given)
     except Exception as error:
-        raise InputError(f"{where}: {type(error).__name__} ({str(error).splitlines()[0]}) in forward(h, t, mask, past) "
+        raise InputError(f"{where}: {type(error).__name__} ({first_line(error)}) in forward(h, t, mask, past) "
                          f"on a state of shape {tuple(h.shape)}; it must return (B or 1, T or 1, {len(PROJECTIONS)}, "
                          "rank)") from error
     if not all(torch.equal(x, before) for x, before in zip(given, (h, later, other), strict=True)):
