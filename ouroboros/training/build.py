@@ -224,11 +224,12 @@ def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, wher
     later, other = h.clone(), torch.randn_like(h)
     later[:, 2:] = other[:, 2:]
     given, last = [x.clone() for x in (h, later, other)], profile.max_steps - 1
+    steps = 0, min(1, last), last
     try:
         modulation = kind(config)
         for parameter in modulation.parameters():
             nn.init.normal_(parameter)
-        seen, ahead, elsewhere = (torch.stack([_wide(modulation(x, t, None, None), shape) for t in (0, min(1, last), last)])
+        seen, ahead, elsewhere = (torch.stack([_wide(modulation(x, t, None, None), shape) for t in steps])
                                   for x in given)
     except Exception as error:
         raise InputError(f"{where}: {type(error).__name__} ({first_line(error)}) in forward(h, t, mask, past) "
