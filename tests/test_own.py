@@ -12,11 +12,11 @@ import yaml
 from conftest import profile_data
 from synthetic import write_run
 
-from ouroboros.analysis.own import page
+from ouroboros.analysis import own
 from ouroboros.cli import main
 from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.own import beside
-from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-arm.md").read_text()
@@ -207,7 +207,15 @@ def test_a_sibling_takes_rates_and_the_page_says_whose(tmp_path, text):
     for spec in made.runs():
         write_run(tmp_path, made, spec, 5.0, elementwise_rate=1e-3)
     assert re.search(r"\| wide static table +\| .* \| static table: 6 updates, depth 2 ",
-                     page(made, "static_wide", tmp_path))
+                     own.page(made, "static_wide", tmp_path))
+
+
+@pytest.mark.parametrize("scale", ["smoke", "tiny"])
+def test_the_pages_numbers_of_runs_are_those_of_the_plan(scale, arms, root):
+    made, name = beside(load_profile(scale), str(arms / "per_token.yaml"), root)
+    runs = [spec.arm == name for spec in made.runs()]
+    row = next(line for line in PAGE.splitlines() if line.startswith(f"| `{scale}`"))
+    assert [int(cell.split(",")[0]) for cell in row.split(" | ")[2:4]] == [sum(runs), len(runs) - sum(runs)]
 
 
 def test_a_dry_run_makes_nothing(arms, root, capsys):

@@ -9,6 +9,7 @@ import pandas as pd
 
 from ..experiment.cost import Cost
 from . import pages, text
+from .claims import Verdict
 from .comparisons import Comparisons
 from .results import Results, shown_depth
 from .statistics import (
@@ -70,7 +71,6 @@ OPENING = {  # by the verdicts on the first two questions: loop against cut, loo
                     "with as many trained parameters, wins back {lora} of what cutting cost.",
 }
 OPEN = {EQUIVALENT: "Equivalent", UNDECIDED: "No detectable difference"}
-NOT_PLANNED = "not planned"
 OTHERWISE = "Nothing is decided yet; the table says what is known."
 
 
@@ -145,9 +145,9 @@ def questions(*several: Results) -> pd.DataFrame:
         for results in several:
             depth = shown_depth(results)
             said = cells[f"`{results.profile.name}`, depth {depth}"] = answer(results, question, depth)
-            if said not in (text.NOT_RUN, NOT_PLANNED):
+            if said not in (text.NOT_RUN, Verdict.NOT_PLANNED):
                 shown = shown or results.profile.name
-        if set(cells.values()) != {NOT_PLANNED}:
+        if set(cells.values()) != {Verdict.NOT_PLANNED}:
             link = f"results/{shown or several[0].profile.name}/notebooks/{question.notebook}.ipynb"
             rows.append({"question": f"[{question.text}]({link})"} | cells)
     return pd.DataFrame(rows)
@@ -156,7 +156,7 @@ def questions(*several: Results) -> pd.DataFrame:
 def answer(results: Results, question: Question, depth: int) -> str:
     """A cell: the answer at a depth with its size, and at each other depth of the plan where it is another one."""
     if not {question.arm, question.other} <= set(results.profile.arms) or question.at == depth:
-        return NOT_PLANNED
+        return Verdict.NOT_PLANNED
     found = Comparisons(results, "corrected")
     gap = interval(found.difference("cut", "full")).mean
     parts = family({at: minus(found.loss(question.arm, at), found.loss(question.other, question.at or at))
