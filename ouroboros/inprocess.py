@@ -29,7 +29,10 @@ class _Shell(InteractiveShell):
 
 
 class InProcess(Engine):
-    """Cells run one after the other in an IPython shell; the first that fails ends the notebook."""
+    """Cells run one after the other in an IPython shell; the first that fails ends the notebook.
+
+    Papermill isn't told of each cell's start and end: it would write the whole notebook both times.
+    """
 
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **_):
@@ -38,11 +41,9 @@ class InProcess(Engine):
         with pd.option_context("display.max_columns", COLUMNS):
             code = [(index, cell) for index, cell in enumerate(nb_man.nb.cells) if cell.cell_type == "code"]
             for count, (index, cell) in enumerate(code, 1):
-                nb_man.cell_start(cell, index)
                 if not _execute(shell, cell, count):
                     nb_man.cell_exception(cell, index)
                     break
-                nb_man.cell_complete(cell, index)
         shell.restore_sys_module_state()
         _Shell.clear_instance()
 

@@ -1,7 +1,9 @@
 """What the bench measures with: turns, spectra, errors, and the memory of a conversion."""
 
 import copy
+import sys
 import time
+from types import SimpleNamespace
 
 import bench
 import last_word
@@ -95,10 +97,11 @@ def test_every_call_of_an_update_moves_what_it_trains_and_nothing_else(setting, 
 
 def test_a_row_of_the_update_bench_says_times_utilisation_and_memory(setting, text, monkeypatch):
     monkeypatch.setattr(bench, "SQUARE", 64)
+    monkeypatch.setattr(bench, "peak_memory", lambda setting, depth, name: {"ours": 10.0, "plain": 30.0}[name])
     row, = bench.measured_updates(setting, parse_profile(profile_data(text), "t"), (2,), ("ours", "plain"), repeats=2)
     assert row["ours min s"] <= row["ours s"] <= row["ours max s"] and row["tokens/s"] == 64 / row["ours s"]
     assert row["plain / ours min"] <= row["plain / ours"] <= row["plain / ours max"]
-    assert 0 < row["FLOP utilisation %"] < 200 and row["ours peak MB"] > 0
+    assert 0 < row["FLOP utilisation %"] < 200 and row["ours peak MB"] == 10
 
 
 def test_where_the_vocabulary_is_large_no_logits_of_all_tokens_are_held(text):
@@ -148,7 +151,11 @@ def test_the_gpu_bench_says_that_there_is_none(monkeypatch, capsys):
     assert bench.main(["gpu"]) == 2 and "no CUDA GPU is at hand" in capsys.readouterr().err
 
 
-def test_an_unknown_bench_is_refused_by_the_command_line(capfd):
+def test_an_unknown_bench_is_refused_and_the_command_line_passes_names_and_exit_code_on(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("subprocess.run", lambda command: asked.append(command) or SimpleNamespace(returncode=2))
     assert main(["bench", "speed"]) == 2
-    assert capfd.readouterr().err == ("error: bench 'speed': unknown; one of updates, vocabulary, checkpoints, svd, "
+    assert [*map(str, asked[0])] == [sys.executable, bench.__file__, "speed"]
+    assert bench.main(["speed"]) == 2
+    assert capsys.readouterr().err == ("error: bench 'speed': unknown; one of updates, vocabulary, checkpoints, svd, "
                                       "conversion, generation, drafts, gpu\n")

@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 from synthetic import write
 
 import ouroboros
-from ouroboros import provenance, reproduce
+from ouroboros import cli, provenance, reproduce
 from ouroboros.analysis.results import load_results
 from ouroboros.errors import InputError
 from ouroboros.experiment.profile import PROFILES, parse_profile
@@ -220,14 +220,14 @@ def test_a_setting_that_nothing_overrides_is_refused(name, monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["base", "run"])
-def test_it_is_refused_in_one_line_before_anything_is_made(command, text, root):
-    (root / "data.json").write_text(json.dumps(profile_data(text)))
+def test_it_is_refused_in_one_line_before_anything_is_made(command, profile, root, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "load_profile", lambda name: profile)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     before = {path for path in root.rglob("*") if "results" in path.parts}
-    arguments = ["base", "--force"] if command == "base" else ["run", RUN]
-    done = python(ROOT / "tests/helpers/command.py", root, *arguments, ACCELERATE_USE_FSDP="true")
-    assert done.returncode == 2 and not done.stdout
-    assert done.stderr.startswith("error: environment variable ACCELERATE_USE_FSDP 'true'")
-    assert done.stderr.count("\n") == 1
+    assert cli.main(["base", "--force"] if command == "base" else ["run", RUN], root) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.startswith("error: environment variable ACCELERATE_USE_FSDP 'true'")
+    assert err.count("\n") == 1
     assert {path for path in root.rglob("*") if "results" in path.parts} == before
 
 
@@ -382,9 +382,3 @@ def test_the_commit_is_the_checkouts_whatever_the_users_git_is_told(tmp_path, mo
     provenance._state.cache_clear()
     (tmp_path / "mine/new.py").touch()
     assert provenance._state(tmp_path / "mine") == (mine, False)
-
-
-@pytest.mark.parametrize("variables", [{"PATH": "/nowhere"}, {"GIT_TEST_ASSUME_DIFFERENT_OWNER": "1"}])
-def test_a_run_without_git_names_no_commit_and_says_so(variables, made, root, text):
-    run = made(**variables)
-    assert run.manifest["commit"] is None and not run.manifest["clean"]

@@ -97,7 +97,7 @@ def test_two_executions_are_the_same_bytes(reproduced):
     """And the second read no log: the runs were handed over."""
     root, again = reproduced
     made = files(root)
-    assert made == files(again)
+    assert made == files(again) and not [name for name, content in made.items() if b"CreationDate" in content]
     assert {"results/tiny-first/claims.md", "results/tiny-first/tables/arms.csv", "results/tiny-first/tables/arms.md",
             "figures/tiny-first/advantage.png", "figures/tiny-first/advantage.pdf", "figures/tiny-first/advantage.json",
             "results/tiny-first/notebooks/02_gap.ipynb"} <= set(made)
