@@ -4,8 +4,6 @@ Shapes: B batch, T positions, d width.
 """
 
 import copy
-import hashlib
-import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from transformers import AutoModelForCausalLM
 
 from ..errors import InputError, first_line
 from ..experiment.arms import ARMS, PROJECTIONS
@@ -22,10 +20,9 @@ from ..experiment.cost import Cost
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import switches
-from ..experiment.schema import OwnArm, SplitConfig
-from ..model.configuration import OuroborosConfig, Split, take_layers
+from ..experiment.schema import SplitConfig
+from ..model.configuration import Split, take_layers
 from ..model.modeling import OuroborosForCausalLM
-from ..model.modulation import MODULATIONS
 from ..model.surgery import cut_config, kept_layers
 from . import blind  # noqa: F401 (it adds its modulations)
 from .corpus import LOOK_AHEAD
@@ -154,7 +151,7 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
         return Intact(base, norms=2 if released else 1)
     if arm.middle == "refine":
         return Refiner(base, spec.depth, max(1, profile.rank // REFINE_RANK), gate=arm.gate, dead=released,
-                       pooling=switches(spec.protocol)["pooling"], max_steps=profile.max_steps, **_widths(profile))
+                       pooling=switches(spec.protocol)["pooling"], max_steps=profile.max_steps, **widths(profile))
     model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split_of(spec.arm), arm.more)
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
@@ -184,80 +181,14 @@ def _loop(spec: RunSpec, profile: Profile, base: nn.Module) -> OuroborosForCausa
     # protocol.md `alpha`, scaled: half the profile's base rank at every rank, or half the rank itself
     alpha = (profile.rank if protocol["alpha"] == "fixed" else rank) / 2
     return OuroborosForCausalLM.from_base(
-        base, split.prelude, split.recurrent, split.coda, rank=rank, alpha=alpha, **_widths(profile),
+        base, split.prelude, split.recurrent, split.coda, rank=rank, alpha=alpha, **widths(profile),
         depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
         modulation=arm.modulation, pooling=protocol["pooling"], gate=arm.gate, step_norm=arm.step_norm,
         dtype=torch.float32 if arm.coda else None)  # weights that are trained are float32, and so is what meets them
 
 
-def load_own(arm: str, profile: Profile, base: PretrainedConfig, root: Path) -> None:
-    """Make an own arm's modulation known to the model, after trying it; for an arm of the package do nothing.
-
-    Raises InputError where its file isn't the one that the profile names, has no such class, or the class isn't what
-    docs/own-arm.md asks of it.
-    """
-    own = profile.own_arms.get(arm)
-    if own is None:
-        return
-    file, _, name = own.modulation.rpartition(":")
-    path, where = Path(root) / file, f"arm '{arm}': {own.modulation}"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != own.sha256:
-        raise InputError(f"{where}: the file isn't there, or isn't the one that profile '{profile.name}' was made "
-                         "with; give a changed arm another name")
-    module = importlib.util.module_from_spec(found := importlib.util.spec_from_file_location(f"own_{arm}", path))
-    try:
-        found.loader.exec_module(module)
-        kind = getattr(module, name)
-    except Exception as error:  # whatever a user's file raises
-        raise InputError(f"{where}: can't be loaded ({type(error).__name__}: {error})") from error
-    with torch.random.fork_rng(devices=[]):
-        _try(kind, own, profile, base, where)
-    MODULATIONS[arm] = kind
-
-
-@torch.no_grad()
-def _try(kind: type, own: OwnArm, profile: Profile, base: PretrainedConfig, where: str) -> None:
-    """Call a modulation on noise, at the first steps and the last: its shape, that it leaves the state as it is, that
-    it sees no later position, whether it reads the state as is said; that it has something to train."""
-    config = OuroborosConfig(base, rank=profile.rank, max_steps=profile.max_steps, **_widths(profile))
-    h, shape = torch.randn(2, 4, base.hidden_size), (2, 4, len(PROJECTIONS), profile.rank)  # (B, T, d), (B, T, K, r)
-    later, other = h.clone(), torch.randn_like(h)
-    later[:, 2:] = other[:, 2:]
-    given, last = [x.clone() for x in (h, later, other)], profile.max_steps - 1
-    steps = 0, min(1, last), last
-    try:
-        modulation = kind(config)
-        for parameter in modulation.parameters():
-            nn.init.normal_(parameter)
-        seen, ahead, elsewhere = (torch.stack([_wide(modulation(x, t, None, None), shape) for t in steps])
-                                  for x in given)
-    except Exception as error:
-        raise InputError(f"{where}: {type(error).__name__} ({first_line(error)}) in forward(h, t, mask, past) "
-                         f"on a state of shape {tuple(h.shape)}; it must return (B or 1, T or 1, {len(PROJECTIONS)}, "
-                         "rank)") from error
-    if not all(torch.equal(x, before) for x, before in zip(given, (h, later, other), strict=True)):
-        raise InputError(f"{where}: changes the hidden states that it is given; emit diagonals, leave h as it is")
-    if not torch.equal(seen[:, :, :2], ahead[:, :, :2]):
-        raise InputError(f"{where}: what it emits at a position depends on later ones, which a language model can't "
-                         "see; read the position itself, or those up to it")
-    names = [name for name, parameter in modulation.named_parameters() if parameter.requires_grad]
-    if not names:
-        raise InputError(f"{where}: has no parameters, so nothing of it would be trained; make them nn.Parameter")
-    if unknown := set(own.elementwise) - set(names):
-        raise InputError(f"{where}: elementwise: '{min(unknown)}': no tensor of the class; it has {', '.join(names)}")
-    if torch.equal(seen, elsewhere) == own.reads:
-        raise InputError(f"{where}: reads: {str(own.reads).lower()}: what it emits "
-                         f"{'does not depend' if own.reads else 'depends'} on the state; say so")
-
-
-def _wide(m: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """A modulation's result for all sequences and tokens. Raises ValueError where it lacks a projection's diagonal."""
-    if m.shape[-2:] != shape[-2:]:
-        raise ValueError(f"its result has shape {tuple(m.shape)}")
-    return m.expand(shape)
-
-
-def _widths(profile: Profile) -> dict[str, int]:
+def widths(profile: Profile) -> dict[str, int]:
+    """The Controller's widths as the configuration names them."""
     return {f"{name}_width": width for name, width in profile.controller}
 
 

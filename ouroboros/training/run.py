@@ -22,9 +22,10 @@ from ..experiment.rates import Rates, rates_of, read_searches
 from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
 from . import evaluation, measure, probes
-from .build import FIT_BATCH, build, fit_maps, load_base, load_own, part_of
+from .build import FIT_BATCH, build, fit_maps, load_base, part_of
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
+from .own import load_own
 from .prelude import kept
 from .resume import Checkpoints, asked_to_stop
 from .scan import scan

@@ -118,7 +118,8 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     Raises InputError with what stopped a job, for a profile of an earlier protocol and for a log that isn't of the run
     of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
     """
-    from .build import load_base, load_own
+    from .build import load_base
+    from .own import load_own
 
     root = Path(root).resolve()
     refuse_frozen(profile)
