@@ -20,6 +20,7 @@ from synthetic import loss, manifest, plain, write, write_base, write_run, write
 from ouroboros import log, reproduce
 from ouroboros.analysis import inventory, pages
 from ouroboros.analysis import results as analysed
+from ouroboros.analysis.figures import DOT
 from ouroboros.analysis.results import Results, load_results
 from ouroboros.cli import main
 from ouroboros.errors import InputError
@@ -66,7 +67,7 @@ def derived_before(reproduced, monkeypatch):
 
 
 def copying(again: Path):
-    def derive(results, root, out):
+    def derive(results, root, out, pictures=True):
         if results.profile.name == "tiny-first":
             shutil.copytree(again, out, dirs_exist_ok=True)
         else:
@@ -190,6 +191,10 @@ def test_a_matrix_that_has_hardly_begun_derives_and_smoke_is_marked(tmp_path, ca
     assert "**smoke: not a result.**" in (root / "results/smoke/claims.md").read_text()
     assert (root / "README.md").read_text() == README  # another profile's verdicts open it
     assert not (root / "results/README.md").exists()  # its logs aren't committed
+    plain = tmp_path / "plain"
+    reproduce.derive(load_results("smoke", root), root, plain, pictures=False)  # as `verify` does
+    assert {path.read_bytes() for path in plain.glob("figures/smoke/*.p*")} == {DOT}
+    assert not list(reproduce._differences("smoke", root, plain))
 
 
 # -------------------------------------------------------------------------------------------------------- notebooks

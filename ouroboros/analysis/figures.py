@@ -72,19 +72,16 @@ def _shows_runs(draw):
     return drawn
 
 
-def save(figure, name: str, results: Results, folder: Path) -> str:
+def save(figure, name: str, results: Results, folder: Path, pictures: bool = True) -> str:
     """Write <folder>/<name>.png, .pdf and .json: the finding, the arrays plotted, and the seals of the raw logs that it
-    shows. Returns the finding."""
+    shows. Returns the finding. Without `pictures`, whose drawing takes longest, these two hold a dot."""
     finding = " ".join(figure.get_suptitle().split())
     if results.profile.name == "smoke":
         figure.text(0.5, 0.5, "smoke: not a result", fontsize=40, color="red", alpha=0.25, ha="center", va="center",
                     rotation=20)
     files = {}
     for kind, undated in (("png", {"Software": None}), ("pdf", {"CreationDate": None, "Producer": None})):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, metadata=undated)
-        figure.set_layout_engine("none")  # what the first format laid out holds for the second
-        content = _indexed(buffer) if kind == "png" else buffer.getvalue()
+        content = _drawn(figure, kind, undated) if pictures else DOT
         write_atomic(folder / f"{name}.{kind}", content)
         files[kind] = hashlib.sha256(content).hexdigest()
     inputs = {name: run.manifest["seal"] for name, run in getattr(figure, "runs", {}).items()}
@@ -103,11 +100,21 @@ def empty(figure) -> bool:
     return nothing
 
 
-def _indexed(png: io.BytesIO) -> bytes:
-    """The picture with a palette of 256 colours: it looks the same at a third of the size, and is committed twice."""
+def _drawn(figure, kind: str, metadata: dict) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=kind, metadata=metadata)
+    figure.set_layout_engine("none")  # what the first format laid out holds for the second
+    return _as_png(Image.open(buffer).convert("RGB")) if kind == "png" else buffer.getvalue()
+
+
+def _as_png(picture: Image.Image) -> bytes:
+    """With a palette of 256 colours: it looks the same at a third of the size, and is committed twice."""
     indexed = io.BytesIO()
-    Image.open(png).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(indexed, "png", optimize=True)
+    picture.quantize(256, dither=Image.Dither.NONE).save(indexed, "png", optimize=True)
     return indexed.getvalue()
+
+
+DOT = _as_png(Image.new("RGB", (1, 1)))
 
 
 def _plotted(figure) -> list[dict]:
