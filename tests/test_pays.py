@@ -10,6 +10,7 @@ from helpers.synthetic import write_run
 from ouroboros.analysis import figures, pays
 from ouroboros.analysis.results import Results
 from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.rates import search_of
 from ouroboros.log import WorkingLog, read_runs
 from ouroboros.reproduce import home
 
@@ -112,6 +113,86 @@ def test_the_best_is_chosen_on_dev_not_on_what_is_reported(tmp_path, profile):
             log.finish(profile.run_path(spec.id, tmp_path), manifest)
     results = Results(profile, read_runs(profile.folder(tmp_path)))
     assert pays.decided(results)["best"] == "taught"
+
+
+def with_pays(profile, text, *entries):
+    """The profile with more to confirm."""
+    data = profile_data(text, plan=[], scanned={"looped": [0, 0, 0], "kept": 2})
+    data["plan"] = [entry.model_dump(by_alias=True, exclude_defaults=True, mode="json") for entry in profile.plan]
+    data["plan"] += [{"purpose": "pays", **entry} for entry in entries]
+    data["siblings"] = profile.siblings | {arm: "lora" for entry in entries for arm in entry["arms"] if arm != "lora"}
+    return parse_profile(data, "test.yaml")
+
+
+MORE = LOSSES | {"lora_distilled": 2.5, "repeat_more_distilled": 2.2, "lora_layers": 2.4}
+
+
+def test_what_is_distilled_afterwards_changes_no_verdict(tmp_path, profile, text):
+    distilled = [{"class": kind, "budget": "values", "arms": [arm], "seeds": [3]} for kind, arm in
+                 (("baseline", "lora_distilled"), ("candidate", "repeat_more_distilled"))]
+    found = pays.decided(made(tmp_path, with_pays(profile, text, *distilled), MORE))
+    assert (found["best"], found["bar"], found["seeds"]) == ("repeat_more", "lora", 3)
+
+
+@pytest.mark.parametrize("distilled, wins", [(None, False), (2.5, False), (3.3, True)])
+def test_what_is_taught_wins_only_ahead_of_lora_that_is_taught_too(tmp_path, profile, text, distilled, wins):
+    entry = {"class": "baseline", "budget": "values", "arms": ["lora_distilled"], "seeds": SEEDS}
+    planned = with_pays(profile, text, *[entry] * (distilled is not None))
+    found = pays.decided(made(tmp_path, planned, MORE | {"taught": 2.8, "lora_distilled": distilled}))
+    assert (found["best"], found["wins"]) == ("taught", wins)
+
+
+@pytest.mark.parametrize("layers, said", [(None, "Yes in stored values; at equal FLOPs"), (2.4, "In storage only"),
+                                          (3.2, "Yes: ")])
+def test_a_winner_pays_in_storage_alone_where_it_is_behind_at_equal_flops(tmp_path, profile, text, layers, said):
+    entry = {"class": "baseline", "budget": "inference", "arms": ["lora_layers"], "seeds": SEEDS}
+    planned = with_pays(profile, text, *[entry] * (layers is not None))
+    results = made(tmp_path, planned, MORE | {"repeat_more": 2.8, "lora_layers": layers})
+    assert pays.decided(results)["wins"] and pays.answer(results)[0].startswith(said)
+    table = pays.confirmed(results).set_index("arm")
+    assert layers is None or np.isnan(table.loc["lora_layers", "gain"])  # it is a bar, not a candidate
+
+
+def test_nothing_is_decided_before_every_seed_is_made(tmp_path, profile):
+    results = made(tmp_path, profile, LOSSES)
+    for left in ("repeat_more-corrected-s4", "lora-corrected-s5"):
+        few = {name: run for name, run in results.runs.items() if name != left}
+        assert pays.decided(Results(profile, few)) is None and pays.as_json(Results(profile, few)) is None
+
+
+def test_an_arm_that_is_searched_to_be_confirmed_keeps_its_place_and_rates_in_the_screen(tmp_path, profile):
+    data = profile.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+    data["plan"].append({"purpose": "rate", "arms": ["repeat_more"], "class": "candidate", "budget": "values",
+                         "seeds": [9], "updates": 2, "rates": [3e-3]})
+    searched = parse_profile(data, "test.yaml")
+    results = made(tmp_path, profile, LOSSES)
+    before = pays.screened(results)
+    [own] = [spec for spec in searched.search_runs() if spec.arm == "repeat_more"]
+    write_run(tmp_path, searched, own, 1.0)
+    results = Results(searched, read_runs(searched.folder(tmp_path)))
+    assert pays.screened(results).equals(before)
+    rate = {spec.purpose: search_of(spec.arm, None, searched, spec.purpose)[0].rate for spec in searched.runs()
+            if spec.arm == "repeat_more"}
+    assert rate == {"screen": 1e-3, "pays": 3e-3, "rate": 3e-3}
+
+
+def test_lora_takes_the_pages_search_where_the_page_confirms_it_and_its_own_in_the_matrix(profile):
+    first = {"purpose": "rate", "arms": ["lora"], "seeds": [9], "updates": 3, "rates": [1e-2]}
+    data = profile.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+    both = parse_profile(data | {"plan": [first, *data["plan"]]}, "test.yaml")
+    assert {purpose: search_of("lora", None, both, purpose)[0].updates for purpose in ("matrix", "screen", "pays")} == {
+        "matrix": 3, "screen": 2, "pays": 2}
+    assert search_of("lora_coda", None, both, "screen")[0].updates == 2
+
+
+def test_a_run_has_the_class_of_its_own_entry(profile):
+    data = profile.model_dump(by_alias=True, exclude_defaults=True, mode="json")
+    data["plan"] += [{"purpose": "pays", "class": "baseline", "budget": "training", "arms": ["lora"], "seeds": SEEDS,
+                      "updates": 9}]
+    data["plan"][-2]["updates"] = profile.training.updates  # said, though it is the profile's own
+    more = parse_profile(data, "test.yaml")
+    budgets = {(spec.arm, spec.updates): more.declared(spec)["budget"] for spec in more.runs() if spec.aim == "pays"}
+    assert budgets[("lora", None)] == "values" and budgets[("lora", 9)] == "training"
 
 
 def test_before_both_are_confirmed_nothing_is_decided(tmp_path, profile):

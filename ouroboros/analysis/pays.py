@@ -5,6 +5,7 @@ Losses are nats per token; a gain is the bar's loss minus the candidate's.
 
 import json
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
@@ -14,11 +15,12 @@ from ..experiment.cost import Cost
 from ..log import Run
 from .comparisons import Comparisons
 from .results import Results
-from .statistics import NOTHING, BySeed, Interval, interval, minus
+from .statistics import FEWEST, NOTHING, BySeed, Interval, interval, minus
 from .tables import columns, sized
 
 HEADLINE = "values"  # the class of docs/hypotheses.md that pays.json is about
 WINS, CLOSE = 0.02, 0.01  # of the gap
+TAUGHT_BAR = "lora_distilled"  # of a candidate that learns from the full model
 GATE = 0.3  # at which a scan's losses are compared
 
 
@@ -37,9 +39,12 @@ def _updates(run: Run) -> int:
 
 def screened(results: Results) -> pd.DataFrame:
     """One row an arm of the screen, the best first: class, budget, its best rates, loss on dev, and what it costs."""
-    rows = {}
-    for run in _runs(results, "rate", "screen"):
+    rows, runs = {}, _runs(results, "rate", "screen")
+    own = {run.manifest["arm"] for run in runs if run.manifest["purpose"] == "screen"}
+    for run in runs:
         made, loss = run.manifest, run.last("dev", "loss_t+1")
+        if made["purpose"] == "rate" and made["arm"] in own:
+            continue  # searched after the screen, to be confirmed
         if loss < rows.get(made["arm"], {"dev": math.inf})["dev"]:
             rows[made["arm"]] = {"arm": made["arm"], "class": made["class"], "budget": made["budget"], "dev": loss,
                                  "rate": made["rate"], "gates' rate": made.get("elementwise_rate"),
@@ -100,10 +105,18 @@ def gap(results: Results) -> float:
 
 
 def _best(results: Results, kind: str) -> str | None:
-    """The confirmed arm of a class with the lowest dev loss, at the headline's budget."""
-    found = {run.manifest["arm"] for run in _runs(results, "pays") if run.manifest["class"] == kind
-             and run.manifest["budget"] == HEADLINE and _updates(run) == results.profile.training.updates}
-    means = {arm: float(np.mean(list(losses(results, arm, "dev").values()))) for arm in sorted(found)}
+    """The confirmed arm of a class with the lowest mean dev loss, at the headline's budget; None before all that are to
+    be confirmed are. One that a seed of diverged isn't the best; what is distilled comes after, of the best alone."""
+    profile = results.profile
+    finalists = [spec for spec in profile.runs() if spec.purpose == "pays" and spec.updates is None
+                 and ARMS[spec.arm].teacher != "logits" and profile.declared(spec)["budget"] == HEADLINE]
+    results.note(spec.id for spec in finalists)
+    if any(spec.id not in results.runs for spec in finalists):
+        return None
+    seeds = {arm: losses(results, arm, "dev") for arm in dict.fromkeys(
+        spec.arm for spec in finalists if profile.declared(spec)["class"] == kind)}
+    means = {arm: float(np.mean(list(of_arm.values()))) for arm, of_arm in seeds.items()
+             if len(of_arm) == sum(spec.arm == arm for spec in finalists) >= FEWEST}
     return min(means, key=means.get, default=None)
 
 
@@ -113,8 +126,10 @@ def decided(results: Results) -> dict | None:
     if best is None or bar is None:
         return None
     gain, margin = _gain(results, best, bar), WINS * gap(results)
+    # what learns from the full model must beat LoRA that does too
+    taught = ARMS[best].teacher == "none" or _gain(results, best, TAUGHT_BAR).low > 0
     return {"best": best, "bar": bar, "gain": gain.mean, "interval": [gain.low, gain.high], "seeds": gain.n,
-            "wins": bool(gain.mean > margin and gain.low > 0), "margin": margin, "budget": HEADLINE,
+            "wins": bool(gain.mean > margin and gain.low > 0 and taught), "margin": margin, "budget": HEADLINE,
             "updates": results.profile.training.updates, "measured": "held-out text, next token, nats per token"}
 
 
@@ -128,12 +143,20 @@ def _gain(results: Results, arm: str, bar: str) -> Interval:
     return interval(minus(losses(results, bar), losses(results, arm)))
 
 
+def _same_flops(arm: str) -> str | None:
+    """LoRA on the cut model with as many layers more as an arm makes extra passes; None where there is no such arm."""
+    passes = ARMS[arm].passes
+    return {1: "lora_layer", 3: "lora_layers"}.get(passes.count) if passes and passes.kind == "damped" else None
+
+
 def confirmed(results: Results) -> pd.DataFrame:
-    """One row a confirmed arm: its held-out loss and what it gains on the bar."""
-    bar, rows = _best(results, "baseline"), []
+    """One row a confirmed arm: its held-out loss, and what it gains on its class's bar; a bar of another class than the
+    headline's gains nothing."""
+    bars, rows = {HEADLINE: _best(results, "baseline"), "values+layer": "lora_layer"}, []
     for run in _runs(results, "pays"):
         made = run.manifest
         if _updates(run) == results.profile.training.updates and made["arm"] not in [row["arm"] for row in rows]:
+            bar = bars.get(made["budget"])
             rows.append({"arm": made["arm"], "class": made["class"], "budget": made["budget"],
                          **columns("loss", interval(losses(results, made["arm"]))),
                          **columns("gain", NOTHING if bar in (None, made["arm"]) else _gain(results, made["arm"], bar)),
@@ -188,7 +211,7 @@ def _verdict(results: Results) -> list[str]:
     best, bar = (ARMS[found[name]].label for name in ("best", "bar"))
     gain = _gain(results, found["best"], found["bar"])
     if found["wins"]:
-        said = f"Yes: {best} is ahead of {bar}"
+        said = f"{_at_same_flops(results, found['best'])}: {best} is ahead of {bar}"
     elif gain.low > 0 or gain.mean > found["margin"]:
         said = f"Nearly, but not by the rule: {best} against {bar}"
     else:
@@ -197,6 +220,16 @@ def _verdict(results: Results) -> list[str]:
     return [*(["A published loop, relaxed recursion, is the best baseline: that one pays"] * published),
             f"{said}; its gain is {sized(gain)} nats per token (n = {gain.n}), where a win asks for more than "
             f"{found['margin']:.3f}"]
+
+
+def _at_same_flops(results: Results, best: str) -> str:
+    """`Yes` of a winner, or in what alone it pays (docs/hypotheses.md)."""
+    other = _same_flops(best)
+    gain = _gain(results, best, other) if other else NOTHING
+    if other and gain.n < FEWEST:
+        return "Yes in stored values; at equal FLOPs a token it isn't confirmed yet"
+    behind = other is None or gain.high < 0
+    return "In storage only, since it is behind at equal FLOPs a token" if behind else "Yes"
 
 
 def shown(results: Results) -> str:
@@ -224,7 +257,22 @@ def _screen_said(results: Results) -> list[str]:
     ahead = first["baseline"] - first["candidate"]
     return [f"Screen, dev loss at {table['updates'].iloc[0]} updates, one seed: the best candidate is "
             f"{'ahead of' if ahead > 0 else 'behind'} the best baseline of as many values by {abs(ahead):.3f}; the "
-            f"five lowest of all: {said}"]
+            f"five lowest of all: {said}", *_other_classes(results, table.set_index("arm")["dev"])]
+
+
+def _other_classes(results: Results, dev: pd.Series) -> Iterator[str]:
+    """How near the best candidate of each other class came to its bar in the screen: within 2 % of the gap it is
+    confirmed."""
+    pairs = {"With a layer more stored": [(arm, "lora_layer") for arm in dev.index if arm.startswith("bases_")
+                                          and ARMS[arm].passes.bases == "frozen"],
+             "At equal FLOPs a token": [(arm, _same_flops(arm)) for arm in dev.index if _same_flops(arm)]}
+    for what, of_class in pairs.items():
+        gains = {arm: dev[bar] - dev[arm] for arm, bar in of_class if bar in dev.index}
+        if gains:
+            best = max(gains, key=gains.get)
+            near = "is confirmed" if gains[best] > -WINS * gap(results) else "isn't confirmed, by the rule"
+            yield (f"{what}, in the screen: {ARMS[best].label} is {'ahead' if gains[best] > 0 else 'behind'} by "
+                   f"{abs(gains[best]):.3f}, so that {near}")
 
 
 def _scan_said(results: Results) -> list[str]:

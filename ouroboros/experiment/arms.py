@@ -129,8 +129,8 @@ PAYS = {
                    passes=Passes(None, at="middle", kind="plain", bases="trained")),
 }
 
-PAYS |= {f"{name}_distilled": _like(arm, "distilled", teacher="logits") for name, arm in PAYS.items()
-         if arm.passes and arm.teacher == "none"} | {"lora_distilled": _like(LORA, "distilled", teacher="logits")}
+PAYS |= {f"{name}_distilled": _like(arm, "distilled", teacher="logits")
+         for name, arm in ({"lora": LORA} | PAYS).items() if arm.trained and arm.teacher == "none"}
 
 ARMS = {
     "full": FULL, "cut": CUT, **_LOOPS,

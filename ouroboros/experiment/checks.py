@@ -90,8 +90,9 @@ def _check_rates(profile: "Profile", file: str) -> None:
         raise InputError(f"{file}: plan: seed {min(used)} is a search's and another entry's; rates are chosen with a "
                          "seed that no result has")
     searched = {arm for entry in searches for arm in entry.arms}
+    screened = {arm for entry in profile.plan if entry.purpose == "screen" for arm in entry.arms}  # searched afterwards
     for arm, sibling in profile.siblings.items():
-        if arm not in ARMS or sibling not in searched or arm in searched:
+        if arm not in ARMS or sibling not in searched or arm in searched - screened:
             raise InputError(f"{file}: siblings.{arm}: '{sibling}': an arm that isn't searched takes the rates of one "
                              "that is")
     for arm in (*profile.arms, *(arm for entry in profile.plan if entry.role for arm in entry.arms)):

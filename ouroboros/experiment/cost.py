@@ -179,7 +179,8 @@ class Cost:
 
     def looped(self, ranks: tuple[int, ...], place: int | None = None) -> int:
         """The rank that a modulation of passes scales: of the frozen factors, or of LoRA in the looped layer."""
-        return self.base_ranks[0] if self.parts.passes.bases == "frozen" else ranks[place or self.split.prelude]
+        place = self.split.prelude if place is None else place
+        return self.base_ranks[0] if self.parts.passes.bases == "frozen" else ranks[place]
 
     def _passes_train(self, ranks: tuple[int, ...]) -> int:
         """What further passes train beside LoRA of the given ranks."""
@@ -302,7 +303,15 @@ class Cost:
                 backward -= first_read + 2 * rank * sum(i for _, i in first.values())
         if arm.coda:
             backward += self.split.coda * 2 * sum(o * i for o, i in shape.projections.values())
+        if arm.teacher != "none":
+            backward += self.taught(context)
         return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
+
+    def taught(self, context: int) -> int:
+        """What the full model, and for its logits the head once more, costs beside an arm that learns from it."""
+        full, logits = replace(self, arm="full"), self.parts.teacher == "logits"
+        # without its own logits, or with them and the arm's anew: forward, again for the backward pass, and back
+        return full.forward(1, context) + self.shape.head_flops * (4 if logits else -1)
 
     def _reached(self) -> int:
         """Layers that a backward pass goes through, of an arm without a loop."""

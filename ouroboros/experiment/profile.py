@@ -176,8 +176,9 @@ class Profile(Strict):
 
     def declared(self, spec: RunSpec) -> dict[str, str]:
         """What the plan says of a run of docs/hypotheses.md, for its manifest: `class` and `budget`."""
-        entry = next((entry for entry in self.plan if entry.role and spec.arm in entry.arms and spec.seed in entry.seeds
-                      and entry.updates in (None, spec.updates)), None)
+        entry = next((entry for entry in self.plan if entry.role and entry.purpose == spec.purpose and spec.arm in
+                      entry.arms and spec.seed in entry.seeds and (entry.updates or self.training.updates) ==
+                      (spec.updates or self.training.updates)), None)
         return {"class": entry.role, "budget": entry.budget} if entry else {}
 
     def at(self, spec: RunSpec) -> "Profile":

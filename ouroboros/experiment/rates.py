@@ -29,11 +29,20 @@ def read_searches(profile: Profile, root: Path) -> dict[str, Run]:
     return found
 
 
-def search_of(arm: str, depth: int | str | None, profile: Profile) -> list[RunSpec]:
+def search_of(arm: str, depth: int | str | None, profile: Profile, purpose: str = "matrix") -> list[RunSpec]:
     """The search whose rates an arm takes at a depth: its own, or its sibling's; there, or the plan's first. Of several
-    budgets the first one's."""
-    arm = profile.siblings.get(arm, arm)
-    runs = [spec for spec in profile.search_runs() if spec.arm == arm]
+    budgets the first one's.
+
+    Runs of docs/hypotheses.md take the searches made for it where there are any. A screen takes the sibling's: an arm's
+    own search comes after it, of what is confirmed.
+    """
+    def made_for(name: str, page: bool) -> list[RunSpec]:
+        return [spec for entry in profile.plan if entry.purpose == "rate" and bool(entry.role) == page
+                for spec in profile.runs_of(entry) if spec.arm == name]
+
+    names, page = (arm, profile.siblings.get(arm, arm)), purpose in ("screen", "pays")
+    runs = next(found for name in (names[::-1] if purpose == "screen" else names) for of_page in (page, not page)
+                if (found := made_for(name, of_page)))
     runs = [spec for spec in runs if spec.updates == runs[0].updates]
     return [spec for spec in runs if spec.depth == depth] or [spec for spec in runs if spec.depth == runs[0].depth]
 
@@ -92,7 +101,7 @@ def rates_of(spec: RunSpec, profile: Profile, searches: Mapping[str, Run]) -> Ra
         return Rates(spec.rate, spec.rate)
     shared = switches(spec.protocol)["rate"] == "shared"
     arm, depth = ("controller", None) if shared else (spec.arm, spec.depth)
-    search = search_of(arm, depth, profile)
+    search = search_of(arm, depth, profile, spec.purpose)
     points = [point for point in tried(search, profile, searches) if not shared or point.rate <= SHARED_RATE_LIMIT]
     limit = f" up to {SHARED_RATE_LIMIT:g}" if shared else ""
     best = _best(points, spec, profile, searches, f"no rate of the search{limit} works for arm '{arm}'").rate

@@ -171,7 +171,8 @@ class Teacher:
         """The loss to train on, from that on the text (nats per token), the last hidden states (B, T, d) and the
         tokens (B, T + 2)."""
         with torch.no_grad():
-            states = self.base.model(chunk[:, :-LOOK_AHEAD], use_cache=False, output_hidden_states=True).hidden_states
+            base = self.base.to(chunk.device).model
+            states = base(chunk[:, :-LOOK_AHEAD], use_cache=False, output_hidden_states=True).hidden_states
         if self.kind == "states":
             return loss + self._apart(model.model.layers[self.first].states, states)
         head = self.base.get_output_embeddings().weight
