@@ -243,21 +243,6 @@ def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its
     assert list(released) == [f"depth {d}" for d in (1, 4, 8, 16)]
 
 
-def test_one_run_is_as_sure_as_its_blocks_and_seeds_are_another_matter(results):
-    """Blocks that all differ by the same amount from the cut model's leave no doubt about it; the seeds do."""
-    table = tables.one_run_table(results).set_index("arm")
-    row = table.loc["static"]
-    assert row["arm - cut"] == row["over blocks, low"] == row["over blocks, high"] == pytest.approx(-1.875)
-    assert row["seeds"] == 5 and row["over seeds, low"] < row["mean over seeds"] < row["over seeds, high"]
-
-
-def test_the_gates_opening_is_told_by_update_and_step(results):
-    table = tables.gate_table(results, 8).query("protocol == 'corrected'")
-    assert (table["n"] == len(SEEDS)).all() and set(table["step"]) == set(range(1, 9))
-    first, last = (table[table["update"] == update].set_index("step")["gate_open"] for update in (0, 200))
-    assert first[3] == pytest.approx(0.02) and last[3] == pytest.approx(0.52)  # not the last row, of more blocks
-
-
 def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
     """protocol.md `target`, `evaluation`, `reference`: the numbers of one log that each column reports."""
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
@@ -364,11 +349,11 @@ def ladder(tmp_path_factory):
 
 
 TABLES = {
-    "arms": tables.arm_table, "instead": tables.instead_table, "one run": tables.one_run_table,
+    "arms": tables.arm_table, "instead": tables.instead_table,
     "search": tables.search_table, "switches": audit.switch_table, "target": audit.target_table,
     "leak": audit.leak_table, "moved": audit.moved_table, "reach": audit.reach_table, "depth": audit.depth_table,
     "rate": audit.rate_table, "reference": audit.reference_table, "claims": claims.table,
-    "steps": lambda r: tables.steps_table(r, 4), "gate": lambda r: tables.gate_table(r, 4),
+    "steps": lambda r: tables.steps_table(r, 4),
     "modulation": lambda r: tables.modulation_table(r, 4),
     "curves": lambda r: tables.curves(r, ("controller", "static"), 4),
     "configurations": lambda r: tables.difference_table(r, Comparisons.compare, "static", by="configuration"),

@@ -7,7 +7,7 @@ import pytest
 from conftest import profile_data
 from helpers.synthetic import write_run
 
-from ouroboros.analysis import figures, pays
+from ouroboros.analysis import figures, pays, tables
 from ouroboros.analysis.results import Results
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.experiment.rates import search_of
@@ -176,13 +176,17 @@ def test_an_arm_that_is_searched_to_be_confirmed_keeps_its_place_and_rates_in_th
     assert rate == {"screen": 1e-3, "pays": 3e-3, "rate": 3e-3}
 
 
-def test_lora_takes_the_pages_search_where_the_page_confirms_it_and_its_own_in_the_matrix(profile):
+def test_lora_takes_the_pages_search_where_the_page_confirms_it_and_its_own_in_the_matrix(profile, tmp_path):
     first = {"purpose": "rate", "arms": ["lora"], "seeds": [9], "updates": 3, "rates": [1e-2]}
     data = profile.model_dump(by_alias=True, exclude_defaults=True, mode="json")
     both = parse_profile(data | {"plan": [first, *data["plan"]]}, "test.yaml")
     assert {purpose: search_of("lora", None, both, purpose)[0].updates for purpose in ("matrix", "screen", "pays")} == {
         "matrix": 3, "screen": 2, "pays": 2}
     assert search_of("lora_coda", None, both, "screen")[0].updates == 2
+    for spec in both.search_runs():
+        write_run(tmp_path, both, spec, 5.0 - spec.updates)
+    table = tables.search_table(Results(both, read_runs(both.folder(tmp_path))))
+    assert table[["updates", "best rate"]].to_numpy().tolist() == [[3, 1e-2], [2, 1e-3]]  # a row each
 
 
 def test_a_run_has_the_class_of_its_own_entry(profile):

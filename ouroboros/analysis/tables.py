@@ -185,24 +185,6 @@ def budget_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=None if rows else ["difference", "depth", "tokens", "told"])
 
 
-def one_run_table(results: Results) -> pd.DataFrame:
-    """How sure one run is of itself, `corrected`, base depth, first seed: arm minus cut on the held-out blocks, its
-    interval by resampling blocks; beside it the interval over seeds, on those same blocks."""
-    found, seed, rows = Comparisons(results, "corrected"), results.profile.seeds[0], []
-    for arm in LOOPS:
-        runs = [run for name in (arm, "cut") for run in found.runs_of(name) if run.manifest["seed"] == seed]
-        if len(runs) < 2:
-            continue
-        one, cut = (np.array(run.last("heldout", "block_losses_t+1")) for run in runs)
-        within = block_bootstrap(one - cut, np.ones(len(one)), np.random.default_rng(0))
-        over = interval(found.difference(arm, "cut", column="heldout"))
-        rows.append({"arm": arm, "seed": seed, "blocks": within.n, "arm - cut": within.mean,
-                     "over blocks, low": within.low, "over blocks, high": within.high,
-                     "mean over seeds": over.mean, "over seeds, low": over.low, "over seeds, high": over.high,
-                     "seeds": over.n})
-    return pd.DataFrame(rows)
-
-
 # ---------------------------------------------------------------------------------------------- inside the loop
 
 def steps_table(results: Results, depth: int) -> pd.DataFrame:
@@ -219,19 +201,6 @@ def steps_table(results: Results, depth: int) -> pd.DataFrame:
                     row |= columns(name, t_interval(values[step] for values in by_seed if step < len(values)))
                 rows.append(row)
     return pd.DataFrame(rows) if rows else pd.DataFrame(columns=["protocol", "arm", "step"])
-
-
-def gate_table(results: Results, depth: int) -> pd.DataFrame:
-    """How far the Controller's gate opens at each recurrence step, over training, at one depth: means over tokens and
-    seeds, by protocol, update and step."""
-    rows = []
-    for found in by_protocol(results):
-        for run in found.runs_of("controller", depth):
-            opened = run.series.get(("heldout", "curve/steps/gate_open"), Series([], []))
-            for update, values in zip(*opened, strict=True):
-                rows += [{"protocol": found.protocol, "update": update, "step": step, "gate_open": value}
-                         for step, value in enumerate(values, 1)]
-    return _means(pd.DataFrame(rows, columns=["protocol", "update", "step", "gate_open"]))
 
 
 def modulation_table(results: Results, depth: int) -> pd.DataFrame:
@@ -270,12 +239,6 @@ def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
     return pd.concat(parts[1:] or parts)[list(parts[0])]
 
 
-def _means(rows: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds of a frame's last column, and how many, by the others."""
-    *keys, value = rows
-    return rows.groupby(keys, sort=False)[value].agg(**{value: "mean", "n": "count"}).reset_index()
-
-
 def last_slope(losses: pd.DataFrame) -> float:
     """Change of a held-out loss (columns update, value) over the last fifth of the updates, nats per token.
 
@@ -289,14 +252,15 @@ def last_slope(losses: pd.DataFrame) -> float:
 
 
 def search_table(results: Results) -> pd.DataFrame:
-    """The learning-rate searches: dev loss of every arm and depth searched (rows) at every matrix rate, then, at the
-    best of these, with the elementwise rate every factor above it (columns); the best of both; a run's updates."""
+    """The learning-rate searches: dev loss of every arm, depth and budget searched (rows) at every matrix rate, then,
+    at the best of these, with the elementwise rate every factor above it (columns); the best of both; a run's updates.
+    """
     profile, searches = results.profile, {}
     for spec in planned(profile, results.runs):
         if spec.purpose == "rate" and spec.id in results.runs:
-            searches.setdefault((spec.arm, spec.depth), {})[spec] = dev_loss(results.runs[spec.id])
+            searches.setdefault((spec.arm, spec.depth, spec.updates), {})[spec] = dev_loss(results.runs[spec.id])
     rows = []
-    for (arm, depth), losses in searches.items():
+    for (arm, depth, _), losses in searches.items():
         rates = {spec.rate: dev for spec, dev in losses.items() if spec.rate}
         factors = {spec.factor: dev for spec, dev in losses.items() if spec.factor}
         best = min(rates, key=rates.get)
