@@ -243,7 +243,10 @@ def shown(results: Results) -> str:
             f"The best loop ({best}) is {side} {bar}"
     if table.empty:
         return "Not run yet: does a loop pay?"
-    return f"At {table['updates'].iloc[0]} updates {ARMS[table['arm'].iloc[0]].label} has the lowest loss (one seed)"
+    label, updates = ARMS[table["arm"].iloc[0]].label, table["updates"].iloc[0]
+    if len(table) == 1:
+        return f"Only {label} has run yet, at {updates} updates"
+    return f"At {updates} updates {label} has the lowest loss of {len(table)} arms (one seed)"
 
 
 def _screen_said(results: Results) -> list[str]:
