@@ -125,7 +125,7 @@ def open_profile(profile: str) -> tuple[Results, Output]:
     """A notebook's first call: the profile's raw logs, and where its tables and figures go."""
     root = home()
     results = _handed_over.get(profile) or load_results(profile, root)
-    return results, Output(results, Path(os.environ.get("OUROBOROS_OUT", root)), "OUROBOROS_PLAIN" not in os.environ)
+    return results, Output(results, Path(os.environ.get("OUROBOROS_OUT", root)), "OUROBOROS_UNDRAWN" not in os.environ)
 
 
 _handed_over: dict[str, Results] = {}  # what `derive` read, in the processes that execute its notebooks
@@ -204,15 +204,15 @@ def _notebook_processes(results: Results) -> Iterator[ProcessPoolExecutor]:
 
 
 def derive(results: Results, root: Path, out: Path, pictures: bool = True) -> None:
-    """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md, checkpoints' cards. Without
-    `pictures`, which no comparison reads, in half the time."""
+    """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md, checkpoints' cards. Figures
+    are drawn only with `pictures`, which no comparison reads."""
     profile = results.profile.name
     folder = out / "results" / profile
     unasked = {TOUR} if any(entry.role for entry in results.profile.plan) else {TOUR, PAYS}
     notebooks = {path for path in (root / "notebooks").glob("*.ipynb") if path.name not in unasked}
     with _notebook_processes(results) as pool:
         environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
-        environment |= {} if pictures else {"OUROBOROS_PLAIN": "1"}
+        environment |= {} if pictures else {"OUROBOROS_UNDRAWN": "1"}
         running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
                                environment)  # the longest first
                    for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]

@@ -103,6 +103,7 @@ def test_the_title_is_a_finding_also_where_runs_are_missing(name, saved, few):
     figure, data = saved(name)
     assert data["finding"] == " ".join(figure.get_suptitle().split())
     sparse = FIGURES[name](few)
+    sparse.draw_without_rendering()
     plt.close(sparse)
     for finding in (data["finding"], sparse.get_suptitle()):
         assert finding[0].isupper() and "nan" not in finding

@@ -2,6 +2,7 @@
 
 import json
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from conftest import profile_data
@@ -67,6 +68,7 @@ def test_a_third_is_confirmed_too_where_it_is_close_to_the_second(tmp_path, prof
 def test_the_figure_shows_each_arm_and_says_who_is_ahead(tmp_path, profile):
     results = made(tmp_path, profile, LOSSES)
     figure = figures.pays(results)
+    plt.close(figure)
     assert all(len(axis.lines) == count for axis, count in zip(figure.axes, (len(SCREEN), len(SCREEN), 4), strict=True))
     title = figure.get_suptitle()
     assert title.startswith("The best loop (LoRA and three extra passes) is ahead of LoRA on the cut model by 0.0")

@@ -106,7 +106,7 @@ def gap(results: Results) -> float:
 
 def _best(results: Results, kind: str) -> str | None:
     """The confirmed arm of a class with the lowest mean dev loss, at the headline's budget; None before all that are to
-    be confirmed are. One that a seed of diverged isn't the best; what is distilled comes after, of the best alone."""
+    be confirmed are. An arm of which a seed diverged can't be the best; what is distilled comes after, of the best."""
     profile = results.profile
     finalists = [spec for spec in profile.runs() if spec.purpose == "pays" and spec.updates is None
                  and ARMS[spec.arm].teacher != "logits" and profile.declared(spec)["budget"] == HEADLINE]
@@ -260,22 +260,22 @@ def _screen_said(results: Results) -> list[str]:
     ahead = first["baseline"] - first["candidate"]
     return [f"Screen, dev loss at {table['updates'].iloc[0]} updates, one seed: the best candidate is "
             f"{'ahead of' if ahead > 0 else 'behind'} the best baseline of as many values by {abs(ahead):.3f}; the "
-            f"five lowest of all: {said}", *_other_classes(results, table.set_index("arm")["dev"])]
+            f"five lowest of all: {said}", *_other_classes(results, table)]
 
 
-def _other_classes(results: Results, dev: pd.Series) -> Iterator[str]:
+def _other_classes(results: Results, table: pd.DataFrame) -> Iterator[str]:
     """How near the best candidate of each other class came to its bar in the screen: within 2 % of the gap it is
     confirmed."""
-    pairs = {"With a layer more stored": [(arm, "lora_layer") for arm in dev.index if arm.startswith("bases_")
-                                          and ARMS[arm].passes.bases == "frozen"],
-             "At equal FLOPs a token": [(arm, _same_flops(arm)) for arm in dev.index if _same_flops(arm)]}
-    for what, of_class in pairs.items():
-        gains = {arm: dev[bar] - dev[arm] for arm, bar in of_class if bar in dev.index}
+    dev, stored = table.set_index("arm")["dev"], table[table["budget"] == "values+layer"]["arm"]
+    bars = {"With a layer more stored": dict.fromkeys(stored, "lora_layer"),
+            "At equal FLOPs a token": {arm: _same_flops(arm) for arm in dev.index}}
+    for what, bar_of in bars.items():
+        gains = {arm: dev[bar] - dev[arm] for arm, bar in bar_of.items() if bar in dev.index}
         if gains:
             best = max(gains, key=gains.get)
-            near = "is confirmed" if gains[best] > -WINS * gap(results) else "isn't confirmed, by the rule"
+            near = "is" if gains[best] > -WINS * gap(results) else "isn't"
             yield (f"{what}, in the screen: {ARMS[best].label} is {'ahead' if gains[best] > 0 else 'behind'} by "
-                   f"{abs(gains[best]):.3f}, so that {near}")
+                   f"{abs(gains[best]):.3f}; by the rule it {near} confirmed")
 
 
 def _scan_said(results: Results) -> list[str]:

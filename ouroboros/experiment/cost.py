@@ -308,10 +308,10 @@ class Cost:
         return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
 
     def taught(self, context: int) -> int:
-        """What the full model, and for its logits the head once more, costs beside an arm that learns from it."""
-        full, logits = replace(self, arm="full"), self.parts.teacher == "logits"
-        # without its own logits, or with them and the arm's anew: forward, again for the backward pass, and back
-        return full.forward(1, context) + self.shape.head_flops * (4 if logits else -1)
+        """FLOPs a token of learning from the full model: its states; for its logits five products with the head too,
+        both models' forward, both again in the backward pass, the arm's gradient."""
+        heads = 5 if self.parts.teacher == "logits" else 0
+        return replace(self, arm="full").forward(1, context) + (heads - 1) * self.shape.head_flops
 
     def _reached(self) -> int:
         """Layers that a backward pass goes through, of an arm without a loop."""

@@ -69,9 +69,6 @@ def write_run(root: Path, profile, spec: RunSpec, value: float, status: str = "f
             log.row(update, "train", "loss", value + math.exp(-5 * update / updates))
         for update in sorted(set(np.linspace(0, updates, profile.evaluation.points).round().astype(int))):
             log.row(update, "heldout", "curve/loss_t+1", value + math.exp(-5 * update / updates))
-            if spec.depth and spec.purpose == "matrix":  # the gate opens over training, and more at later steps
-                log.row(update, "heldout", "curve/steps/gate_open",
-                        [update / updates / 2 + t / 100 for t in range(16 if spec.depth == "mixed" else spec.depth)])
     if status == "finished":
         blocks = profile.evaluation.stream_batches * settings.micro_batch
         newer = ("newer",) if profile.corpus.newer else ()
