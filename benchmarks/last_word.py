@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
 from ouroboros.errors import InputError
 from ouroboros.experiment.arms import ARMS
@@ -97,7 +97,7 @@ def main(names: list[str]) -> int:
             raise InputError("package 'lm_eval' isn't installed; pip install '.[neighbours]'")
         profile = load_profile(*names or ["smollm2"])
         torch.set_num_threads(1)
-        tokenizer = AutoTokenizer.from_pretrained(profile.base_source(root))
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(profile.base_source(root))
         asked = items(map(tokenizer.decode, prepare(profile, root).documents("heldout")), ITEMS)
         file = root / ".cache" / "last_word" / f"{profile.name}.jsonl"
         write_atomic(file, "".join(json.dumps(item) + "\n" for item in asked))

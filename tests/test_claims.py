@@ -100,12 +100,26 @@ def test_parts_that_are_one_run_are_one_measurement(results):
     assert same not in judge(LEDGER["ahead"], results, "released").why  # static's depths are its own
 
 
-def test_what_nothing_measures_has_no_runs(results):
+def test_what_nothing_measures_is_not_planned(results):
     for name in ("c2", "clr", "slr", "h36", "h17", "hc", "hmit", "gate", "nogate"):
-        said = "not planned" if name in ("gate", "nogate") else "no runs"
         for protocol in ("released", "corrected"):
-            assert judge(LEDGER[name], results, protocol).verdict == said, name
+            assert judge(LEDGER[name], results, protocol).verdict == "not planned", name
     assert "none is 1e-3" in judge(LEDGER["clr"], results, "corrected").why
+
+
+def test_a_claim_over_depths_is_judged_at_those_that_its_protocol_has(tmp_path):
+    """SmolLM2's plan has depth 1 alone under `released`: what changes over depths can't be told there."""
+    write(tmp_path, "smollm2", keep=lambda spec: spec.purpose == "matrix")
+    found = load_results("smollm2", tmp_path)
+    verdicts = {name: judge(LEDGER[name], found, "released") for name in TRENDS}
+    judged = ("helps", "ahead", "heldout")
+    assert [verdicts[name].verdict for name in judged] == ["holds", "holds", "fails"]
+    assert {tuple(verdicts[name].parts) for name in judged} == {("depth 1",)}
+    assert {verdicts[name].verdict for name in ("most_at_1", "flat", "static_improves")} == {"not planned"}
+    planned = {name for name, claim in LEDGER.items() if claim.rule == "value"
+               and judge(claim, found, "released").verdict != "not planned"}
+    assert planned == {"L36", "L17", "c1", "s1", "adv1", "range"}
+    assert judge(LEDGER["ahead"], found, "corrected").parts.keys() == {"depth 1", "depth 8"}
 
 
 def test_against_a_baseline_is_paired_by_seed(results):

@@ -218,6 +218,15 @@ def test_the_pages_numbers_of_runs_are_those_of_the_plan(scale, arms, root):
     assert [int(cell.split(",")[0]) for cell in row.split(" | ")[2:4]] == [sum(runs), len(runs) - sum(runs)]
 
 
+def test_smollm2s_baselines_are_committed_as_the_page_says(arms, root):
+    made, name = beside(load_profile("smollm2"), str(arms / "per_token.yaml"), root)
+    row = next(line for line in PAGE.splitlines() if line.startswith("| `smollm2`")).split(" | ")
+    runs = {spec.id: spec.arm for spec in made.runs()}
+    assert row[2:4] == [str([*runs.values()].count(name)), "all are committed"]
+    logs = Path(__file__).resolve().parents[1] / "results/smollm2/runs"
+    assert not [run for run, arm in runs.items() if arm != name and not (logs / f"{run}.jsonl").exists()]
+
+
 def test_a_dry_run_makes_nothing(arms, root, capsys):
     assert main(["compare", "arms/per_token.yaml", "--profile", "test.yaml", "--dry-run"], root) == 0
     assert "runs are missing; make compare makes them" in capsys.readouterr().out

@@ -11,6 +11,7 @@ import torch
 import yaml
 from conftest import profile_data
 from peft import PeftModel
+from tokenizers import Tokenizer
 
 from ouroboros import OuroborosForCausalLM
 from ouroboros.analysis import cards
@@ -22,6 +23,7 @@ from ouroboros.training import build, evaluation, probes, rescore, trained
 from ouroboros.training.corpus import prepare
 from ouroboros.training.run import STREAM_BLOCKS, execute, rerun
 
+ROOT = Path(__file__).resolve().parents[1]
 LOOP, GATE, LORA = "controller-d2-r4-corrected-s0", "none_nonorm-d2-corrected-s0", "lora-corrected-s0"
 
 
@@ -105,6 +107,14 @@ def test_a_card_says_what_was_measured_and_loads_its_checkpoint(profile, made, m
         torch.testing.assert_close(scope["model"](ids).logits, own(ids).logits, rtol=0, atol=1e-6)
 
 
+def test_a_cards_tokenizer_is_the_one_that_the_base_was_trained_with():
+    """AutoTokenizer takes that of the model type, which splits text otherwise."""
+    base, text, scope = ROOT / "results/tiny/checkpoints/base", (ROOT / "README.md").read_text(), {}
+    exec("\n".join(line for line in cards.LOOP.splitlines() if "Tokenizer" in line).format(base=base), scope)
+    found = Tokenizer.from_file(str(base / "tokenizer.json")).encode(text).ids
+    assert scope["tokenizer"](text)["input_ids"] == found
+
+
 def test_a_rerun_writes_the_checkpoint_of_the_same_tensors(profile, made):
     folder = trained.folder_of(profile, LOOP, made)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -125,8 +135,8 @@ def test_those_that_are_there_are_scored(profile, root, capsys):
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [GATE]
 
 
-COMMITTED = sorted(path.parent for path in (Path(__file__).resolve().parents[1] / "results").glob(
-    "*/checkpoints/*/model.safetensors") if path.parent.name != "base")
+COMMITTED = sorted(path.parent for path in ROOT.glob("results/*/checkpoints/*/model.safetensors")
+                   if path.parent.name != "base")
 
 
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)

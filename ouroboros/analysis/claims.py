@@ -88,7 +88,7 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
     if claim.rule == "count":
         return Judged({}, Verdict.HOLDS, "counted on the model at the paper's shape, in the tests")
     if claim.measure is None:
-        return Judged({}, Verdict.NO_RUNS, claim.unmeasured)
+        return Judged({}, Verdict.NOT_PLANNED, claim.unmeasured)
     found = Comparisons(results, protocol)
     parts = family(measured(claim.measure, found))
     verdict, why = _verdict(claim, parts, found)
@@ -123,18 +123,22 @@ def _contradicted(claim: Claim, found: Comparisons, verdict: Verdict) -> bool:
 
 
 def _planned(measure: Measure, profile: Profile, protocol: str) -> bool:
-    """Whether a profile's plan has the arms of a measure under a protocol, and other ranks where it is by rank."""
-    there = {cell.arm for cell in profile.cells() if cell.protocol == protocol}
+    """Whether a profile's plan has the arms of a measure under a protocol, at its depth and rank, and other ranks where
+    it is by rank."""
+    depths = profile.depths if measure.several_depths else (measure.depth or profile.depth,)
+    rank = (measure.rank or PAPER_RANK) * profile.rank / PAPER_RANK
+    there = {cell.arm for cell in profile.cells() if cell.protocol == protocol and cell.updates is None
+             and cell.depth in (None, *depths) and cell.rank in (None, rank)}
     return set(measure.arms) <= there and (measure.by != "rank" or len(profile.ranks) > 0)
 
 
 def _verdict(claim: Claim, parts: dict[str, Interval], found: Comparisons) -> tuple[Verdict, str]:
     """The verdict of a claim's rule and why; the first of these that applies."""
     profile, protocol = found.results.profile, found.protocol
-    if any(part.n == 0 for part in parts.values()):
+    if not parts or any(part.n == 0 for part in parts.values()):
         if found.diverged:
             return Verdict.UNDECIDED, "a part has no finished run"
-        if not _planned(claim.measure, profile, protocol):
+        if not parts or not _planned(claim.measure, profile, protocol):
             return Verdict.NOT_PLANNED, "this profile's plan has no runs for it"
         return Verdict.NO_RUNS, "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
     if claim.measure.of_depths and _draws_depths(claim.measure.arm, protocol):
@@ -149,7 +153,8 @@ def _verdict(claim: Claim, parts: dict[str, Interval], found: Comparisons) -> tu
         return _by_intervals(parts, lambda i: i.low <= high and low <= i.high, lambda i: i.high < low or high < i.low,
                              "an interval that meets the reported value")
     if claim.rule == "small":
-        gained = interval(Comparisons(found.results, protocol).difference("controller", "cut", depth=profile.depths[0]))
+        first = min(found.depths_of("controller"))
+        gained = interval(Comparisons(found.results, protocol).difference("controller", "cut", depth=first))
         if not gained.high < 0:
             return (Verdict.NOT_APPLICABLE,
                     "the Controller isn't told to lower the loss, so no share of that can be small")

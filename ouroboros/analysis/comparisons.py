@@ -11,7 +11,7 @@ import numpy as np
 
 from ..experiment.arms import ARMS
 from ..experiment.plan import RunSpec
-from ..experiment.protocol import switches
+from ..experiment.protocol import COLUMNS, switches
 from ..log import Run
 from .results import Results, read_blocks, splits
 from .statistics import BySeed, Ratio, above_zero, margin, minus
@@ -41,6 +41,10 @@ class Comparisons:
         self.updates = updates or results.profile.training.updates
         self.diverged: set[str] = set()
         self._margins: dict[str, float] = {}
+
+    def depths_of(self, arm: str) -> tuple[int, ...]:
+        """The depths at which an arm is planned under this protocol; in either column where it flips a switch."""
+        return self.results.profile.depths_of(arm, *[(self.protocol,)] * (self.protocol in COLUMNS))
 
     # ---------------------------------------------------------------------------------------------- losses
 
@@ -119,11 +123,11 @@ class Comparisons:
 
     def _places(self, arm: str, by: str) -> dict[str, dict]:
         profile = self.results.profile
-        depths = {f"depth {depth}": {"depth": depth} for depth in profile.depths}
+        depths = {f"depth {depth}": {"depth": depth} for depth in self.depths_of("controller")}
         if by == "configuration" and self.protocol == "corrected":
             return depths | {f"rank {rank}": {"rank": rank} for rank in profile.ranks} | {
                 f"rate {level}": {"level": level} for level in profile.levels}
-        if by == "own depth" and (own := profile.depths_of(arm)):
+        if by == "own depth" and (own := self.depths_of(arm)):
             return {f"depth {depth}": {"depth": depth} for depth in own}
         if by == "text":
             return {split: {"column": split} for split in splits(profile)}
@@ -145,7 +149,7 @@ class Comparisons:
         `kind`: `rise from depth 1`, each other depth minus depth 1; `fall from depth 1`, the negative of that; `fall
         from depth to depth`, each minus the next.
         """
-        depths = self.results.profile.depths
+        depths = self.depths_of("controller")
         at = {depth: self.difference(arm, other, depth=depth) if other else self.loss(arm, depth)
               for depth in {1, *depths}}
         if kind == "fall from depth to depth":
@@ -161,7 +165,7 @@ class Comparisons:
                        for seed in seeds})
 
     def _planned(self, depth: int, *arms: str) -> bool:
-        return all(depth in self.results.profile.depths_of(arm) for arm in arms)
+        return all(depth in self.depths_of(arm) for arm in arms)
 
     def ladder(self, depth: int) -> dict[str, BySeed]:
         """Loss minus the cut model's of a loop with more and more parts, at one depth; of those planned there."""

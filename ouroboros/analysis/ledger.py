@@ -99,6 +99,11 @@ class Measure(_Strict):
         return changes and not self.minus
 
     @property
+    def several_depths(self) -> bool:
+        """Whether it is read at more depths than one."""
+        return "depth" in self.by or self.statistic in (*CHANGES, "spread")
+
+    @property
     def places(self) -> str:
         """At which depths, ranks and rates it is read, where these are several."""
         if self.statistic == "spread":

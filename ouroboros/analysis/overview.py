@@ -10,7 +10,7 @@ import pandas as pd
 from ..experiment.cost import Cost
 from . import pages, text
 from .claims import Verdict
-from .comparisons import Comparisons
+from .comparisons import Comparisons, by_protocol
 from .results import Results, shown_depth
 from .statistics import (
     BETTER,
@@ -89,14 +89,17 @@ def page(*several: Results) -> str:
         f"included. {why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
-        f"Depths: {', '.join(_depths(found) for found in several)}. *Holds*: our runs say what the paper says. "
+        f"Depths: {'; '.join(_depths(found) for found in several)}. *Holds*: our runs say what the paper says. "
         "*Fails*: they say the opposite. *Undecided*: too few seeds, or an interval that leaves it open. Reasons, "
         "sizes, and the claims that can't be tested at these scales: "
         + ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several) + "."])
 
 
 def _depths(results: Results) -> str:
-    return f"{' '.join(map(str, results.profile.depths))} in `{results.profile.name}`"
+    """The depths of the claims, of each column where they differ."""
+    found = {" ".join(map(str, each.depths_of("controller"))): each.protocol for each in by_protocol(results)}
+    said = [depths + (f" under `{protocol}`" if len(found) > 1 else "") for depths, protocol in found.items()]
+    return f"{', '.join(said)} in `{results.profile.name}`"
 
 
 def opening(results: Results) -> str:
@@ -198,6 +201,6 @@ def why_released(results: Results) -> str:
     if not all(losses):
         return ""
     full, cut = (sum(values) / len(values) for values in losses)
-    return ("The authors' code (`released`) scores the token after the next one, for which the full model was never "
-            f"trained (on held-out text it has {full:.2f}, the cut model {cut:.2f}), but reads the full model on the "
-            "next one: don't cite its recoveries.")
+    return ("The authors' code (`released`) scores arms on the token after the next one, on which even the full model "
+            f"has {full:.2f} on held-out text (the cut one {cut:.2f}), but the full model on the next one: its "
+            "recoveries mix two targets, don't cite them.")

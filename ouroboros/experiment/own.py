@@ -90,7 +90,7 @@ def _plan(profile: Profile, name: str, own: OwnArm | None, depth: int) -> list[d
         budgets |= {arm: entry.updates for arm in entry.arms if arm not in budgets}
     # a later search of another budget chooses no rates (`rates.search_of`)
     searches = [entry for entry in searches if any(budgets[arm] == entry.updates for arm in entry.arms)]
-    plan = [_only(entry, BASELINES, depth) for entry in searches]
+    plan = [_only(entry, BASELINES, depth) for entry in searches if not entry.role]  # docs/hypotheses.md has its own
     searched = {arm for entry in searches for arm in entry.arms}
     if own or (name not in profile.siblings and name not in searched):
         like = own.like if own else "controller"

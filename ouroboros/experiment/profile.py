@@ -245,10 +245,10 @@ class Profile(Strict):
         planned = {entry.updates for entry in self.plan if entry.purpose == "matrix" and entry.updates}
         return tuple(sorted(planned | {self.training.updates}))
 
-    def depths_of(self, arm: str) -> tuple[int, ...]:
-        """The depths at which an arm that loops is planned, at the base rank and the chosen rate."""
+    def depths_of(self, arm: str, protocols: tuple[str, ...] = COLUMNS) -> tuple[int, ...]:
+        """The depths at which an arm that loops is planned, at the base rank and the chosen rate, in either column."""
         return tuple(sorted({cell.depth for cell in self._plain() if cell.arm == arm and cell.depth is not None
-                             and cell.level is None and cell.rank in (None, self.rank)}))
+                             and cell.level is None and cell.rank in (None, self.rank) and cell.protocol in protocols}))
 
     @property
     def depths(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from accelerate import dispatch_model
 from accelerate.utils.modeling import get_state_dict_offloaded_model
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, GenerationConfig, PreTrainedTokenizerFast
 from transformers.integrations.accelerate import _get_device_map, check_and_set_device_map
 from transformers.utils import logging
 
@@ -92,7 +92,7 @@ class ConvertedModel:
         if any(isinstance(text, str) for text in texts):
             if not (files := self._tokenizer()):
                 raise InputError("texts: the base's tokenizer isn't at hand; give lists of token ids")
-            texts = AutoTokenizer.from_pretrained(files[0].parent)(texts)["input_ids"]
+            texts = PreTrainedTokenizerFast.from_pretrained(files[0].parent)(texts)["input_ids"]
         rows = [torch.as_tensor(text, device=self.device) for text in texts]
         if max(map(len, rows), default=0) <= SINKS:
             raise InputError(f"texts: no text has more than {SINKS} tokens, the first of which aren't measured")
