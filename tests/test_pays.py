@@ -140,8 +140,10 @@ def test_what_is_distilled_afterwards_changes_no_verdict(tmp_path, profile, text
 def test_what_is_taught_wins_only_ahead_of_lora_that_is_taught_too(tmp_path, profile, text, distilled, wins):
     entry = {"class": "baseline", "budget": "values", "arms": ["lora_distilled"], "seeds": SEEDS}
     planned = with_pays(profile, text, *[entry] * (distilled is not None))
-    found = pays.decided(made(tmp_path, planned, MORE | {"taught": 2.8, "lora_distilled": distilled}))
+    results = made(tmp_path, planned, MORE | {"taught": 2.8, "lora_distilled": distilled})
+    found = pays.decided(results)
     assert (found["best"], found["wins"]) == ("taught", wins)
+    assert pays.answer(results)[0].startswith("Not decided yet") == (distilled is None)
 
 
 @pytest.mark.parametrize("layers, said", [(None, "Yes in stored values; at equal FLOPs"), (2.4, "In storage only"),
@@ -153,6 +155,19 @@ def test_a_winner_pays_in_storage_alone_where_it_is_behind_at_equal_flops(tmp_pa
     assert pays.decided(results)["wins"] and pays.answer(results)[0].startswith(said)
     table = pays.confirmed(results).set_index("arm")
     assert layers is None or np.isnan(table.loc["lora_layers", "gain"])  # it is a bar, not a candidate
+
+
+@pytest.mark.parametrize("longer, said", [(None, "At equal training FLOPs it isn't confirmed yet"),
+                                          (2.7, "9 updates of LoRA on the cut model, its gain is -0.")])
+def test_a_winner_is_set_beside_lora_of_as_many_training_flops(tmp_path, profile, text, longer, said):
+    entry = {"class": "baseline", "budget": "training", "arms": ["lora"], "seeds": SEEDS, "updates": 9}
+    planned = with_pays(profile, text, *[entry] * (longer is not None))
+    results = made(tmp_path, planned, LOSSES | {"repeat_more": 2.8})
+    for spec in planned.runs():
+        if spec.updates == 9:
+            write_run(tmp_path, planned, spec, longer + 0.1 * spec.seed)
+    results = Results(planned, read_runs(planned.folder(tmp_path)))
+    assert said in pays.answer(results)[1] and pays.decided(results)["wins"]
 
 
 def test_nothing_is_decided_before_every_seed_is_made(tmp_path, profile):

@@ -210,8 +210,11 @@ def _verdict(results: Results) -> list[str]:
         return ["Not decided yet: no candidate and bar are confirmed at equal stored and trained values"]
     best, bar = (ARMS[found[name]].label for name in ("best", "bar"))
     gain = _gain(results, found["best"], found["bar"])
+    alone = ARMS[found["best"]].teacher != "none" and _gain(results, found["best"], TAUGHT_BAR).n < FEWEST
     if found["wins"]:
         said = f"{_at_same_flops(results, found['best'])}: {best} is ahead of {bar}"
+    elif alone and gain.low > 0 and gain.mean > found["margin"]:
+        said = f"Not decided yet: {best} is ahead of {bar}, and must be of LoRA that learns from the full model too"
     elif gain.low > 0 or gain.mean > found["margin"]:
         said = f"Nearly, but not by the rule: {best} against {bar}"
     else:
@@ -219,7 +222,7 @@ def _verdict(results: Results) -> list[str]:
     published = found["bar"] == "relaxed"  # it is a loop itself
     return [*(["A published loop, relaxed recursion, is the best baseline: that one pays"] * published),
             f"{said}; its gain is {sized(gain)} nats per token (n = {gain.n}), where a win asks for more than "
-            f"{found['margin']:.3f}"]
+            f"{found['margin']:.3f}", *([_at_same_training(results, found["best"])] * found["wins"])]
 
 
 def _at_same_flops(results: Results, best: str) -> str:
@@ -230,6 +233,17 @@ def _at_same_flops(results: Results, best: str) -> str:
         return "Yes in stored values; at equal FLOPs a token it isn't confirmed yet"
     behind = other is None or gain.high < 0
     return "In storage only, since it is behind at equal FLOPs a token" if behind else "Yes"
+
+
+def _at_same_training(results: Results, best: str) -> str:
+    """A winner against LoRA with as many updates as make its training FLOPs equal."""
+    longer = [run for run in _runs(results, "pays") if run.manifest["budget"] == "training"]
+    if not longer:
+        return "At equal training FLOPs it isn't confirmed yet"
+    updates = _updates(longer[0])
+    gain = interval(minus(losses(results, longer[0].manifest["arm"], updates=updates), losses(results, best)))
+    return (f"At equal training FLOPs, {updates} updates of LoRA on the cut model, its gain is {sized(gain)} nats per "
+            f"token (n = {gain.n})")
 
 
 def shown(results: Results) -> str:
