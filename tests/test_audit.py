@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from synthetic import plain, write, write_run
@@ -10,6 +11,7 @@ from ouroboros.analysis import audit, audit_text
 from ouroboros.analysis.results import load_results
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
+from ouroboros.log import Series
 
 SHIFTS = {"target": 0.5, "rate": -0.25, "alpha": 0.125}  # of static, where the switch is flipped
 
@@ -127,6 +129,21 @@ def test_models_are_told_by_what_they_were_trained_on(results):
     assert table.loc[("static", "released+target"), "trained on"] == "t+1"
     assert table.loc[("static", "corrected+target"), "scored on t+2"] == pytest.approx(5.01)
     assert [protocol for arm, protocol in table.index if arm == "cut"] == ["corrected"]
+
+
+def test_two_readings_of_a_model_that_nothing_trained_have_no_interval(tmp_path):
+    """They are the same in every seed, so an interval over seeds would have no width."""
+    constant = {"full": 2.0, "cut": 6.0}
+    write(tmp_path, "smoke", lambda arm, depth, protocol, seed: constant.get(arm) or loss(arm, depth, protocol, seed))
+    results = load_results("smoke", tmp_path)
+    for run in results.runs.values():  # the stream, which `released` reads, has other losses than held-out text
+        for (split, metric), series in list(run.series.items()):
+            if split == "stream" and run.manifest["arm"] == "cut":
+                run.series[split, metric] = Series(series.updates, [np.array(series.values[-1]) + 1])
+    rows = audit.switch_table(results).query("switch == 'all'").set_index(["quantity", "depth"])
+    cut = rows.loc["cut"].iloc[0]
+    assert cut["effect"] and np.isnan(cut["effect_low"]) and np.isnan(cut["effect_p"])
+    assert rows.loc["controller"]["effect_low"].notna().all()
 
 
 @pytest.mark.parametrize("column", ["released", "corrected"])

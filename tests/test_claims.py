@@ -100,6 +100,21 @@ def test_parts_that_are_one_run_are_one_measurement(results):
     assert same not in judge(LEDGER["ahead"], results, "released").why  # static's depths are its own
 
 
+@pytest.mark.parametrize("changes, said", [
+    ([0.4, 0.2, 0.3], "falls from 0.4 to 0.2 at step 2 and rises to 0.3"), ([0.4, 0.3, 0.2], "falls from 0.4 to 0.2"),
+    ([0.4, 0.2, 0.19], "falls from 0.4 to 0.19"), ([0.4, 0.2, 0.21], "falls from 0.4 to 0.21"),
+    ([0.1, 0.2, 0.3], "rises from 0.1 to 0.3"), ([0.3, 0.1, 0.3], "at step 2 and rises to 0.3"),
+])
+def test_steps_that_change_less_and_then_more_are_said_to(changes, said):
+    found = [statistics.t_interval([change, change + 1e-6, change - 1e-6]) for change in changes]
+    assert text.shown_steps(len(changes), found).endswith(said)
+
+
+def test_losses_of_two_targets_are_no_cost(results):
+    assert "of two targets, so not what cutting costs" in text.gap(results, "released")
+    assert "cutting costs" in text.gap(results, "corrected")
+
+
 def test_what_nothing_measures_is_not_planned(results):
     for name in ("c2", "clr", "slr", "h36", "h17", "hc", "hmit", "gate", "nogate"):
         for protocol in ("released", "corrected"):

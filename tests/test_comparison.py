@@ -476,12 +476,13 @@ def test_holm_can_turn_a_small_difference_into_equivalence():
     (result(-0.25, -0.15), False),  # -0.2 is half of -0.4
     (result(-0.26, -0.15), True),  # -0.205 is more
     (result(-0.6, 0.1), False), (result(0.3, 0.5), False),
-    (result(-0.3, -0.25, n=2, pooled=True), True),  # rests on three seeds before
+    (result(-0.3, -0.25, n=2, pooled=True), True),  # rests on three seeds before, and says so
 ])
 def test_settled(last, is_settled):
     ladder = {1600: last, 100: result(-5, 9), 400: result(-0.5, -0.3)}  # in any order
     assert settled(ladder) == is_settled
-    assert budget_words(ladder) == ("settled" if is_settled else "up to 1,600 tokens")
+    few = "" if last.n > 2 else "; n = 2 at 1,600"
+    assert budget_words(ladder) == ("settled" + few if is_settled else "up to 1,600 tokens")
 
 
 def test_nothing_is_settled_by_one_budget_or_by_few_seeds():

@@ -198,20 +198,20 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     assert (curve.groupby("update")["seed"].nunique() == len(SEEDS)).all()
 
 
-def test_what_each_part_buys_is_the_arm_without_it_minus_the_arm_with_it(results):
+def test_what_each_part_adds_is_the_arm_with_it_minus_the_arm_without_it(results):
     comparisons = Comparisons(results, "corrected")
-    bought = {name: interval(values).mean for name, values in comparisons.steps(4).items()}
+    added = {name: interval(values).mean for name, values in comparisons.steps(4).items()}
     wobble = 0.004  # of static: 0.001 a seed and depth, mean over the seeds that have all parts
-    assert bought == {"step norms, to the gate": pytest.approx(0.3), "gate, to the step norms": pytest.approx(1.2),
-                      "static, to both": pytest.approx(1.25 - 2 * wobble),
-                      "Controller, to both": pytest.approx(1.5)}
+    assert added == {"step norms, to the gate": pytest.approx(-0.3), "gate, to the step norms": pytest.approx(-1.2),
+                     "static, to both": pytest.approx(2 * wobble - 1.25),
+                     "Controller, to both": pytest.approx(-1.5)}
     ladder = {name: interval(values).mean for name, values in comparisons.ladder(4).items()}
     undeclared = {"gate and static", "gate and Controller"}  # at depth 4
     assert set(ladder) == set(LADDER) - undeclared and ladder["gate and step norms"] == pytest.approx(-0.5)
     assert list(comparisons.ladder(8)) == list(LADDER)
-    assert set(Comparisons(results, "released").ladder(4)["gate alone"]) == set()
+    assert "gate alone" not in Comparisons(results, "released").ladder(4)  # it isn't planned there
     at_8 = {name: interval(values).mean for name, values in comparisons.steps(8).items()}
-    assert at_8["Controller, to the gate"] == pytest.approx(0.2) and at_8["static, to the gate"] == pytest.approx(0.1)
+    assert at_8["Controller, to the gate"] == pytest.approx(-0.2) and at_8["static, to the gate"] == pytest.approx(-0.1)
 
 
 def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(results):
@@ -473,6 +473,28 @@ def test_an_interval_covers_seeds_and_the_documents_of_the_blocks(documented):
     assert found.low < alone.low and alone.high < found.high
     assert found.margin == pytest.approx(0.01)  # 1 % of the gap, 4 nats, is more
     assert interval(comparisons.difference("cut", "controller", depth=4)).high == pytest.approx(-found.low)
+
+
+def test_a_loss_on_either_target_covers_the_documents_too(documented):
+    """As the table of targets has it, whatever the protocol reports."""
+    found = Comparisons(documented, "released")
+    scored, heldout = (interval(minus(measure("controller"), measure("cut"))) for measure in (
+        lambda arm: found.scored(arm, 4, "t+1"), lambda arm: found.loss(arm, 4, column="heldout")))
+    assert (scored.low, scored.high, scored.blocks) == (heldout.low, heldout.high, 4)
+    assert interval(found.scored("full", None, "t+2")).blocks == 4 and not found.scored("full", None, "t+2").trained
+
+
+def test_only_parts_with_a_verdict_have_a_p_and_a_protocol_without_runs_has_no_rows(documented):
+    few = {name: run for name, run in documented.runs.items() if run.manifest["switches"] is None or (
+        run.manifest["protocol"] == "corrected" and run.manifest["seed"] == 0)}
+    table = tables.difference_table(Results(documented.profile, few), Comparisons.compare, "static", "controller",
+                                    by="depth")
+    assert set(table["protocol"]) == {"corrected"} and table["difference"].notna().any()
+    assert table["p (Holm)"].isna().all() and set(table["the first is"]) == {"not judged"}
+    whole = tables.difference_table(documented, Comparisons.compare, "static", "controller", by="depth")
+    assert whole["p (Holm)"].notna().any()
+    none = tables.difference_table(Results(load_profile("smollm2"), documented.runs), Comparisons.coda, 8)
+    assert none.empty and {"protocol", "part", "difference_low"} <= set(none)
 
 
 def test_what_no_seed_enters_is_judged_by_its_documents_alone(documented):

@@ -57,6 +57,14 @@ def test_the_opening_follows_the_first_two_answers(tmp_path, loop, lora, said):
     assert said in overview.opening(found)
 
 
+def test_the_first_screen_says_what_counting_wins_back_and_what_more_tokens_do(results, tmp_path):
+    assert "Counting pairs" not in overview.opening(results) and not overview.on_more_tokens(results)  # not planned
+    found = results_of(tmp_path, profile="smollm2", keep=lambda spec: spec.purpose == "matrix")
+    assert overview.opening(found).endswith("Counting pairs of tokens in the training text: -30 %.")  # 7.2, gap 6 - 2
+    assert "counting pairs of tokens -30 %" in overview.on_other_text(found)
+    assert overview.on_more_tokens(found) == "With 4 times the tokens a single pass wins back 50 % (n = 1). "
+
+
 def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):
     few = results_of(tmp_path, profile="smoke", keep=lambda spec: spec.arm in ("full", "cut") or
                      (spec.arm, spec.depth, spec.seed) == ("controller", SMOKE.depth, min(SMOKE.seeds)))

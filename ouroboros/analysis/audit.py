@@ -81,7 +81,11 @@ def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> Interv
                        if part.denominator.get(seed)})
 
     released, corrected = (own, flipped_) if column == "released" else (flipped_, own)
-    return interval(minus(values(released), values(corrected)))
+    difference = minus(values(released), values(corrected))
+    found = interval(difference)
+    if difference.trained or found.high > found.low:
+        return found
+    return Interval(found.mean, math.nan, math.nan, found.n)  # two readings of one model: nothing varies
 
 
 def effect_on(results: Results, column: str, switch: str, measure: Callable[[Comparisons], BySeed]) -> Interval:
@@ -132,7 +136,7 @@ def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOP
                 trained = setting["target"] if ARMS[arm].trained else "not trained here"
                 row = {"arm": arm, "protocol": where["protocol"], "trained on": trained}
                 for target in ("t+1", "t+2"):
-                    own, cut = (found.logged(name, depth, f"loss_{target}") for name in (arm, "cut"))
+                    own, cut = (found.scored(name, depth, target) for name in (arm, "cut"))
                     row |= columns(f"scored on {target}", interval(own))
                     row |= columns(f"{target}, arm - cut", interval(minus(own, cut)))
                 rows.append(row)
@@ -234,7 +238,7 @@ def depth_table(results: Results) -> pd.DataFrame:
     """Controller, static and the Controller's lead, from the shallowest depth of the audit to the deepest, under each
     rule for the depth."""
     depths, rows = results.profile.audit_depths, []
-    for where, setting, found in _under(results, "depth") if depths else ():
+    for where, setting, found in _under(results, "depth") if len(depths) > 1 else ():
         at = {arm: [found.loss(arm, depth) for depth in (depths[0], depths[-1])] for arm in LOOPS[:2]}
         at["static - Controller"] = [minus(*pair) for pair in zip(at["static"], at["controller"], strict=True)]
         rows += [where | {"depth rule": setting["depth"], "arm": arm,

@@ -105,6 +105,14 @@ class Comparisons:
         values = {seed: self.results.runs[runs[seed]].last("heldout", metric, math.nan) for seed in found}
         return BySeed({seed: value for seed, value in values.items() if np.isfinite(value).all()})
 
+    def scored(self, arm: str, depth: int | None, target: str) -> BySeed:
+        """An arm's loss on held-out text on a target, whichever its protocol has, with its blocks."""
+        values, clusters = self.logged(arm, depth, f"loss_{target}"), self.results.clusters.get("heldout")
+        runs = {row.seed: self.results.runs[row.run] for row in self._rows(arm, depth)}
+        blocks = None if clusters is None else {
+            seed: np.array(runs[seed].last("heldout", f"block_losses_{target}")) for seed in values}
+        return BySeed(values, blocks, clusters, ARMS[arm].fit != "none", self._margin("heldout"), arm)
+
     # ------------------------------------------------------------------------------------------ differences
 
     def difference(self, a: str, b: str, **at) -> BySeed:
@@ -171,10 +179,9 @@ class Comparisons:
         """Loss minus the cut model's of a loop with more and more parts, at one depth; of those planned there."""
         return self.pairs({name: (arm, "cut") for name, arm in LADDER.items() if self._planned(depth, arm)}, depth)
 
-    def steps(self, depth: int, sign: int = 1) -> dict[str, BySeed]:
-        """What each part takes off the loss, at one depth: the arm without it minus the arm with it; with sign -1, what
-        it adds."""
-        return self.pairs({name: pair[::sign] for name, pair in STEPS.items() if self._planned(depth, *pair)}, depth)
+    def steps(self, depth: int) -> dict[str, BySeed]:
+        """What each part adds to the loss, at one depth: the arm with it minus the arm without it."""
+        return self.pairs({name: pair[::-1] for name, pair in STEPS.items() if self._planned(depth, *pair)}, depth)
 
     def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
         """Without the gate minus with it, step norms kept, at one depth."""
@@ -183,8 +190,8 @@ class Comparisons:
     def coda(self, depth: int) -> dict[str, BySeed]:
         """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole, at one depth."""
         names = [f"{arm}{coda}" for arm in (*LOOPS, "cut") for coda in ("", "_coda_lora", "_coda_full")]
-        return self.against([name for name in names if name in self.results.profile.arms and name != "cut"], "cut",
-                            depth)
+        names = [name for name in names if name in self.results.profile.arms and name != "cut"]
+        return self.against(names if any("_coda_" in name for name in names) else [], "cut", depth)
 
     def at_other_depths(self, arm: str) -> dict[str, BySeed]:
         """Held-out next-token loss of the runs of the base depth, scored at each depth."""
@@ -231,8 +238,11 @@ class Comparisons:
 
     def gap_on_common_blocks(self) -> BySeed:
         """cut - full on the blocks that both are read on; nothing where the full model is read on other texts."""
-        if switches(self.protocol)["reference"] == "short":
+        setting = switches(self.protocol)
+        if setting["reference"] == "short":
             return BySeed()
+        if setting["evaluation"] == "splits":  # both on all of the same blocks
+            return self.difference("cut", "full")
         cut, full = ({run.manifest["seed"]: read_blocks(run, arm, self.protocol) for run in self.runs_of(arm)}
                      for arm in ("cut", "full"))
         common = {seed: min(len(cut[seed]), len(full[seed])) for seed in cut if seed in full}  # both begin at the first

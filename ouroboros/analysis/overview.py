@@ -45,7 +45,7 @@ QUESTIONS = (
     Question("Is the loop better than LoRA on the cut model, with as many trained parameters?", "controller", "lora",
              "Yes", "No, worse", "07_instead"),
     Question("Is the loop better than counting pairs of tokens in its training text?", "controller", "bigram", "Yes",
-             "No, worse", "01_target"),
+             "No, worse", "02_gap"),
     Question("Do passes after the first help?", "controller", "controller", "Yes", "No, worse", "02_gap", at=1),
     Question("Is the Controller better than a learned table?", "controller", "static", "Yes", "No, worse",
              "03_controller_vs_static"),
@@ -55,8 +55,8 @@ QUESTIONS = (
              "06_parts"),
     Question("Does what the Controller reads matter, or does a constant do?", "controller", "controller_blind",
              "Yes, better than a constant", "No, a constant is better", "06_parts"),
-    Question("Does a loop without modulation need its step norms?", "none", "none_nonorm", "Yes, better with them",
-             "No, better without", "06_parts"),
+    Question("Does a loop without modulation need its step norms, which begin at 1?", "none", "none_nonorm",
+             "Yes, better with them", "No, better without", "06_parts"),
     Question("Does the loop need its gate?", "controller", "controller_nogate", "Yes, better with it",
              "No, better without", "04_gate"),
 )
@@ -84,14 +84,16 @@ def page(*several: Results) -> str:
         f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds and the documents "
-        f"scored. The gap is what cutting costs. {at_what_cost(first)}{on_other_text(first)}`{name}`: "
+        f"scored. The gap is what cutting costs. {at_what_cost(first)}{on_other_text(first)}"
+        f"{on_more_tokens(first)}`{name}`: "
         f"{sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there, searches of rates "
         f"included. {why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
         f"Depths: {'; '.join(_depths(found) for found in several)}. *Holds*: our runs say what the paper says. "
-        "*Fails*: they say the opposite. *Undecided*: too few seeds, or an interval that leaves it open. Reasons, "
-        "sizes, and the claims that can't be tested at these scales: "
+        "*Fails*: they say the opposite. *Undecided*: too few seeds, or an interval that leaves it open. Under "
+        "`corrected` the first and the last row are one measurement. Reasons, sizes, and the claims that "
+        "can't be tested at these scales: "
         + ", ".join(f"[{found.profile.name}](results/{found.profile.name}/claims.md)" for found in several) + "."])
 
 
@@ -107,10 +109,11 @@ def opening(results: Results) -> str:
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
     judged = tuple(_direction(interval(found.difference(question.arm, question.other, depth=depth)))
                    for question in QUESTIONS[:2])
-    loop, lora, first = (f"{interval(found.recovery(arm, at)).mean:.0f} %" for arm, at in
-                         (("controller", depth), ("lora", depth), ("controller", 1)))
+    loop, lora, first, pairs = (f"{interval(found.recovery(arm, at)).mean:.0f} %" for arm, at in
+                                (("controller", depth), ("lora", depth), ("controller", 1), ("bigram", depth)))
     once = f" ({first} with a single pass)" if depth > 1 and found.loss("controller", 1) else ""
-    return OPENING.get(judged, OTHERWISE).format(loop=loop, lora=lora, once=once)
+    counted = f" Counting pairs of tokens in the training text: {pairs}." if found.loss("bigram") else ""
+    return OPENING.get(judged, OTHERWISE).format(loop=loop, lora=lora, once=once) + counted
 
 
 def at_what_cost(results: Results) -> str:
@@ -130,14 +133,24 @@ def at_what_cost(results: Results) -> str:
 
 
 def on_other_text(results: Results) -> str:
-    """What loop and LoRA win back on text of sources never trained on."""
+    """What loop, LoRA and counts of token pairs win back on text of sources never trained on."""
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
     shares = [interval(found.share(found.difference("cut", arm, depth=depth, column="foreign"), "foreign")).mean
-              for arm in ("controller", "lora")]
-    if not all(map(math.isfinite, shares)):
+              for arm in ("controller", "lora", "bigram")]
+    if not all(map(math.isfinite, shares[:2])):
         return ""
+    pairs = f", counting pairs of tokens {shares[2]:.0f} %" if math.isfinite(shares[2]) else ""
     return ("The full model was not trained further, the arms were, on text of the same packages: on other packages' "
-            f"text the loop wins back {shares[0]:.0f} % and LoRA {shares[1]:.0f} %. ")
+            f"text the loop wins back {shares[0]:.0f} %, LoRA {shares[1]:.0f} %{pairs}. ")
+
+
+def on_more_tokens(results: Results) -> str:
+    """What a single pass wins back of what cutting cost with the most tokens that it was trained on."""
+    own, most = results.profile.training.updates, max(results.profile.budgets)
+    found = interval(Comparisons(results, "corrected", updates=most).recovery("controller", 1))
+    if most == own or not found.n:
+        return ""
+    return f"With {most / own:g} times the tokens a single pass wins back {found.mean:.0f} % (n = {found.n}). "
 
 
 def questions(*several: Results) -> pd.DataFrame:
@@ -180,6 +193,7 @@ def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple
         return OPEN[judged], f": at most {max(-found.low, found.high):.2g} nats either way ({seeds})"
     size = sized(found if found.mean >= 0 else replace(found, mean=-found.mean, low=-found.high, high=-found.low))
     if judged == NOT_JUDGED:
+        seeds += "; seed spread of other depths" * found.pooled
         return text.TOO_FEW.capitalize(), f": {BETTER if found.mean < 0 else WORSE} by {size} nats so far ({seeds})"
     share = 100 * abs(found.mean) / gap
     part = f", {share:.{0 if share >= 10 else 1}f} % of the gap" if math.isfinite(share) else ""

@@ -67,9 +67,10 @@ def markdown(results: Results) -> str:
         f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Sources: {SOURCES}. Measured values are "
         f"means over seeds with paired 95 % intervals, nats per token unless said otherwise; the intervals cover "
         f"{covered}. Under `corrected` an arm trains at the rates that are best on `dev` at depth "
-        f"{searched} with a spare seed. Step norms are far from the stream's size where they ended below {near[0]:g} "
-        f"or above {near[1]:g} times its root mean square. The rules, `ouroboros/analysis/claims.yaml`, were written "
-        "before the runs but for what is dated there. Every row as data: [tables/claims.csv](tables/claims.csv).", "",
+        f"{searched} with a spare seed. Step norms are far from the stream's size where their mean weight ended below "
+        f"{near[0]:g} or above {near[1]:g} times its root mean square. The rules, "
+        "`ouroboros/analysis/claims.yaml`, were written before the runs but for what is dated there. Every row as "
+        "data: [tables/claims.csv](tables/claims.csv).", "",
         verdicts.to_markdown(index=False, disable_numparse=True), "",
         *(_section(rows) for _, rows in signs.groupby("id", sort=False)),
         "## Values of the paper's own model", "",

@@ -535,5 +535,6 @@ def settled(ladder: Mapping[int, Interval]) -> bool:
 
 
 def budget_words(ladder: Mapping[int, Interval]) -> str:
-    """`settled`, or `up to N tokens` with the largest budget that was run."""
-    return "settled" if settled(ladder) else f"up to {max(ladder):,} tokens"
+    """`settled`, with what of it rests on fewer than three seeds, or `up to N tokens` with the largest budget."""
+    few = [f"; n = {ladder[tokens].n} at {tokens:,}" for tokens in sorted(ladder)[-2:] if not ladder[tokens].judged]
+    return "settled" + "".join(few) if settled(ladder) else f"up to {max(ladder):,} tokens"

@@ -121,7 +121,7 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
             slopes = [last_slope(curve(results.runs[name], "heldout", "loss_t+1"))
                       for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
-            row["converged"] = bool(slopes) and bool(abs(row["last_slope"]) <= CONVERGED_SLOPE)
+            row["converged"] = None if math.isnan(row["last_slope"]) else abs(row["last_slope"]) <= CONVERGED_SLOPE
         if ARMS[arm].step_norm:
             row |= {"norms": found.norms_reached(arm, depth), "norms near the stream's": found.norms_near(arm, depth)}
         rows.append(row)
@@ -152,21 +152,26 @@ def difference_table(results: Results, measure: Callable[..., Mapping[str, BySee
                      **kwargs) -> pd.DataFrame:
     """What a method of `Comparisons` gives for some arguments under each protocol: mean, low, high and n in nats per
     token and in percent of the gap between cut and full in column `gap` of the cells (None: not); p-values after Holm
-    over the parts; what that says of the first arm of the difference (`statistics.verdict`); and how many of the runs
-    behind all parts of a protocol diverged, so have no loss."""
+    over the parts with a verdict; what that says of the first arm of the difference (`statistics.verdict`); and how
+    many of the runs behind all parts of a protocol diverged, so have no loss. A protocol without runs has no rows."""
     rows = []
     for found in by_protocol(results):
         parts = measure(found, *args, **kwargs)
         intervals = family(parts)
-        adjusted, words = holm({part: each.p for part, each in intervals.items()}), verdicts(intervals)
+        if not any(each.n for each in intervals.values()):
+            continue
+        adjusted = holm({part: each.p for part, each in intervals.items() if each.judged})
+        words = verdicts(intervals)
         for part, values in parts.items():
             row = {"protocol": found.protocol, "part": part} | columns("difference", intervals[part])
-            row |= {"p (Holm)": adjusted[part], "the first is": words[part], "diverged": len(found.diverged)}
+            row |= {"p (Holm)": adjusted.get(part, math.nan), "the first is": words[part]}
+            row |= {"diverged": len(found.diverged)}
             if gap:
                 share = interval(found.share(values, gap))
                 row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
             rows.append(row)
-    return pd.DataFrame(rows)
+    empty = ["protocol", "part", *columns("difference", NOTHING), "p (Holm)", "the first is", "diverged"]
+    return pd.DataFrame(rows, columns=None if rows else empty)
 
 
 def budget_table(results: Results) -> pd.DataFrame:

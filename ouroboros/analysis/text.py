@@ -28,6 +28,7 @@ NEEDED = ("the loss rises, so the trained model relies on what it sees", "the lo
           "no detectable change of the loss")
 SHOWN = {"other_sequence": "shown another sequence's state", "corpus_mean": "shown the mean state at each step",
          "step_mean": "replaced by its own mean vector at each step"}
+TURNS = 0.9  # a least change below this share of the first and the last one is said
 NOT_RUN, NO_RUN, TOO_FEW = "not run yet", "no finished run", "too few seeds to judge"
 COMPARED = {  # what a difference of losses, the first's minus the second's, says of the two
     NOT_RUN: "not run yet: {first} against {second}{where}",
@@ -202,13 +203,24 @@ def settings() -> list[str]:
 
 # ------------------------------------------------------------------------------------------ 02 to 09, the method
 
+def _shown_depth(found: Comparisons) -> int:
+    """The depth that sentences are about; where a protocol's plan doesn't have it, the deepest that it has."""
+    depth, own = shown_depth(found.results), found.depths_of("controller")
+    return depth if depth in own or not own else max(own)
+
+
 def gap(results: Results, protocol: str) -> str:
     """What cutting costs and what comes back at the depth shown."""
-    found, depth = Comparisons(results, protocol), shown_depth(results)
+    found = Comparisons(results, protocol)
+    depth = _shown_depth(found)
     cost, gained = (interval(found.difference(*pair, depth=depth)) for pair in (("cut", "full"), ("controller", "cut")))
+    said = f"`{protocol}`: cutting costs {sized(cost)} nats per token."
+    if switches(protocol)["target"] == "t+2":
+        said = (f"`{protocol}`: the cut model, two tokens ahead, minus the full one, on the next token, is "
+                f"{sized(cost)} nats per token: of two targets, so not what cutting costs.")
     if gained.n == 0:
-        return f"`{protocol}`: cutting costs {sized(cost)} nats per token. The Controller has {NO_RUN}."
-    return (f"`{protocol}`: cutting costs {sized(cost)} nats per token. The Controller at depth {depth} "
+        return f"{said} The Controller has {NO_RUN}."
+    return (f"{said} The Controller at depth {depth} "
             f"{phrase(gained, CUT_WORDS)} ({sized(gained)}). Its gap recovery in percent: "
             f"{sized(interval(found.recovery('controller', depth)))}.{_lost(found)}")
 
@@ -260,15 +272,16 @@ def configurations(results: Results, protocol: str) -> str:
     spread = "not measured, since some weren't run" if spread.n == 0 else sized(spread)
     if switches(protocol)["depth"] == "drawn":
         spread = "0, since they are one run"
+    others = "" if results.profile.ranks or results.profile.levels else " Other ranks and rates aren't planned."
     return (f"`{protocol}`: of {len(leads)} configurations with three seeds or more the Controller is ahead in "
             f"{len(ahead)} ({', '.join(ahead) or 'none'}), static in {len(behind)} ({', '.join(behind) or 'none'}). "
-            f"Over them the Controller's largest minus its smallest loss is {spread}.{_lost(found)}")
+            f"Over them the Controller's largest minus its smallest loss is {spread}.{others}{_lost(found)}")
 
 
 def parts(results: Results, depth: int) -> str:
     """What each part of the loop adds to the loss at one depth."""
     found = Comparisons(results, "corrected")
-    added = {name.replace(", to ", " to "): values for name, values in found.steps(depth, sign=-1).items()}
+    added = {name.replace(", to ", " to "): values for name, values in found.steps(depth).items()}
     if (said := _corrected(added, ADDED)) == _capital(NO_RUN):
         return f"`corrected`, depth {depth}, a part added: {NO_RUN}.{_lost(found)}"
     return f"`corrected`, depth {depth}, a part added. {said}.{_lost(found)}"
@@ -294,7 +307,8 @@ def instead(results: Results) -> list[str]:
 
 def by_text(results: Results, protocol: str) -> str:
     """Where the Controller's gain over the cut model is found: new training text, held-out, foreign."""
-    found, depth = Comparisons(results, protocol), shown_depth(results)
+    found = Comparisons(results, protocol)
+    depth = _shown_depth(found)
     gains = listed(family(found.compare("controller", "cut", by="text", depth=depth)), CUT_WORDS)
     return f"`{protocol}`, Controller at depth {depth}, by kind of text. {gains}.{_lost(found)}"
 
@@ -323,17 +337,23 @@ def coda(results: Results) -> str:
     """The loops with their coda trained."""
     found, depth = Comparisons(results, "corrected"), results.profile.depth
     against = found.coda(depth)
-    if not any("_coda_" in name for name in against):
+    if not against:
         return "`corrected`: this profile has no arm whose coda is trained."
     against = {ARMS[arm].label: values for arm, values in against.items()}
     return f"`corrected`, depth {depth} (arm - cut). {_corrected(against, CUT_WORDS)}.{_lost(found)}"
 
 
 def interventions(results: Results, protocol: str) -> str:
-    """Whether the Controller's input matters, from the interventions at the depth shown."""
-    found, depth = Comparisons(results, protocol), shown_depth(results)
+    """Whether the Controller's input matters, from the interventions at the shallowest depth and at the one shown."""
+    found = Comparisons(results, protocol)
+    shown = _shown_depth(found)
+    depths = dict.fromkeys((min(found.depths_of("controller"), default=shown), shown))
+    return " ".join(_interventions(found, depth) for depth in depths)
+
+
+def _interventions(found: Comparisons, depth: int) -> str:
     rises = {SHOWN[kind]: interval(values) for kind, values in found.interventions(depth).items()}
-    return f"`{protocol}`, depth {depth}. {listed(rises, NEEDED)}.{_lost(found)}"
+    return f"`{found.protocol}`, depth {depth}. {listed(rises, NEEDED)}.{_lost(found)}"
 
 
 # --------------------------------------------------------------------- what a figure shows: its title and alt text
@@ -387,12 +407,15 @@ def shown_cost(depth: int, flops: float, cache: float, weights: float) -> str:
 
 
 def shown_steps(depth: int, changes: list[Interval]) -> str:
-    """By how much the Controller's first and last step change the state."""
+    """By how much the Controller's first and last step change the state, and the one between that changes it least."""
     if not changes or not changes[-1].judged:
         return f"The steps of the Controller at depth {depth}: {TOO_FEW if changes else NOT_RUN}"
-    first, last = changes[0].mean, changes[-1].mean
-    return (f"From step 1 to step {len(changes)} the share of its state that the Controller's loop changes "
-            f"{'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}")
+    means = [each.mean for each in changes]
+    first, least, last = means[0], min(means), means[-1]
+    said = f"From step 1 to step {len(means)} the share of its state that the Controller's loop changes "
+    if least < TURNS * min(first, last):
+        return f"{said}falls from {first:.2g} to {least:.2g} at step {means.index(least) + 1} and rises to {last:.2g}"
+    return f"{said}{'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}"
 
 
 def shown_slopes(depth: int, slopes: dict[str, float]) -> str:
