@@ -12,12 +12,13 @@ from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ouroboros.analysis.results import load_results
-from ouroboros.experiment.arms import ARMS, CORE, PAYS
+from ouroboros.experiment.arms import ARMS, PAYS
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.training.corpus import prepare
 
 torch.set_num_threads(1)
 SEARCHED = ["controller", "static", "none", "lora", "linear"]
+CORE = ("full", "cut", "controller", "static", "none")
 PARTS = [name for name, arm in ARMS.items() if arm.loops and name not in CORE]
 INSTEAD = [name for name, arm in ARMS.items() if not arm.loops and name not in (*CORE, *PAYS) and arm.ends in (None, 2)]
 WORDS = "the gate opens and a layer reads its own state while depth and rank stay small in every step we take".split()

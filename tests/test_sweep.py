@@ -12,12 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import profile_data, write_searches
+from conftest import CORE, profile_data, write_searches
 from synthetic import write_run
 
 from ouroboros import cli
 from ouroboros.errors import AGAIN, InputError
-from ouroboros.experiment.arms import CORE
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run, read_runs
 from ouroboros.training import status, sweep

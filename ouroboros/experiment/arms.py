@@ -175,7 +175,6 @@ ARMS = {
     # the cut model with fewer or more layers
     **{f"cut_{ends}": _like(CUT, f"{ends} layers at either end", ends=ends) for ends in (2, 4, 6, 10, 12)},
 }
-CORE = ("full", "cut", "controller", "static", "none")
 
 # the seven modulated projections, as in model/configuration.py
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
