@@ -73,6 +73,7 @@ def test_a_tensor_of_the_base(case, layer, folder, root, capfd):
     refused(["run", "controller-d2-r4-corrected-s0"], said.format(LAYERS[layer]), root, capfd)
     with pytest.raises(InputError) as error:
         OuroborosForCausalLM.from_base(folder, 1, 3, 1, rank=4)
+    assert ("side_proj" if case == "extra" else "up_proj") in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -83,7 +84,7 @@ def test_a_file_of_the_base(case, folder, root, capfd):
     refused(["run", "controller-d2-r4-corrected-s0"], said, root, capfd)
     with pytest.raises(InputError) as error:
         OuroborosForCausalLM.from_base(folder, 1, 3, 1, rank=4)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and str(folder) in str(error.value)
 
 
 def tensor_info(content: bytes, name: bytes) -> int:

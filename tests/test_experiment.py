@@ -30,7 +30,10 @@ def test_an_unknown_protocol_is_refused(protocol):
         switches(protocol)
 
 
-@pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
+SHIPPED = sorted(path.stem for path in PROFILES.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_profiles_validate_and_their_runs_have_ids_of_their_own(name):
     profile = load_profile(name)
     specs = profile.runs()
@@ -100,7 +103,7 @@ def test_cells_that_a_protocol_makes_identical_share_a_run():
                       "controller_nogate-dmixed-r8-released-s0": 3}
 
 
-@pytest.mark.parametrize("name", ["smoke", "tiny", "small", "paper"])
+@pytest.mark.parametrize("name", SHIPPED)
 def test_every_trained_arm_has_a_search_or_a_siblings_with_a_seed_that_no_result_has(name):
     profile = load_profile(name)
     spare = {run.seed for run in profile.search_runs()}

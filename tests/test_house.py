@@ -26,7 +26,7 @@ def imported(file: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
-            found.add(node.module)
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.ImportFrom):
             above = file.relative_to(PACKAGE.parent).parts[:-node.level]
             module = ".".join([*above, *filter(None, [node.module])])
@@ -59,10 +59,10 @@ def test_the_projections_have_one_order():
 
 def test_the_readme_names_every_file_in_its_room():
     drawn = (PACKAGE.parent / "README.md").read_text().partition("    ouroboros/\n")[2].partition("\n\n")[0]
-    rooms = dict(zip(("model", "experiment", "training", "analysis"), (
-        set(part.replace(",", " ").replace("(", " ").split()) for part in
-        (drawn[drawn.index(f"      {room}/"):] for room in ("model", "experiment", "training", "analysis")))))
-    for room, words in rooms.items():
+    parts = re.split(r"^      (?=\S)", drawn, flags=re.M)  # an entry each, with its continuation lines
+    for room in ("model", "experiment", "training", "analysis"):
+        [part] = [part for part in parts if part.startswith(f"{room}/")]
+        words = set(re.split(r"[\s,()]+", part))
         names = {path.stem for path in (PACKAGE / room).glob("*.py")} - {"__init__"}
         assert names <= words, names - words
     for path in PACKAGE.glob("*.py"):

@@ -179,6 +179,8 @@ def test_two_saves_at_once_leave_one_of_the_two(model, tmp_path):
             assert "altered" in str(mixed)
         else:
             assert same(loaded, models[0]) or same(loaded, models[1])
+    models[0].save_pretrained(tmp_path / "model")  # and what they left is no hindrance
+    assert same(load(tmp_path / "model"), models[0])
 
 
 def test_a_loaded_model_shares_no_weights_with_the_base_it_was_given(base, model, tmp_path):

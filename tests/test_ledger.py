@@ -88,7 +88,8 @@ def test_every_measure_can_be_asked_of_the_runs(tiny_first):
         if measure is None:
             assert claim.rule == "count" or claim.unmeasured, claim.id
             continue
-        assert claims.measured(measure, found), claim.id
+        asked = claims.measured(measure, found)
+        assert any(asked.values()) or claims.judge(claim, tiny_first, "corrected").verdict == "not planned", claim.id
         assert all(arm in ARMS or arm.startswith("refine") for arm in measure.arms), claim.id
 
 

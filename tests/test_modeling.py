@@ -150,7 +150,7 @@ def test_the_papers_shape_has_the_papers_parameters(modulation, trainable):
     assert parts["modulation"] == {"controller": 692_864, "static": 14_336}[modulation]
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("name", ["tiny", "smollm2", "small", "paper"])
 def test_controller_and_static_train_about_equally_many_parameters(name):
     """So that capacity is no confound: at most 1.2 x, 1.08 x in the paper."""
     profile = load_profile(name)

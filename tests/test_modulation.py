@@ -9,6 +9,7 @@ from torch import nn
 from ouroboros.experiment.arms import ARMS, PROJECTIONS
 from ouroboros.model.configuration import OuroborosConfig
 from ouroboros.model.modulation import MODULATIONS, Controller, ModulatedLinear, StaticModulation, emitted, pool
+from ouroboros.training import blind  # noqa: F401 (it adds its modulations)
 
 
 def modulated(out_features=6, in_features=5, rank=3, alpha=1.5, dtype=torch.float32):

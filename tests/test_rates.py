@@ -38,10 +38,11 @@ GRID = {"depths": [2], "rates": [1e-3, 3e-3, 1e-2]}
 
 
 def test_each_arm_has_its_own_best_on_dev(text, tmp_path):
-    profile = searching(text, GRID)
-    finish(profile, tmp_path, {("controller", 2, 1e-3): 3, ("controller", 2, 3e-3): 2, ("controller", 2, 1e-2): 4,
-                               ("static", 2, 1e-3): 3, ("static", 2, 3e-3): 1.5, ("static", 2, 1e-2): 1.6})
-    assert of(profile, tmp_path, "controller") == Rates(3e-3, 3e-3) and of(profile, tmp_path) == Rates(3e-3, 3e-3)
+    profile = searching(text, GRID | {"rates": [1e-3, 3e-3, 1e-2, 3e-2]})
+    losses = {"controller": (3, 2, 4, 5), "static": (3, 1.6, 1.5, 1.7)}
+    finish(profile, tmp_path, {(arm, 2, rate): loss for arm, found in losses.items()
+                               for rate, loss in zip(profile.plan[0].rates, found, strict=True)})
+    assert of(profile, tmp_path, "controller") == Rates(3e-3, 3e-3) and of(profile, tmp_path) == Rates(1e-2, 1e-2)
 
 
 def test_a_search_goes_one_step_outward_while_its_best_is_at_an_edge(text, tmp_path):
@@ -108,9 +109,11 @@ def test_each_depth_takes_its_own_search_others_the_first(text, tmp_path):
 
 
 def test_a_sibling_has_its_siblings_rates(text, tmp_path):
-    profile = searching(text, GRID, arms=["static"], siblings={"static_wide": "static", "static_nonorm": "static"})
-    finish(profile, tmp_path, {("static", 2, 1e-3): 3, ("static", 2, 3e-3): 2, ("static", 2, 1e-2): 3})
-    assert of(profile, tmp_path, "static_wide").matrix == 3e-3
+    grid = GRID | {"rates": [1e-3, 3e-3, 1e-2, 3e-2]}
+    profile = searching(text, grid, siblings={"static_wide": "static", "static_nonorm": "static"})
+    finish(profile, tmp_path, {(arm, 2, rate): abs(rate - best) for rate in grid["rates"]
+                               for arm, best in (("controller", 1e-2), ("static", 3e-3))})
+    assert of(profile, tmp_path, "static_wide").matrix == 3e-3 and of(profile, tmp_path, "controller").matrix == 1e-2
 
 
 @pytest.mark.parametrize("protocol, expected", [

@@ -67,9 +67,12 @@ def test_the_way_from_the_paper_to_files_is_whole():
 def test_every_command_of_the_pages_is_one(capsys):
     """`make` targets and the command line's commands, by name."""
     text = "\n".join(page.read_text() for page in PAGES)
+    called = re.findall(r"-m ouroboros (\w+)(?: (\w+))?", " ".join(text.split()))  # wherever the line breaks
+    claims = {claim["id"] for claim in yaml.safe_load((ROOT / "ouroboros/analysis/claims.yaml").read_text())}
+    assert {claim for command, claim in called if command == "claims" and claim} == {"helps"} <= claims
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"(?:^    |`)make ([\w-]+)", text, re.M)) <= targets
-    for command in set(re.findall(r"-m ouroboros (\w+)", text)):
+    for command, _ in called:
         try:
             main([command, "--help"])
         except SystemExit as end:

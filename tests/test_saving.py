@@ -186,7 +186,7 @@ def test_a_wrong_base_is_refused_with_both_hashes(saved, tmp_path):
     model, folder, base = saved
     right = model.config.base_reference["sha256"]
     moved = base.rename(tmp_path / "moved")
-    refused("base", OuroborosForCausalLM.from_pretrained, folder)
+    refused("its base can.t be had", OuroborosForCausalLM.from_pretrained, folder)
     loaded = OuroborosForCausalLM.from_pretrained(folder, base=moved)
     assert torch.equal(loaded(ids()).logits, model(ids()).logits)
     torch.manual_seed(5)

@@ -10,6 +10,7 @@ from models import convert, ids, shake, small_base
 from peft import IA3Config, LoraConfig, OFTConfig, get_peft_model
 
 from ouroboros.model.modulation import MODULATIONS
+from ouroboros.training import blind  # noqa: F401 (it adds its modulations)
 
 every_modulation = pytest.mark.parametrize("modulation", [*MODULATIONS, "none"])
 CPU = torch.device("cpu")

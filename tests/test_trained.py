@@ -139,6 +139,9 @@ COMMITTED = sorted(path.parent for path in ROOT.glob("results/*/checkpoints/*/mo
                    if path.parent.name != "base")
 
 
+assert COMMITTED
+
+
 @pytest.mark.parametrize("folder", COMMITTED, ids=lambda folder: folder.name)
 def test_a_committed_checkpoint_is_found_by_the_auto_classes_without_an_import(folder):
     config = json.loads((folder / "config.json").read_text())

@@ -115,9 +115,9 @@ def write_inside(log: Rows, profile, spec: RunSpec, value: float) -> None:
 
 
 def write_searches(root: Path, profile, best: float = RATE) -> None:
-    """The learning-rate searches of a profile: every arm's best rate is `best`."""
+    """The learning-rate searches of a profile: every arm's best rate is `best`, and no factor is better."""
     for spec in profile.search_runs():
-        write_run(root, profile, spec, 4 + abs(math.log(spec.rate / best)))
+        write_run(root, profile, spec, 4 + abs(math.log(spec.rate / best)) if spec.rate else 9.0)
 
 
 def write_base(root: Path, profile) -> None:
