@@ -95,8 +95,9 @@ verify: environment ## derive the same again, elsewhere, and compare with what i
 audit-verify: environment ## change every committed cell, number, verdict and hash in turn: is each named? 8 min
 	$(RUN_PYTHON) tests/helpers/drift.py
 
-audit-kill: environment ## kill base, sweep and reproduce 100 times at random: do all end the same? 8 min
-	OMP_NUM_THREADS=1 KILLS=60 $(RUN_PYTHON) -m pytest -q tests/test_faults.py -k killed
+audit-kill: environment ## kill run, sweep, base and reproduce 100 times at random: do all end the same? 8 min
+	OMP_NUM_THREADS=1 KILLS=20 $(RUN_PYTHON) -m pytest -q tests/test_resume.py -k killed_at
+	OMP_NUM_THREADS=1 KILLS=40 $(RUN_PYTHON) -m pytest -q tests/test_faults.py -k killed
 	OMP_NUM_THREADS=1 KILLS=40 $(RUN_PYTHON) -m pytest -q tests/test_reproduce.py -k killed
 
 base: environment ## pretrain or fetch the base of PROFILE, unless it is there; FORCE=1: again; WHEEL=file

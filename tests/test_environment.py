@@ -183,15 +183,6 @@ LOG = f"results/test/runs/{RUN}.jsonl"
 LAUNCH = ("-m", "accelerate.commands.launch")
 
 
-def test_a_run_is_the_same_in_any_environment(made, alone, tmp_path):
-    there = made(cwd=tmp_path, **HOSTILE)
-    assert there.log.equals(alone.log)
-    for run in (alone, there):  # as in a job of a sweep, whatever the environment says
-        assert run.manifest["hardware"]["threads"] == 1
-        assert run.manifest["hardware"]["device"] == "cpu"
-        assert run.manifest["hardware"]["mixed_precision"] == "no"
-
-
 def test_a_run_is_that_of_a_sweeps_job(alone, text, root):
     worker = sweep.Worker(parse_profile(profile_data(text), "test.yaml"), root, "matrix", "local")
     worker._make(worker.profile.find(RUN))
@@ -200,14 +191,19 @@ def test_a_run_is_that_of_a_sweeps_job(alone, text, root):
     assert job.manifest["hardware"] == alone.manifest["hardware"]
 
 
-def test_accelerates_own_configuration_changes_no_run(made, alone, tmp_path):
+def test_a_run_is_the_same_in_any_environment(made, alone, tmp_path):
+    """Accelerate's own configuration, which its launcher reads, included."""
     folder = tmp_path / "home/accelerate"
     folder.mkdir(parents=True)
     (folder / "default_config.yaml").write_text(
         "compute_environment: LOCAL_MACHINE\ndistributed_type: 'NO'\nmixed_precision: bf16\n"
         "dynamo_config: {dynamo_backend: INDUCTOR}\nnum_machines: 1\nnum_processes: 1\nuse_cpu: false\n")
-    launched = made(*LAUNCH, HF_HOME=tmp_path / "home")
-    assert launched.log.equals(alone.log)
+    there = made(*LAUNCH, HF_HOME=tmp_path / "home", cwd=tmp_path, **HOSTILE)
+    assert there.log.equals(alone.log)
+    for run in (alone, there):  # as in a job of a sweep, whatever the environment says
+        assert run.manifest["hardware"]["threads"] == 1
+        assert run.manifest["hardware"]["device"] == "cpu"
+        assert run.manifest["hardware"]["mixed_precision"] == "no"
 
 
 @pytest.mark.parametrize("name", provenance.REFUSED)

@@ -32,7 +32,7 @@ def test_base_and_sweep_killed_at_random_moments_end_the_same(text, tmp_path):
     data["plan"] = [{"purpose": "rate", "arms": ["controller"], "depths": [2], "seeds": [9], "rates": [1e-3, 1e-2]},
                     {"arms": ["full", "cut", "controller"], "depths": [1], "seeds": [0]}]
     (tmp_path / "data.json").write_text(json.dumps(data))
-    kills = int(os.environ.get("KILLS", 6))
+    kills = int(os.environ.get("KILLS", 4))
     done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), str(kills), "1"], capture_output=True, text=True,
                           env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -9,7 +9,6 @@ import yaml
 from ouroboros.analysis import claims, ledger, pages
 from ouroboros.analysis.comparisons import Comparisons
 from ouroboros.analysis.ledger import read_claims
-from ouroboros.analysis.statistics import margin
 from ouroboros.errors import InputError
 from ouroboros.experiment.arms import ARMS
 
@@ -217,9 +216,3 @@ def test_the_sheet_says_what_will_judge_each_claim():
     assert judged["params"] == "the model, not trained"
     assert sheet.loc["h17", "reported"] == "5.690 nats per token"
     assert sheet.loc["params", "margin"] == "none" and "0.01 nats" in sheet.loc["c4", "margin"]
-
-
-def test_the_margin_is_the_smaller_one():
-    """By hand: 1 % of 7.597 is 0.076, of 0.5 it is 0.005; no gap or a negative one is undefined."""
-    assert margin(8.975 - 1.378) == 0.01 and margin(0.5) == 0.005
-    assert [margin(gap) for gap in (None, float("nan"), 0.0, -6.0)] == [0.01] * 4

@@ -18,6 +18,7 @@ from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.own import beside
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
+from ouroboros.training import sweep
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-arm.md").read_text()
 CLASS, ENTRY = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S).group(1) for kind in ("python", "yaml"))
@@ -76,6 +77,26 @@ def followed(text, root_of, tmp_path_factory):
         before = (folder / "results/test/runs/controller-d2-r4-corrected-s0.jsonl").read_bytes()
         assert compare(folder) == 0
     return folder, before, said.getvalue()
+
+
+class Job:
+    """A sweep's job done in this process: test_sweep.py has those in processes of their own."""
+
+    def __init__(self, worker):
+        self.ended = worker()
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> str | None:
+        return self.ended
+
+
+@pytest.fixture(autouse=True, scope="module")
+def here():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sweep, "_submit", lambda executor, worker, count, gpus: [Job(worker)])
+        yield
 
 
 def compare(root, arm="arms/per_token.yaml") -> int:

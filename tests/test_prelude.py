@@ -18,7 +18,7 @@ def files(root) -> dict:
     return {path: path.stat().st_mtime_ns for path in (root / ".cache/prelude").rglob("*.npy")}
 
 
-@pytest.mark.parametrize("run_id", ["controller-d2-r4-corrected-s0", "none-d2-corrected-s0", "affine-corrected-s0"])
+@pytest.mark.parametrize("run_id", ["controller-d2-r4-corrected-s0", "affine-corrected-s0"])
 def test_a_run_is_the_same_to_the_last_bit(run_id, profile, kept, root):
     plain = read_run(execute(profile, run_id, root, root / "plain" / f"{run_id}.jsonl", progress=False))
     for place in ("computed", "read"):  # the first writes the states, the second reads them

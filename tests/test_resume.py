@@ -53,7 +53,7 @@ def killed(source, folder, text, *arguments):
     shutil.copytree(source, folder, dirs_exist_ok=True)
     (folder / "data.json").write_text(json.dumps(profile_data(text)))
     return subprocess.run([sys.executable, str(SCRIPT), str(folder), *arguments], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=200)
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=500)
 
 
 @pytest.fixture(scope="module")
@@ -69,11 +69,13 @@ def stopped(terminated, tmp_path):
     return shutil.copytree(terminated[1], tmp_path / "stopped")
 
 
-def test_eight_kills_at_random_points_leave_the_log_as_it_would_have_been(never_killed, tmp_path, root, text):
-    done = killed(root, tmp_path / "again", text, "kills", "1")
+def test_a_run_killed_at_random_points_leaves_the_log_as_it_would_have_been(never_killed, tmp_path, root, text):
+    """`make audit-kill` is the long form."""
+    kills = int(os.environ.get("KILLS", 4))
+    done = killed(root, tmp_path / "again", text, "kills", "1", str(kills))
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout.splitlines()[-1])
-    assert counted["kills"] == 8 and counted["with a checkpoint"] >= 2
+    assert counted["kills"] == kills and counted["with a checkpoint"] >= 1
     log = log_of(tmp_path / "again")
     assert read_log(log) == never_killed
     assert not unfinished(tmp_path / "again").exists() and not [p for p in log.parent.iterdir() if p.name[0] == "."]

@@ -46,12 +46,18 @@ def slow(root, text):
         process.wait()
 
 
-def test_a_run_is_missing_running_interrupted_running_again_and_finished(profile, root, slow):
+def test_a_run_is_missing_running_interrupted_and_running_again(profile, root, slow):
+    """And while a process makes it, another one is refused and leaves its log alone."""
     assert state(profile, root) == status.Status(RUN, "missing", 0, 6, None, "", None)
     process = slow()
     running = state(profile, root)
     assert (running.state, running.update, running.updates) == ("running", 4, 6)
     assert running.loss > 0 and running.of == "train" and running.left > 0
+    log = root / "results/test/unfinished" / RUN / "rows.jsonl"
+    before = log.read_bytes()
+    with pytest.raises(Busy, match=r"process \d+ on .* makes it"):
+        execute(profile, RUN, root, progress=False)
+    assert log.read_bytes() == before and issubclass(Busy, InputError)
     process.send_signal(signal.SIGKILL)
     process.wait()
     killed = state(profile, root)
@@ -130,15 +136,6 @@ def test_time_left_counts_from_where_the_run_went_on(monkeypatch):
     assert status._left(note, 70, 100) == pytest.approx(150)  # 20 updates in 100 s, 30 are left
     assert status._left(note, 50, 100) is None and status._left({}, 70, 100) is None
     assert status._left({"update": None, "time": 1000.0}, 70, 100) is None  # it isn't known yet where it goes on
-
-
-def test_a_run_that_another_process_makes_is_refused_and_its_log_untouched(profile, root, slow):
-    slow()
-    log = root / "results/test/unfinished" / RUN / "rows.jsonl"
-    before = log.read_bytes()
-    with pytest.raises(Busy, match=r"process \d+ on .* makes it"):
-        execute(profile, RUN, root, progress=False)
-    assert log.read_bytes() == before and issubclass(Busy, InputError)
 
 
 def test_the_command_says_it_and_refuses_an_unknown_profile(capsys, tmp_path):

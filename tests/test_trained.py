@@ -129,9 +129,10 @@ def test_a_checkpoint_that_is_not_there_is_one_line(profile, root):
         rescore.rescore(profile, root)
 
 
-def test_those_that_are_there_are_scored(profile, root, capsys):
-    execute(profile, GATE, root, progress=False)
-    assert rescore.rescore(profile, root) == 0
+def test_those_that_are_there_are_scored(profile, made, capsys):
+    for other in (LOOP, LORA):
+        shutil.rmtree(trained.folder_of(profile, other, made))
+    assert rescore.rescore(profile, made) == 0
     assert [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()] == [GATE]
 
 

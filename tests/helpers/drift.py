@@ -11,7 +11,8 @@ import re
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 from ouroboros import reproduce
@@ -40,9 +41,9 @@ def spoilt(text: str, match: re.Match | None) -> str:
     return text[:a] + other(text[a:b]) + text[b:]
 
 
-def changes(kind: str, text: str) -> Iterator[tuple[str, str]]:
-    """(place as verify names it, the text with that place changed): each cell of a table; of other texts each number,
-    and each line's first word and its verdict."""
+def changes(kind: str, text: str) -> Iterator[tuple[str, Callable[[], str]]]:
+    """(place as verify names it, what makes the text with that place changed): each cell of a table; of other texts
+    each number, and each line's first word and its verdict."""
     if kind == ".csv" and text.strip():
         rows = list(csv.reader(io.StringIO(text)))
         lines = [*map(written, rows)]
@@ -51,15 +52,18 @@ def changes(kind: str, text: str) -> Iterator[tuple[str, str]]:
                 changed = spoilt(cell, ([*NUMBER.finditer(cell)] or [None])[-1])
                 line = written([*cells[:column], changed, *cells[column + 1:]])
                 head = rows[0][column] if row else changed
-                yield f"row {row}, column '{head}': ", "".join([*lines[:row], line, *lines[row + 1:]])
+                yield f"row {row}, column '{head}': ", partial(replaced, lines, row, line, "")
         return
     lines = text.split("\n")
     for number, line in enumerate(lines):
         if not reproduce.PICTURE.search(line):
             for match in filter(None, [*NUMBER.finditer(line), WORD.search(line), VERDICTS.search(line)]):
-                lines[number] = spoilt(line, match)
-                yield f"line {number + 1}: ", "\n".join(lines)
-        lines[number] = line
+                yield f"line {number + 1}: ", partial(replaced, lines, number, spoilt(line, match), "\n")
+
+
+def replaced(lines: list[str], number: int, line: str, between: str) -> str:
+    """A text's lines, one of them another."""
+    return between.join([*lines[:number], line, *lines[number + 1:]])
 
 
 def written(cells: list[str]) -> str:
@@ -105,7 +109,7 @@ def main(root: Path) -> int:
             committed, derived = ((folder / path).read_text(encoding="utf-8") for folder in (root, out))
             for place, changed in changes(path.suffix, committed):
                 tried[path.suffix] += 1
-                if not (reproduce._difference(path.suffix, changed, derived) or "").startswith(place):
+                if not (reproduce._difference(path.suffix, changed(), derived) or "").startswith(place):
                     missed.append(f"{path}: {place}")
         for path in (path for profile in profiles for path in reproduce._outputs(root, profile)):
             if path.suffix in (".png", ".pdf"):
@@ -117,7 +121,7 @@ def main(root: Path) -> int:
     begin, end = text.index(reproduce.BEGIN) + len(reproduce.BEGIN), text.index(reproduce.END)
     for place, changed in changes(".md", text[begin:end]):
         tried["README"] += 1
-        whole = text[:begin] + changed + text[end:]
+        whole = text[:begin] + changed() + text[end:]
         if not reproduce._same_text(whole, reproduce._readme_with(block, whole)):
             missed.append(f"README.md: {place}")
     print(f"changes tried: {dict(tried)}, {tried.total()} in all; not named: {len(missed)}", *missed, sep="\n")

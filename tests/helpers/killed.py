@@ -1,6 +1,6 @@
 """Runs for test_resume, in processes that are killed: never imported by a test, forked before torch computes.
 
-    killed.py FOLDER kills SEED     one run, killed by SIGKILL at random points again and again, then left to finish
+    killed.py FOLDER kills SEED N   one run, killed by SIGKILL at random points again and again, then left to finish
     killed.py FOLDER stop           one run that gets SIGTERM; exits as the command line does
 
 FOLDER holds `data.json`, the profile. The run's id is RUN.
@@ -83,7 +83,7 @@ def child(at: int | None) -> tuple[int, int]:
 
 if sys.argv[2] == "kills":
     generator, kills, beyond = random.Random(int(sys.argv[3])), 0, 0
-    while kills < 8:
+    while kills < int(sys.argv[4]):
         status, _ = child(generator.randrange(1, 90))
         if status == 0:  # it was through before its time: once more from nothing
             profile.run_path(RUN, root).unlink()
