@@ -98,9 +98,17 @@ def test_sigterm_saves_and_says_again_and_the_same_command_goes_on(never_killed,
     assert read_log(log_of(stopped)) == never_killed and 0 not in updates  # it went on, it didn't begin again
 
 
-def test_a_damaged_checkpoint_is_left(never_killed, stopped, profile):
+def turned(content: bytes, *places: int) -> bytes:
+    """Bits turned round at some places."""
+    return bytes(byte ^ 0x55 if place in places else byte for place, byte in enumerate(content))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-40], lambda content: turned(content, 20),
+                                    lambda content: turned(content, *range(0x4000, len(content), 64))],
+                         ids=["truncated", "the header", "tensors"])
+def test_a_damaged_checkpoint_is_left(damage, never_killed, stopped, profile):
     checkpoint = unfinished(stopped) / "checkpoint.safetensors"
-    checkpoint.write_bytes(checkpoint.read_bytes()[:-40])
+    checkpoint.write_bytes(damage(checkpoint.read_bytes()))
     execute(profile, RUN, stopped, progress=False)
     assert read_log(log_of(stopped)) == never_killed
 

@@ -1,5 +1,6 @@
 """What a killed run needs to go on: one file, written whole or not at all, without pickles."""
 
+import hashlib
 import json
 import signal
 import time
@@ -37,6 +38,15 @@ def _generators() -> dict[str, torch.Tensor]:
     return found | ({"random/cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
 
+def _sha256(tensors: dict[str, torch.Tensor]) -> str:
+    """Of names and bytes: a checkpoint that was damaged on disk is read as any other by safetensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 class Checkpoints:
     """The checkpoint of one run: trained tensors, the optimizer's moments, and where log, data and depths stand.
 
@@ -67,21 +77,21 @@ class Checkpoints:
         try:
             with safe_open(self.path, "pt") as file:
                 state = json.loads(file.metadata()["state"])
-                if state["run"] != self.run or not log.keep(state["rows"]):
-                    return None
-                for key in file.keys():  # noqa: SIM118 (no mapping)
-                    kind, name = key.split("/", 1)
-                    tensor = file.get_tensor(key)
-                    if kind == "trained":
-                        trained[name].copy_(tensor)
-                    elif kind == "random":
-                        (torch.set_rng_state if name == "cpu" else torch.cuda.set_rng_state)(tensor)
-                    else:
-                        device = "cpu" if kind == "step" else trained[name].device
-                        optimizer.state[trained[name]][kind] = tensor.to(device, copy=True)
-                return state
-        except (FileNotFoundError, SafetensorError):
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+        except (FileNotFoundError, SafetensorError, UnicodeDecodeError, ValueError):
             return None
+        if state["run"] != self.run or state["sha256"] != _sha256(tensors) or not log.keep(state["rows"]):
+            return None
+        for key, tensor in tensors.items():
+            kind, name = key.split("/", 1)
+            if kind == "trained":
+                trained[name].copy_(tensor)
+            elif kind == "random":
+                (torch.set_rng_state if name == "cpu" else torch.cuda.set_rng_state)(tensor)
+            else:
+                device = "cpu" if kind == "step" else trained[name].device
+                optimizer.state[trained[name]][kind] = tensor.to(device, copy=True)
+        return state
 
     def due(self) -> bool:
         """Whether the last checkpoint is old enough for another."""
@@ -94,7 +104,7 @@ class Checkpoints:
         for name, parameter in trained.items():
             tensors |= {f"{kind}/{name}": value for kind, value in optimizer.state[parameter].items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in (tensors | _generators()).items()}
-        state |= {"run": self.run, "rows": log.rows}
+        state |= {"run": self.run, "rows": log.rows, "sha256": _sha256(tensors)}
         write_atomic(self.path, safetensors.torch.save(tensors, metadata={"state": json.dumps(state)}))
         self._last = time.monotonic()
 
