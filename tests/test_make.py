@@ -113,6 +113,16 @@ def test_lint_is_ruff_and_stripped_notebooks_and_ci_runs_it(checkout, environmen
     assert "bash .ci/run" in (ROOT / ".github/workflows/ci.yml").read_text()
 
 
+def test_clean_removes_what_smoke_made_and_no_committed_result(checkout, environment):
+    kept = ["results/smollm2/runs/a.jsonl", "figures/tiny/b.png", "results/README.md", "ouroboros/c.py"]
+    gone = [".cache/base/d", "results/smoke/runs/e.jsonl", "figures/smoke/f.png", "build/site/g.html"]
+    for name in (*kept, *gone, "tests/h.py", "notebooks/i.ipynb"):
+        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
+        (checkout / name).touch()
+    assert make(checkout, "clean").returncode == 0
+    assert [name for name in (*kept, *gone) if (checkout / name).exists()] == kept
+
+
 def test_the_site_is_built_anew(checkout, environment):
     (checkout / "build/site").mkdir(parents=True)
     assert make(checkout, "site", VIRTUAL_ENV=environment).returncode == 0

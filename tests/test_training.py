@@ -16,6 +16,7 @@ from ouroboros.experiment.profile import parse_profile
 from ouroboros.experiment.protocol import DRAWN_DEPTHS, schedule
 from ouroboros.experiment.rates import Rates
 from ouroboros.log import read_run
+from ouroboros.log import write_run as write_log
 from ouroboros.training import build, evaluation, probes, sweep, trainer
 from ouroboros.training.corpus import prepare
 from ouroboros.training.run import execute, rerun, score_run
@@ -207,7 +208,14 @@ def test_rerun_agrees_with_itself_and_refuses_an_edited_log(profile, root, capsy
 
 def test_rerun_says_where_a_log_differs(profile, root, capsys):
     run_id = "none-d1-corrected-s0"
-    execute(profile, run_id, root, progress=False)
+    path = execute(profile, run_id, root, progress=False)
+    run = read_run(path)
+    rows = [{"update": update, "split": split, "metric": metric, "value": value}
+            for (split, metric), found in run.series.items() for update, value in zip(*found, strict=True)]
+    manifest = {name: value for name, value in run.manifest.items() if name not in ("format", "series", "seal")}
+    write_log(path, manifest, [*rows, {"update": 6, "split": "heldout", "metric": "more", "value": 1.0}])
+    assert rerun(profile, run_id, root) == 1 and "the series differ" in capsys.readouterr().out
+    write_log(path, manifest, rows)
     for spec in profile.search_runs():  # another rate is the best now
         for rate, dev in ((1e-3, 9.0), (1e-2, 8.0), (3e-2, 1.0), (1e-1, 9.0)):
             write_run(root, profile, replace(spec, rate=rate), dev)
