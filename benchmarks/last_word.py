@@ -84,7 +84,8 @@ def page(table: pd.DataFrame) -> str:
     """The table, with the verdict as a sentence."""
     best = table.iloc[2:].sort_values("accuracy", ascending=False).iloc[0]  # after full and cut
     full, cut = table.iloc[0], table.iloc[1]
-    return (f"Of {full['n']} held-out sentences the full model finds the last word of {100 * full['accuracy']:.0f} %, "
+    return ("# Who finds the last word of a sentence\n\n"
+            f"Of {full['n']} held-out sentences the full model finds the last word of {100 * full['accuracy']:.0f} %, "
             f"the cut model of {100 * cut['accuracy']:.0f} %, and the best of what was trained on it, {best['model']}, "
             f"of {100 * best['accuracy']:.0f} %. One seed of each.\n\n"
             + table.to_markdown(index=False, floatfmt=".3g") + "\n")

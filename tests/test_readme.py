@@ -1,5 +1,6 @@
 """The README holds what it says: its numbers, drawing, commands and snippets against the code."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -83,6 +84,17 @@ def test_every_command_of_the_pages_is_one(capsys):
 def test_the_checkpoint_of_the_snippet_is_committed():
     [folder] = re.findall(r'from_pretrained\("(results/[^"]+)"\)', README)
     assert (ROOT / folder / "config.json").exists() and list((ROOT / folder).glob("*.safetensors"))
+
+
+def test_every_page_that_a_page_links_to_is_one_of_the_sites_with_a_title():
+    """Sphinx refuses others; this needs no Sphinx."""
+    patterns = re.search(r"^include_patterns = (\[.*?\])$", (ROOT / "docs/site/conf.py").read_text(), re.M | re.S)[1]
+    pages = {path.resolve() for pattern in ast.literal_eval(patterns) for path in ROOT.glob(pattern)}
+    for page in PAGES:
+        for name in re.findall(r"\]\(([^)#:]+\.(?:md|ipynb))(?:#[^)]*)?\)", page.read_text()):
+            linked = (page.parent / name).resolve()
+            assert linked in pages, f"{page}: {name}"
+            assert linked.suffix == ".ipynb" or linked.read_text().startswith("# "), name
 
 
 def test_the_readme_counts_the_families():

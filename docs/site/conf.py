@@ -26,7 +26,7 @@ root_doc = "README"
 extensions = ["myst_nb"]
 smartquotes = False  # prompts and code in words keep their characters
 include_patterns = ["README.md", "docs/*.md", "results/README.md", "results/*/claims.md",
-                    "results/*/continuations.md", "results/*/notebooks/*.ipynb"]
+                    "results/*/continuations.md", "results/*/last_word.md", "results/*/notebooks/*.ipynb"]
 exclude_patterns = [".*", "build", "ouroboros", "tests", "results/smoke", "results/*/runs", "results/*/checkpoints"]
 myst_heading_anchors = 3
 nb_execution_mode = "off"  # `make reproduce` has executed them
@@ -64,7 +64,8 @@ def navigation() -> str:
     groups = {"Documents": list(dict.fromkeys([*linked, *others]))}
     for claims in sorted(ROOT.glob("results/*/claims.md")):
         if (profile := claims.parent.name) != "smoke":
-            files = [claims, *sorted(claims.parent.glob("notebooks/*.ipynb")), *claims.parent.glob("continuations.md")]
+            texts = (claims.parent / name for name in ("continuations.md", "last_word.md"))
+            files = [claims, *sorted(claims.parent.glob("notebooks/*.ipynb")), *filter(Path.exists, texts)]
             pages = [path.relative_to(ROOT).with_suffix("").as_posix() for path in files]
             groups[profile] = [f"{titled(page)} <{page}>" if "/notebooks/" in page else page for page in pages]
     return "".join(f"\n\n```{{toctree}}\n:hidden:\n:caption: {name}\n\n" + "\n".join(pages) + "\n```"
