@@ -401,9 +401,10 @@ def training_curves(results: Results, arms: tuple[str, ...], depth: int):
 
 @_shows_runs
 def overview(results: Results):
-    """Every way to live without the removed layers, loops at one depth, minus the cut model, `corrected`: README's."""
+    """Every way to live without the removed layers, and counts of token pairs, minus the cut model, `corrected`; loops
+    at one depth: README's."""
     depth, found = shown_depth(results), Comparisons(results, "corrected")
-    arms = ("full", *results.profile.instead, "none_nogate", "none_nonorm", "none", "static", "controller",
+    arms = ("full", *results.profile.instead, "bigram", "none_nogate", "none_nonorm", "none", "static", "controller",
             "static_nonorm", "controller_nonorm")
     shown = [(_name(arm, depth, found), arm, interval(found.difference(arm, "cut", depth=depth))) for arm in arms]
     figure = _forest({f"loops at depth {depth}; left of 0: better than the cut model": shown},

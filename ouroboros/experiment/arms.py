@@ -166,7 +166,7 @@ ARMS = {
     "affine": Arm("a scale and a shift of each channel", "affine"),
     "bare": Arm("the kept layers, nothing between them", "none", fit="none"),
     "unigram": Arm("unigram", "counts", fit="none"),
-    "bigram": Arm("bigram", "counts", fit="none"),  # under t+2 a skip-bigram
+    "bigram": Arm("counts of token pairs", "counts", fit="none"),  # under t+2 a skip-bigram
     # the loop before it learns anything
     "untrained": _like(NONE, "untrained", fit="none"),
     "untrained_matched": _like(NONE, "untrained, step norms from the stream's size", matched=True, fit="none"),
