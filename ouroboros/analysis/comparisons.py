@@ -44,7 +44,7 @@ class Comparisons:
 
     def depths_of(self, arm: str) -> tuple[int, ...]:
         """The depths at which an arm is planned under this protocol; in either column where it flips a switch."""
-        return self.results.profile.depths_of(arm, *[(self.protocol,)] * (self.protocol in COLUMNS))
+        return self.results.profile.depths_of(arm, (self.protocol,) if self.protocol in COLUMNS else COLUMNS)
 
     # ---------------------------------------------------------------------------------------------- losses
 

@@ -193,7 +193,7 @@ def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple
         return OPEN[judged], f": at most {max(-found.low, found.high):.2g} nats either way ({seeds})"
     size = sized(found if found.mean >= 0 else replace(found, mean=-found.mean, low=-found.high, high=-found.low))
     if judged == NOT_JUDGED:
-        seeds += "; seed spread of other depths" * found.pooled
+        seeds += "; seed spread of other depths" if found.pooled else ""
         return text.TOO_FEW.capitalize(), f": {BETTER if found.mean < 0 else WORSE} by {size} nats so far ({seeds})"
     share = 100 * abs(found.mean) / gap
     part = f", {share:.{0 if share >= 10 else 1}f} % of the gap" if math.isfinite(share) else ""

@@ -219,10 +219,13 @@ def _verdict(results: Results) -> list[str]:
         said = f"Nearly, but not by the rule: {best} against {bar}"
     else:
         said = f"No: the best loop, {best}, doesn't beat {bar}"
-    published = found["bar"] == "relaxed"  # it is a loop itself
-    return [*(["A published loop, relaxed recursion, is the best baseline: that one pays"] * published),
-            f"{said}; its gain is {sized(gain)} nats per token (n = {gain.n}), where a win asks for more than "
-            f"{found['margin']:.3f}", *([_at_same_training(results, found["best"])] * found["wins"])]
+    lines = [f"{said}; its gain is {sized(gain)} nats per token (n = {gain.n}), where a win asks for more than "
+             f"{found['margin']:.3f}"]
+    if found["bar"] == "relaxed":  # it is a loop itself
+        lines.insert(0, "A published loop, relaxed recursion, is the best baseline: that one pays")
+    if found["wins"]:
+        lines.append(_at_same_training(results, found["best"]))
+    return lines
 
 
 def _at_same_flops(results: Results, best: str) -> str:
