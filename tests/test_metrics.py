@@ -478,6 +478,8 @@ def test_a_loss_on_either_target_covers_the_documents_too(documented):
         lambda arm: found.scored(arm, 4, "t+1"), lambda arm: found.loss(arm, 4, column="heldout")))
     assert (scored.low, scored.high, scored.blocks) == (heldout.low, heldout.high, 4)
     assert interval(found.scored("full", None, "t+2")).blocks == 4 and not found.scored("full", None, "t+2").trained
+    few = {name: run for name, run in documented.runs.items() if run.manifest["seed"] == 0}  # the others are to come
+    assert set(Comparisons(Results(documented.profile, few), "released").scored("controller", 4, "t+1")) == {0}
 
 
 def test_only_parts_with_a_verdict_have_a_p_and_a_protocol_without_runs_has_no_rows(documented):

@@ -62,7 +62,8 @@ def test_the_first_screen_says_what_counting_wins_back_and_what_more_tokens_do(r
     found = results_of(tmp_path, profile="smollm2", keep=lambda spec: spec.purpose == "matrix")
     assert overview.opening(found).endswith("Counting pairs of tokens in the training text: -30 %.")  # 7.2, gap 6 - 2
     assert "counting pairs of tokens -30 %" in overview.on_other_text(found)
-    assert overview.on_more_tokens(found) == "With 4 times the tokens a single pass wins back 50 % (n = 1). "
+    assert overview.on_more_tokens(found) == ("With 4 times the tokens a single pass wins back 50 %, LoRA 62 % "
+                                               "(n = 1). ")
 
 
 def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):

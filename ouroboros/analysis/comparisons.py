@@ -108,7 +108,7 @@ class Comparisons:
     def scored(self, arm: str, depth: int | None, target: str) -> BySeed:
         """An arm's loss on held-out text on a target, whichever its protocol has, with its blocks."""
         values, clusters = self.logged(arm, depth, f"loss_{target}"), self.results.clusters.get("heldout")
-        runs = {row.seed: self.results.runs[row.run] for row in self._rows(arm, depth)}
+        runs = {run.manifest["seed"]: run for run in self.runs_of(arm, depth)}
         blocks = None if clusters is None else {
             seed: np.array(runs[seed].last("heldout", f"block_losses_{target}")) for seed in values}
         return BySeed(values, blocks, clusters, ARMS[arm].fit != "none", self._margin("heldout"), arm)

@@ -145,12 +145,14 @@ def on_other_text(results: Results) -> str:
 
 
 def on_more_tokens(results: Results) -> str:
-    """What a single pass wins back of what cutting cost with the most tokens that it was trained on."""
+    """What a single pass and LoRA win back of what cutting cost with the most tokens that they were trained on."""
     own, most = results.profile.training.updates, max(results.profile.budgets)
-    found = interval(Comparisons(results, "corrected", updates=most).recovery("controller", 1))
-    if most == own or not found.n:
+    once, lora = (interval(Comparisons(results, "corrected", updates=most).recovery(arm, 1))
+                  for arm in ("controller", "lora"))
+    if most == own or not once.n:
         return ""
-    return f"With {most / own:g} times the tokens a single pass wins back {found.mean:.0f} % (n = {found.n}). "
+    beside = f", LoRA {lora.mean:.0f} %" if lora.n else ""
+    return f"With {most / own:g} times the tokens a single pass wins back {once.mean:.0f} %{beside} (n = {once.n}). "
 
 
 def questions(*several: Results) -> pd.DataFrame:
