@@ -120,13 +120,23 @@ def model(paper) -> list[tuple[str, str]]:
         f"{converted['peak net of imports MB'].max():.0f} MB at the peak",
         f"{decoding['times faster'].iloc[0]:.1f} times faster at depth {decoding['depth'].iloc[0]}, "
         f"{decoding['times faster'].iloc[-1]:.1f} times at depth {decoding['depth'].iloc[-1]}"]
-    drafts = bench("drafts").set_index("drafts by")
-    own, lookup = (drafts.loc[way] for way in ("the same at depth 1", "prompt lookup"))
-    assert (lookup["low"] < 1).all() and (drafts["same text"] == drafts["prompts"]).all()
-    cells += [f"{' and '.join(f'{x:.0f}' for x in own['accepted %'])} % of the drafted tokens are accepted",
-              f"decoding takes {' and '.join(f'{x:.2f}' for x in own['times faster'])} times the plain speed",
-              f"Prompt lookup gives {' and '.join(f'{x:.2f}' for x in lookup['times faster'])} times"]
+    drafts = bench("drafts")
+    assert (drafts["same text"] == drafts["prompts"]).all()
+    drafts = drafts[~drafts["checkpoint"].str.startswith("none")].set_index(["profile", "drafts by"]).sort_index()
+    (own, lookup), (tinys, tinys_lookup) = ([drafts.loc[name, way] for way in ("the same at depth 1", "prompt lookup")]
+                                            for name in ("smollm2", "tiny"))
+    assert (lookup["low"] < 1).all() and (tinys["low"] < 1).all() and (tinys_lookup["low"] > 1).all()
+    cells += [f"on SmolLM2 {both(own['accepted %'], 0)} % of the drafted tokens are accepted (Controller, table), and "
+              f"decoding takes {both(own['times faster'], 2)} times the plain speed; on tiny "
+              f"{both(tinys['accepted %'], 0)} %, and {both(tinys['times faster'], 2)} times",
+              f"Prompt lookup gives {both(lookup['times faster'], 2)} times on SmolLM2, with intervals that include 1, "
+              f"and {both(tinys_lookup['times faster'], 1)} times on tiny"]
     return [("docs/model.md", cell) for cell in cells]
+
+
+def both(values, digits: int) -> str:
+    """Controller's and table's."""
+    return " and ".join(f"{value:.{digits}f}" for value in values)
 
 
 def protocol(paper, tiny_first) -> list[tuple[str, str]]:
