@@ -123,7 +123,7 @@ def test_what_nothing_measures_is_not_planned(results):
 
 
 def test_a_claim_over_depths_is_judged_at_those_that_its_protocol_has(tmp_path):
-    """SmolLM2's plan has depth 1 alone under `released`: what changes over depths can't be told there."""
+    """SmolLM2's plan has depth 1 alone under `released`: no claim on a change over depths can be judged there."""
     write(tmp_path, "smollm2", keep=lambda spec: spec.purpose == "matrix")
     found = load_results("smollm2", tmp_path)
     verdicts = {name: judge(LEDGER[name], found, "released") for name in TRENDS}

@@ -81,9 +81,17 @@ def test_every_command_of_the_pages_is_one(capsys):
         assert "usage" in capsys.readouterr().out, command
 
 
-def test_the_checkpoint_of_the_snippet_is_committed():
-    [folder] = re.findall(r'from_pretrained\("(results/[^"]+)"\)', README)
-    assert (ROOT / folder / "config.json").exists() and list((ROOT / folder).glob("*.safetensors"))
+def test_the_snippet_generates_with_committed_weights(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    [code] = re.findall(r"```python\n(from transformers.*?)```", README, re.DOTALL)
+    exec(code, {})
+    assert capsys.readouterr().out.startswith("The function returns ")
+
+
+def test_newer_text_says_the_same_as_the_readme_says():
+    notebook = (ROOT / "results/smollm2/notebooks/08_generalisation.ipynb").read_text()
+    [(same, judged)] = re.findall(r"`corrected`: (\d+) of (\d+) verdicts on held-out text are the same on", notebook)
+    assert same == judged and "say the same" in README
 
 
 def test_every_page_that_a_page_links_to_is_one_of_the_sites_with_a_title():

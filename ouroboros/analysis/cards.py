@@ -63,7 +63,7 @@ def card(results: Results, run_id: str) -> str:
 **What it is not.** Not useful for generating text, and not the paper's weights: it is here so that the numbers of a
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
 checked.{WRITES * bool(profile.prompts)} It holds none of the base's layers: they are read from
-`{profile.base_name}`, {f"which `make base PROFILE={profile.name}` makes" if profile.base.wheel else "committed too"}.
+`{profile.base_name}`, {"committed too" if profile.base.pretraining else f"which `make base PROFILE={profile.name}` makes"}.
 Other weights of that name have another hash and are refused.
 
 **Load it**, from the checkout's folder:
