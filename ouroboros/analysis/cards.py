@@ -63,7 +63,7 @@ def card(results: Results, run_id: str) -> str:
 **What it is not.** Not useful for generating text, and not the paper's weights: it is here so that the numbers of a
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
 checked.{WRITES * bool(profile.prompts)} It holds none of the base's layers: they are read from
-`{profile.base_name}`, {"committed too" if profile.base.pretraining else f"which `make base PROFILE={profile.name}` makes"}.
+`{profile.base_name}`, {_where_from(profile)}.
 Other weights of that name have another hash and are refused.
 
 **Load it**, from the checkout's folder:
@@ -82,6 +82,11 @@ is (cut - this) / (cut - full). [This run's log](../../runs/{run_id}.jsonl), [th
 
 def _folder(profile: Profile, run_id: str) -> Path:
     return profile.folder(Path()) / "checkpoints" / run_id
+
+
+def _where_from(profile: Profile) -> str:
+    """Where a reader has the base from."""
+    return "committed too" if profile.base.pretraining else f"which `make base PROFILE={profile.name}` makes"
 
 
 def _what(results: Results, spec: RunSpec, base: str) -> str:
