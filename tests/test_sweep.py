@@ -121,8 +121,10 @@ def test_a_job_that_is_killed_is_said_and_the_next_sweep_goes_on(small, root, mo
     assert not sweep.missing(profile, root, "matrix")
 
 
-def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small, root):
-    small["training"] |= {"updates": 200, "micro_batch": 1, "accumulation": 1, "block": 16}
+def test_sigterm_saves_every_run_under_way(small, root):
+    """Of runs so slow that none ends before the signal. How a saved run goes on is test_resume.py's."""
+    small["training"] |= {"updates": 400, "micro_batch": 1, "accumulation": 1, "block": 16}
+    small["evaluation"]["points"] = 400
     (root / "data.json").write_text(json.dumps(small))
     profile = parse_profile(small, "t")
     write_searches(root, profile)
@@ -131,7 +133,7 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     deadline = time.time() + 300
 
     def under_way() -> int:
-        return sum(s.update > 3 and s.state == "running" for s in status.status(profile, root))
+        return sum(s.update > 0 and s.state == "running" for s in status.status(profile, root))
 
     while under_way() < 2 and time.time() < deadline:
         time.sleep(0.1)
@@ -144,10 +146,6 @@ def test_sigterm_saves_every_run_under_way_and_the_same_command_ends_them(small,
     saved = [s.run for s in found if s.state == "interrupted"]
     assert len(saved) == 2 and not [s for s in found if s.state == "running"]
     assert all((profile.unfinished(run, root) / "checkpoint.safetensors").exists() for run in saved)
-    run = saved[0]  # test_resume.py has more of this
-    made = read_run(execute(profile, run, root, progress=False))
-    whole = read_run(execute(profile, run, root, root / "whole" / f"{run}.jsonl", progress=False))
-    assert made.series == whole.series and not profile.unfinished(run, root).exists()
 
 
 def test_what_is_asked_of_slurm_is_what_the_profile_says(small, root, tmp_path, monkeypatch):
