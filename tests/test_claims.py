@@ -93,11 +93,10 @@ def test_a_verdict_has_a_side_or_is_open():
 
 
 def test_parts_that_are_one_run_are_one_measurement(results):
-    same = "every part is the same run"
-    for name in ("helps", "heldout", "gate_helps"):
-        assert same in judge(LEDGER[name], results, "released").why, name
-        assert same not in judge(LEDGER[name], results, "corrected").why, name
-    assert same not in judge(LEDGER["ahead"], results, "released").why  # static's depths are its own
+    for name in ("helps", "heldout", "gate_helps", "gate_essential"):
+        assert list(judge(LEDGER[name], results, "released").parts) == ["all depths"], name
+        assert "depth 4" in judge(LEDGER[name], results, "corrected").parts, name
+    assert len(judge(LEDGER["ahead"], results, "released").parts) > 1  # static's depths are its own
 
 
 @pytest.mark.parametrize("changes, said", [
@@ -215,7 +214,7 @@ def test_diverged_runs_are_named_never_averaged(tmp_path):
     some, all_ = (results_of(tmp_path / name, diverged=diverged)
                   for name, diverged in (("some", lost[:1]), ("all", lost)))
     judged = judge(LEDGER["gate_essential"], some, "corrected")
-    assert judged.parts[""].n == 2 and f"diverged, so in no mean: `{lost[0]}`" in judged.why
+    assert judged.parts["depth 4"].n == 2 and f"diverged, so in no mean: `{lost[0]}`" in judged.why
     judged = judge(LEDGER["gate_essential"], all_, "corrected")
     assert judged.verdict == "undecided" and all(name in judged.why for name in lost)
     assert re.search(r"recurrence is worse than the cut model +\| \w+ +\| \w+ \(a run diverged\)", pages.summary(some))

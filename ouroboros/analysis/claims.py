@@ -90,13 +90,14 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
     if claim.measure is None:
         return Judged({}, Verdict.NOT_PLANNED, claim.unmeasured)
     found = Comparisons(results, protocol)
-    parts = family(measured(claim.measure, found))
+    parts = measured(claim.measure, found)
+    loops = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
+    if len(parts) > 1 and "depth" in claim.measure.by and all(_draws_depths(arm, protocol) for arm in loops):
+        parts = {"all depths": next(iter(parts.values()))}  # one measurement, so nothing to correct for
+    parts = family(parts)
     verdict, why = _verdict(claim, parts, found)
     if claim.rule in ("positive", "negative") and verdict.side and _contradicted(claim, found, verdict):
         verdict, why = Verdict.UNDECIDED, f"{why}, but a diverged run, which has no loss, says otherwise"
-    loops = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
-    if verdict.side and len(parts) > 1 and all(_draws_depths(arm, protocol) for arm in loops):
-        why += "; every part is the same run, so this is one measurement"
     if protocol in claim.notes:
         why += f"; {claim.notes[protocol]}"
     short = [arm for arm in loops if any(found.norms_near(arm, depth) is False
