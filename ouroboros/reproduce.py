@@ -408,7 +408,7 @@ def reproduce(profiles: list[str], root: Path) -> None:
         print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
-        _rewrite(root / LOGS, inventory.markdown(root, all_results))
+        _rewrite(root / LOGS, inventory.markdown(root))
     if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
         _rewrite(readme, _readme_with(readme_block(*_of_readme(all_results, root)), readme.read_text(encoding="utf-8")))
 
@@ -461,7 +461,7 @@ def verify(profiles: list[str], root: Path) -> list[str]:
             faults += [f"{path}: {found}" for path, found in _differences(profile, root, Path(temporary))]
     if set(profiles) - set(inventory.UNCOMMITTED):
         dated = (root / LOGS).read_text(encoding="utf-8") if (root / LOGS).exists() else ""
-        if found := _same_text(dated, inventory.markdown(root, all_results)):
+        if found := _same_text(dated, inventory.markdown(root)):
             faults.append(f"{LOGS}: {found}")
         faults += _readme_faults(all_results, root)
     return faults

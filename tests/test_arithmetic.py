@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 
 from ouroboros.analysis import reported, text
 from ouroboros.analysis.ledger import read_claims
-from ouroboros.experiment.protocol import schedule
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100),
@@ -25,12 +24,6 @@ def test_an_entry_moves_by_the_rate_until_bfloat16_has_no_nearer_neighbour():
     assert reported.reach([3e-4] * 5000, half=True)[-1] == 0.125
     assert (reported.reach([3e-4] * 5000, half=True, start=1.0) == 1.0).all()
     assert reported.reach([3e-4] * 5000, half=False)[-1] == pytest.approx(1.5, rel=1e-3)
-
-
-def test_the_released_rate_is_the_protocols():
-    for update in (0, 100, 124, 9000, 18749):
-        ours = reported.PEAK * schedule(update, reported.UPDATES, "stretched")
-        assert reported.released_rate(update) == pytest.approx(ours, rel=0.01), update
 
 
 def test_the_checks_are_what_paper_and_pencil_give():

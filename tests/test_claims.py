@@ -7,7 +7,7 @@ import pytest
 import synthetic
 from synthetic import write
 
-from ouroboros.analysis import claims, pages, statistics, tables, text
+from ouroboros.analysis import claims, pages, statistics, text
 from ouroboros.analysis.claims import judge
 from ouroboros.analysis.comparisons import INTERVENTIONS, Comparisons
 from ouroboros.analysis.ledger import Measure, read_claims
@@ -350,20 +350,4 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
 def test_a_sentence_on_one_seed_takes_no_side(tmp_path):
     results = results_of(tmp_path, keep=lambda spec: spec.seed == 0 and spec.arm != "static")
     assert "can't be judged from one seed" in text.gap(results, "corrected")
-    assert text.advantage(results, "corrected").endswith("No finished run.")
-
-
-def test_arms_that_have_not_converged_are_named(results, tmp_path, monkeypatch):
-    found = text.converged(results)
-    assert "No arm's" in found and "200 updates of 1024 tokens" in found
-    slope = tables.last_slope(tables.curve(results.runs["none-d1-released-s0"], "heldout", "loss_t+1"))
-    for module in (tables, text):
-        monkeypatch.setattr(module, "CONVERGED_SLOPE", 0.9 * abs(slope))
-    # tables are kept for each Results
-    again = Results(results.profile, results.runs, results.cells)
-    found = text.converged(again)
-    whole = tables.arm_table(again)
-    moving = whole["converged"].eq(False) & ~whole["protocol"].str.contains("+", regex=False)
-    assert f"{moving.sum()} of " in found and f"({slope:+.3f})" in found
-    write(tmp_path, "smoke")  # evaluated at 0, 4 and 8 updates: one point in the last fifth
-    assert "Too few evaluations" in text.converged(load_results("smoke", tmp_path))
+    assert text.advantage(results, "corrected").endswith("no finished run.")

@@ -146,7 +146,7 @@ output.figure(figures.advantage(results), "advantage")
 output.table(tables.arm_table(results), "arms")
 out.mkdir(exist_ok=True)
 (out / "claims.md").write_bytes(pages.markdown(results).encode())
-(out / "logs.md").write_bytes(inventory.markdown(root, {"smoke": results}).encode())
+(out / "logs.md").write_bytes(inventory.markdown(root).encode())
 """
 
 

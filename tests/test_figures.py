@@ -35,7 +35,6 @@ FIGURES = {
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
     "audit": figures.audit,
-    "audit target": figures.audit_target,
 }
 
 

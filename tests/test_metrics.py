@@ -18,7 +18,6 @@ from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, base_run, ce
 from ouroboros.analysis.statistics import (
     BySeed,
     Ratio,
-    block_bootstrap,
     block_interval,
     block_ratio,
     fieller,
@@ -130,18 +129,6 @@ def test_holm_worked_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
     adjusted = holm({"a": 0.6, "b": math.nan, "c": 0.9})
     assert math.isnan(adjusted["b"]) and (adjusted["a"], adjusted["c"]) == (1.0, 1.0)
-
-
-def test_the_bootstrap_resamples_documents_and_weighs_tokens():
-    sizes = np.array([10, 10, 80])
-    interval = block_bootstrap([10, 10, 240], sizes, np.random.default_rng(1))
-    assert interval.mean == pytest.approx(2.6)  # per token, not the mean of documents
-    assert interval.low == pytest.approx(1) and interval.high == pytest.approx(3) and interval.n == 3
-    again = block_bootstrap([10, 10, 240], sizes, np.random.default_rng(1))
-    assert again == interval  # the generator is the only source of chance
-    draws = np.random.default_rng(2).normal(size=400)
-    found, half = block_bootstrap(draws, np.ones(400), np.random.default_rng(1)), 1.96 * draws.std() / 20
-    assert (found.mean - found.low, found.high - found.mean) == pytest.approx((half, half), rel=0.1)
 
 
 # ------------------------------------------------------------------------------------------------------ statistics

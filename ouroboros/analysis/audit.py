@@ -5,7 +5,7 @@ ten together are the other column. Losses are nats per token, intervals 95 % Stu
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import pandas as pd
@@ -88,11 +88,6 @@ def effect(column: str, own: BySeed | Ratio, flipped_: BySeed | Ratio) -> Interv
     return Interval(found.mean, math.nan, math.nan, found.n)  # two readings of one model: nothing varies
 
 
-def effect_on(results: Results, column: str, switch: str, measure: Callable[[Comparisons], BySeed]) -> Interval:
-    """The `effect` of one switch on what `measure` gives."""
-    return effect(column, *(measure(Comparisons(results, protocol)) for protocol in (column, f"{column}+{switch}")))
-
-
 @per_results
 def switch_table(results: Results, headlines: bool = False) -> pd.DataFrame:
     """Every quantity (or the headline numbers, at the last of the places) under every protocol of the audit, and the
@@ -155,17 +150,15 @@ def leak_table(results: Results) -> pd.DataFrame:
         for depth in results.profile.audit_depths:
             own, replaced = (found.logged("controller", depth, f"loss_t+1/first_half{suffix}")
                              for suffix in ("", "/other_future"))
-            row = where | {"pooling": setting["pooling"], "depth": depth,
-                           **columns("second half replaced", interval(minus(replaced, own))),
-                           **columns("static - Controller",
-                                     interval(found.difference("static", "controller", depth=depth)))}
-            lead = found.difference("static", "controller_other", depth=depth)
-            informed = BySeed()
-            if setting["depth"] == "given":
-                informed = found.difference("controller_other", "controller", depth=depth)
-            row |= columns("static - Controller reading another sequence", interval(lead))
-            row |= columns("Controller reading another sequence - Controller", interval(informed))
-            rows.append(row)
+            informed = found.difference("controller_other", "controller", depth=depth)
+            parts = {"second half replaced": minus(replaced, own),
+                     "static - Controller": found.difference("static", "controller", depth=depth),
+                     "static - Controller reading another sequence":
+                         found.difference("static", "controller_other", depth=depth),
+                     "Controller reading another sequence - Controller":
+                         informed if setting["depth"] == "given" else BySeed()}
+            rows.append(where | {"pooling": setting["pooling"], "depth": depth} | {
+                field: value for name, part in parts.items() for field, value in columns(name, interval(part)).items()})
     return pd.DataFrame(rows)
 
 
@@ -228,12 +221,6 @@ def _shown_rates(runs: list[Run]) -> str:
     return " ".join(f"{rate:g}" for rate in sorted({run.manifest["rate"] for run in runs}))
 
 
-def over_depths(results: Results) -> str:
-    """The column of `depth_table`: the audit's depths, the shallowest minus the deepest."""
-    depths = results.profile.audit_depths
-    return f"depth {depths[0]} - depth {depths[-1]}" if depths else ""
-
-
 def depth_table(results: Results) -> pd.DataFrame:
     """Controller, static and the Controller's lead, from the shallowest depth of the audit to the deepest, under each
     rule for the depth."""
@@ -241,8 +228,9 @@ def depth_table(results: Results) -> pd.DataFrame:
     for where, setting, found in _under(results, "depth") if len(depths) > 1 else ():
         at = {arm: [found.loss(arm, depth) for depth in (depths[0], depths[-1])] for arm in LOOPS[:2]}
         at["static - Controller"] = [minus(*pair) for pair in zip(at["static"], at["controller"], strict=True)]
-        rows += [where | {"depth rule": setting["depth"], "arm": arm,
-                          **columns(over_depths(results), interval(minus(*ends)))} for arm, ends in at.items()]
+        change = f"depth {depths[0]} - depth {depths[-1]}"
+        rows += [where | {"depth rule": setting["depth"], "arm": arm, **columns(change, interval(minus(*ends)))}
+                 for arm, ends in at.items()]
     return pd.DataFrame(rows)
 
 

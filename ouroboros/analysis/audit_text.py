@@ -1,24 +1,17 @@
-"""Every sentence and summary of notebook 11, the audit; how sentences are made is `text.py`'s. Never imports torch."""
+"""The answer of notebook 11, the audit, and its two summaries. Never imports torch."""
 
 import math
-from collections.abc import Iterable
 
 import pandas as pd
 
 from ..experiment.protocol import COLUMNS, SWITCHES
 from . import audit
-from .ledger import numbers, read_claims
 from .reported import BLOCK, MICRO_STEPS, PEAK, UPDATES
 from .results import Results
-from .statistics import ALPHA, FEWEST, Interval, holm, minus
-from .tables import interval_of, sized
-from .text import CONTROLLER_WORDS, CUT_WORDS, NOT_RUN, STATIC_WORDS, TOO_FEW, Words, listed, missing_of, with_size
+from .statistics import ALPHA, FEWEST, holm
+from .tables import interval_of
+from .text import NOT_RUN, TOO_FEW, missing_of
 
-DEEPER = ("is lower at the deeper one", "is higher at the deeper one", "shows no detectable difference")
-SHRINKS = ("shrinks with depth", "grows with depth", "shows no detectable change with depth")
-DEPENDS = ("rises, so it depends on text to come", "falls, so it depends on text to come", "shows no detectable change")
-ADDS = ("adds to it", "takes from it", "has no detectable effect on it")
-RAISES = ("raises", "lowers", "has no detectable effect on")
 EFFECTS = tuple(f"{quantity}, all else {column}" for quantity in audit.HEADLINES[:0:-1] for column in COLUMNS)
 UNKNOWN = {  # what no run here can settle
     "target": "whether the reported losses were on t+2: another model, other text",
@@ -60,164 +53,6 @@ def answer(results: Results) -> list[str]:
 def planned(results: Results) -> str:
     """How many runs with a switch flipped are planned and not run; nothing where all are there."""
     return missing_of(results, {cell.run.id for cell in results.profile.cells() if "+" in cell.run.protocol})
-
-
-def _row(table: pd.DataFrame, **fields) -> dict | None:
-    """The last row (the deepest) with these fields; None where nothing was run."""
-    for name, value in fields.items():
-        table = table[table[name] == value] if len(table) else table
-    return table.iloc[-1].to_dict() if len(table) else None
-
-
-def _in_both_columns(effects: Iterable[Interval], words: Words) -> list[str]:
-    return [f"{with_size(effect, words)}, all else `{column}`"
-            for column, effect in zip(COLUMNS, effects, strict=True)]
-
-
-def _flipped(results: Results, switch: str) -> bool:
-    """Whether a switch has an effect that was run."""
-    table = audit.switch_table(results)
-    return bool((table["switch"].eq(switch) & table["effect_n"].gt(0)).any())
-
-
-def target(results: Results) -> list[str]:
-    """What the target explains: the size of the losses, and that held-out text did not improve."""
-    table, theirs, lines = audit.target_table(results), numbers(read_claims()), []
-    full, cut = (_row(table, arm=arm) for arm in ("full", "cut"))
-    if full and cut:
-        lines.append(f"Not trained here: on the next token the full model has {full['scored on t+1']:.3f} and the cut "
-                     f"one {cut['scored on t+1']:.3f}. On the token after it they have {full['scored on t+2']:.3f} and "
-                     f"{cut['scored on t+2']:.3f} (reported, of another model and other text: {theirs['L36']} and "
-                     f"{theirs['L17']}).")
-    if not _flipped(results, "target"):
-        return lines
-
-    def said(protocol: str, target: str) -> str:
-        row = _row(table, arm="controller", protocol=protocol)
-        return with_size(interval_of(row, f"{target}, arm - cut"), CUT_WORDS)
-
-    depth = audit.deepest(results)
-    effects = (audit.effect_on(results, column, "target", lambda found: minus(
-        *(found.logged(arm, depth, "loss_t+1") for arm in ("controller", "cut")))) for column in COLUMNS)
-    return [*lines,
-            f"Trained on t+2 (`released`), the Controller scored on t+2 {said('released', 't+2')}; scored on the next "
-            f"token it {said('released', 't+1')}. Trained on the next token, all else as released, it "
-            f"{said('released+target', 't+1')} there.",
-            "What training on t+2 rather than on the next token does to Controller - cut, scored on the next token: "
-            f"{'; '.join(_in_both_columns(effects, RAISES))}."]
-
-
-def pooling(results: Results) -> list[str]:
-    """How much of the lead over static is a look ahead."""
-    if not _flipped(results, "pooling"):
-        return []
-    table, lead, half = audit.leak_table(results), "static - Controller", "second half replaced"
-    effects = (audit.effect_on(results, column, "pooling", lambda found: found.difference(
-        "static", "controller", depth=audit.deepest(results))) for column in COLUMNS)
-    other = interval_of(_row(table, protocol="corrected+pooling"), "Controller reading another sequence - Controller")
-    rises = {protocol: interval_of(_row(table, protocol=protocol), half)
-             for protocol in ("released", "released+depth", "corrected+pooling", "corrected")}
-    pooled = [f"{with_size(rise, DEPENDS)} under `{protocol}`" for protocol, rise in rises.items()
-              if rise.n and protocol != "corrected"]  # older logs don't have it
-    causal = f"with the causal pool it {with_size(rises['corrected'], DEPENDS)}"
-    return [f"What the sequence pool does to the Controller's lead ({lead}), against the causal one: "
-            f"{'; '.join(_in_both_columns(effects, ADDS))}.",
-            "With the sequence pool, all else `corrected`, an arm like it that reads another text "
-            f"{with_size(other, CONTROLLER_WORDS)}.",
-            "When a block's second half is replaced, the next-token loss on its first half "
-            f"{'; '.join([*pooled, causal])}."]
-
-
-def depth(results: Results) -> list[str]:
-    """Whether the released rule for the depth makes the reported pattern."""
-    table, change, lead = audit.depth_table(results), audit.over_depths(results), "static - Controller"
-    if table.empty or not _flipped(results, "depth"):
-        return []
-
-    def said(protocol: str, arm: str, words: Words) -> str:
-        return with_size(interval_of(_row(table, protocol=protocol, arm=arm), change), words)
-
-    return [f"{change}, `released`: the Controller's depths are one run, so its loss can't depend on depth; `static` "
-            f"{said('released', 'static', DEEPER)}. With one rule for both, all else as released, the Controller "
-            f"{said('released+depth', 'controller', DEEPER)}.",
-            f"The Controller's lead ({lead}) {said('released', lead, SHRINKS)} under `released`. With one rule for "
-            f"both, all else as released, it {said('released+depth', lead, SHRINKS)}.",
-            f"It {said('corrected', lead, SHRINKS)} under `corrected`; with the released rule alone it "
-            f"{said('corrected+depth', lead, SHRINKS)}."]
-
-
-def reference(results: Results) -> list[str]:
-    """What the full model is read on, and what becomes of gap recovery."""
-    table, gap_column = audit.reference_table(results), "gap recovery (%)"
-    short, same = (_row(table, protocol=protocol) for protocol in ("released", "released+reference"))
-    if not short or not same or not _flipped(results, "reference"):
-        return []
-    full, same_full, common = (sized(interval_of(row, name)) for row, name in (
-        (short, "full"), (same, "full"), (same, "cut - full, common blocks")))
-    lines = [f"`released`: on short texts and the next token the full model has {full}. On the text and target of the "
-             f"other arms it has {same_full}; on the blocks that both are read on, cut - full is {common}."]
-    for column in COLUMNS:
-        own, flipped = (_row(table, column=column, reference=setting) for setting in ("short", "same"))
-        if own and flipped:
-            lines.append(f"Gap recovery in percent, all else `{column}`: with the short texts "
-                         f"{sized(interval_of(own, gap_column))}; with the others' text and target "
-                         f"{sized(interval_of(flipped, gap_column))}.")
-    return lines
-
-
-def precision(results: Results) -> list[str]:
-    """Which trained tensors move at all."""
-    table, lines = audit.moved_table(results), []
-    for kept in SWITCHES["precision"]:
-        parts = [f"under `{protocol}` (rate {part['rate'].iloc[0]:g}) {_which_moved(part[part['moved'].notna()])}"
-                 for protocol, part in table[table["precision"] == kept].groupby("protocol", sort=False)]
-        if parts:
-            lines.append(f"Kept in {kept}: {'; '.join(parts)}.")
-    return lines
-
-
-def _which_moved(known: pd.DataFrame) -> str:
-    still, others = known[known["moved"] == 0], known[known["moved"] > 0]["moved"]
-    said = []
-    if len(still):
-        arms = "; ".join(f"of `{arm}`, {len(rows)}" for arm, rows in still.groupby("arm", sort=False))
-        said.append(f"no element moved in {len(still)} tensors ({arms})")
-    if len(others):
-        said.append(f"at least {others.min():.1%} of each of {len(others)}{' other' * bool(len(still))} tensors moved")
-    return " and ".join(said)
-
-
-def rate(results: Results) -> list[str]:
-    """One shared rate against each arm's own, and how far a table of vectors gets."""
-    table, reach, lines, lead = audit.rate_table(results), audit.reach_table(results), [], "static - Controller"
-    for column in COLUMNS:
-        parts = []
-        for rates, rows in table[table["column"] == column].groupby("rates", sort=False) if len(table) else ():
-            rows = rows[rows[f"{lead}_n"] > 0]
-            if len(rows):
-                pair = rows[["rate of controller", "rate of static"]].iloc[0].unique()
-                at = {f"depth {row['depth']}": interval_of(row, lead) for row in rows.to_dict("records")}
-                parts.append(f"With {rates} rates ({' and '.join(pair)}{' for both arms' * (len(pair) == 1)}), "
-                             f"{listed(at, STATIC_WORDS).removeprefix('The ')}.")
-        if parts:
-            lines.append(f"All else `{column}` ({lead}). {' '.join(parts)}")
-    arms = {protocol: [_row(reach, protocol=protocol, arm=arm) for arm in ("static", "controller")]
-            for protocol in COLUMNS}
-    reached = [f"`{protocol}` {static['largest m']:.3g}, beside {static['reach of a table']:.3g} if it moved by "
-               f"its whole rate at each update (the Controller's: {controller['largest m']:.3g})"
-               for protocol, (static, controller) in arms.items()
-               if static and controller and static["largest m_n"] and controller["largest m_n"]]
-    if reached:
-        lines.append(f"The table's largest entry: {'; '.join(reached)}. The whole mean residual is added at "
-                     f"{reach['adds the residual'].iloc[0]:.3g}.")
-    return lines
-
-
-def diverged(results: Results) -> str:
-    """Which runs of the audit have no loss."""
-    names = sorted(name for name, run in results.runs.items()
-                   if "+" in name and run.manifest["status"] == "diverged")
-    return f"Runs with a switch flipped that diverged, so that no table has their loss: {', '.join(names) or 'none'}."
 
 
 def last_table(results: Results) -> pd.DataFrame:

@@ -69,18 +69,19 @@ class Comparisons:
         endless = {row.seed: math.inf for row in rows if self.endless and row.status == "diverged"}
         losses = {row.seed: getattr(row, column) for row in rows} | endless
         losses = {seed: value for seed, value in losses.items() if not math.isnan(value)}
-        blocks, clusters = self._blocks(rows, arm, column) if not endless else (None, None)
+        setting, blocks, clusters = switches(self.protocol), None, None
+        own = setting["evaluation"] != "splits" or arm == "full" and setting["reference"] == "short"
+        if not endless and not (column == "loss" and own):
+            blocks, clusters = self._blocks(rows, *(("heldout", setting["target"]) if column == "loss" else
+                                                    (column, "t+1")))
         trained = RunSpec(arm, depth, rank, self.protocol, 0).fit != "none"
         return BySeed(losses, blocks, clusters, trained, self._margin(column), arm)
 
-    def _blocks(self, rows: list, arm: str, column: str) -> tuple[dict | None, np.ndarray | None]:
-        """The losses behind a column of the cells block by block, and their clusters: where these are the same blocks
-        at every seed, as on held-out, foreign and newer text."""
-        setting = switches(self.protocol)
-        own = setting["evaluation"] != "splits" or arm == "full" and setting["reference"] == "short"
-        split, target = ("heldout", setting["target"]) if column == "loss" else (column, "t+1")
+    def _blocks(self, rows: list, split: str, target: str) -> tuple[dict | None, np.ndarray | None]:
+        """The losses of some rows block by block, and the blocks' clusters, where these are the same blocks at every
+        seed, as on held-out, foreign and newer text."""
         clusters = self.results.clusters.get(split)
-        if clusters is None or column == "loss" and own:
+        if clusters is None:
             return None, None
         return {row.seed: np.array(self.results.runs[row.run].last(split, f"block_losses_{target}"))
                 for row in rows if row.status == "finished"}, clusters
@@ -107,11 +108,9 @@ class Comparisons:
 
     def scored(self, arm: str, depth: int | None, target: str) -> BySeed:
         """An arm's loss on held-out text on a target, whichever its protocol has, with its blocks."""
-        values, clusters = self.logged(arm, depth, f"loss_{target}"), self.results.clusters.get("heldout")
-        runs = {run.manifest["seed"]: run for run in self.runs_of(arm, depth)}
-        blocks = None if clusters is None else {
-            seed: np.array(runs[seed].last("heldout", f"block_losses_{target}")) for seed in values}
-        return BySeed(values, blocks, clusters, ARMS[arm].fit != "none", self._margin("heldout"), arm)
+        blocks, clusters = self._blocks(self._rows(arm, depth), "heldout", target)
+        return BySeed(self.logged(arm, depth, f"loss_{target}"), blocks, clusters, ARMS[arm].fit != "none",
+                      self._margin("heldout"), arm)
 
     # ------------------------------------------------------------------------------------------ differences
 
@@ -182,10 +181,6 @@ class Comparisons:
     def steps(self, depth: int) -> dict[str, BySeed]:
         """What each part adds to the loss, at one depth: the arm with it minus the arm without it."""
         return self.pairs({name: pair[::-1] for name, pair in STEPS.items() if self._planned(depth, *pair)}, depth)
-
-    def gate_by_arm(self, depth: int) -> dict[str, BySeed]:
-        """Without the gate minus with it, step norms kept, at one depth."""
-        return self.pairs({arm: (f"{arm}_nogate", arm) for arm in LOOPS}, depth)
 
     def coda(self, depth: int) -> dict[str, BySeed]:
         """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole, at one depth."""

@@ -518,19 +518,3 @@ def audit(results: Results):
     handles = [plt.Line2D([], [], linestyle="none", **_style(column)) for column in COLUMNS]
     figure.legend(handles, [f"all else {column}" for column in COLUMNS], loc="outside lower center", ncols=2)
     return figure
-
-
-@_shows_runs
-def audit_target(results: Results):
-    """Arms minus the cut model on held-out text, a panel the target that is scored, by the target trained on."""
-    table, shown = audited.target_table(results, ("full", *LOOPS[:2])), {}
-    for target, name in (("t+1", "scored on the next token"), ("t+2", "scored on the token after it")):
-        shown[name] = [(_words(row["arm"]) + (f", trained on {row['trained on']}, all else {row['protocol']}".replace(
-            "+target", "") if ARMS[row["arm"]].trained else ""), row["arm"],
-            interval_of(row, f"{target}, arm - cut")) for row in table.to_dict("records")]
-    rows = table.to_dict("records")  # of `released` where that was run
-    own = [row for row in rows if row["arm"] == "controller"]
-    row = next((row for row in own if row["trained on"] == "t+2"), own[0] if own else None)
-    trained = row["trained on"] if row else "t+2"
-    return _forest(shown, text.compared(interval_of(row, "t+1, arm - cut"), f"the Controller trained on {trained}",
-                                        "the cut model", " on the next token"), ARM_CUT, sharex=True)

@@ -1,7 +1,6 @@
 """What logs are committed: how many, from when, by which code, on what machine. Never imports torch."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +8,6 @@ import pandas as pd
 from ..experiment.profile import PROFILES
 from ..log import read_manifest
 from ..provenance import lock_sha256, locked_versions
-from .results import Results
 
 UNCOMMITTED = ("smoke",)
 HEAD = """# The raw logs
@@ -49,20 +47,12 @@ def _row(what: str, manifests: list[dict], root: Path) -> dict:
             "hardware": "; ".join(machines), "packages": "; ".join(packages), "hours": f"{hours:.1f}" if hours else ""}
 
 
-def table(root: Path, loaded: Mapping[str, Results]) -> pd.DataFrame:
-    """One row a set of logs: the base, the learning-rate search and the matrix of each profile, each benchmark.
-
-    `loaded` are profiles whose logs were read already.
-    """
+def table(root: Path) -> pd.DataFrame:
+    """One row a set of logs: the base, the learning-rate search and the matrix of each profile, each benchmark."""
     results, sets = Path(root) / "results", {}
     for profile in sorted(path.stem for path in PROFILES.glob("*.yaml") if path.stem not in UNCOMMITTED):
-        base = results / profile / "checkpoints" / "base" / "base.jsonl"
-        made = [read_manifest(base)] if base.exists() else []
-        if profile in loaded:
-            made += [run.manifest for run in loaded[profile].runs.values()]
-        else:
-            made += [read_manifest(path) for path in sorted((results / profile).glob("runs/*.jsonl"))]
-        for manifest in made:
+        logs = [results / profile / "checkpoints/base/base.jsonl", *sorted((results / profile).glob("runs/*.jsonl"))]
+        for manifest in map(read_manifest, filter(Path.exists, logs)):
             kind = {"rate": "learning-rate search"}.get(manifest["purpose"], manifest["purpose"])
             sets.setdefault(f"{profile}: {kind}", []).append(manifest)
     for path in sorted((results / "bench").glob("*.json")):
@@ -70,6 +60,6 @@ def table(root: Path, loaded: Mapping[str, Results]) -> pd.DataFrame:
     return pd.DataFrame([_row(what, manifests, root) for what, manifests in sets.items()])
 
 
-def markdown(root: Path, loaded: Mapping[str, Results]) -> str:
+def markdown(root: Path) -> str:
     """The whole of results/README.md."""
-    return HEAD + table(root, loaded).to_markdown(index=False, disable_numparse=True) + "\n"
+    return HEAD + table(root).to_markdown(index=False, disable_numparse=True) + "\n"

@@ -13,12 +13,10 @@ import pandas as pd
 
 from ..experiment.cost import Cost, Shape
 from ..experiment.profile import load_profile
-from ..experiment.protocol import DRAWN_DEPTHS
+from ..experiment.protocol import DRAWN_DEPTHS, schedule
 from .ledger import Claim, numbers, read_claims
 
 PEAK, MICRO_STEPS, ACCUMULATION, BATCH, BLOCK = 3e-4, 300_000, 16, 2, 2048  # system.md 7
-WARM_UP = 124  # updates, of the released code (protocol.md `schedule`)
-HORIZON = 16  # protocol.md `schedule`: times the number of updates
 UNUSED = 2 * 2048  # system.md `unused`: two vectors that are trained in name
 ADDS_RESIDUAL = 32 / 16  # m at which alpha / r * m is 1 (system.md 3)
 UPDATES = MICRO_STEPS // ACCUMULATION
@@ -44,14 +42,6 @@ def reach(rates: Iterable[float], half: bool, start: float = 0.0) -> np.ndarray:
         moved = values[update] + rate
         values[update + 1] = bfloat16(moved) if half else moved
     return values
-
-
-def released_rate(update: int, updates: int = UPDATES) -> float:
-    """The released learning rate at an update, counted from 0: a cosine with a horizon of 16 times the updates."""
-    if update < WARM_UP:
-        return PEAK * (update + 1) / WARM_UP
-    share = (update - WARM_UP) / (HORIZON * updates - WARM_UP)
-    return PEAK * 0.5 * (1 + math.cos(math.pi * share))
 
 
 # --------------------------------------------------------------------------------- reported numbers
@@ -201,7 +191,8 @@ def settings() -> pd.DataFrame:
     agrees."""
     loop = Cost.of(load_profile("paper"), "controller")
     flops = np.mean([loop.training(depth, BLOCK) for depth in DRAWN_DEPTHS]) * MICRO_STEPS * BATCH * BLOCK
-    tokens, last = Decimal(MICRO_STEPS * BATCH * BLOCK) / 10**9, Decimal(100 * released_rate(UPDATES - 1) / PEAK)
+    tokens = Decimal(MICRO_STEPS * BATCH * BLOCK) / 10**9
+    last = Decimal(100 * schedule(UPDATES - 1, UPDATES, "stretched"))
     rows = [_row("updates", UPDATES, "300,000 micro-steps / 16", "", Decimal(18_750), unit=""),
             _row("tokens seen", tokens, "300,000 x 2 x 2048", "", Decimal("1.23"), unit="billion"),
             _row("learning rate at the last update", last, "protocol.md `schedule`, released", "", decimals=1,

@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import brentq
@@ -221,9 +222,6 @@ class _Clusters:
     @classmethod
     def of(cls, labels) -> "_Clusters":
         _, index, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-        if len(sizes) < 2:
-            raise InputError(f"clusters: all blocks ({len(index)}) are in one, an interval takes two; score more "
-                             "documents")
         w = sizes / sizes.sum()
         # with cluster means of variance 1, E[(w_c (mean_c - mean))^2] = w_c^2 (1 - 2 w_c + sum w^2)
         scale = 1 / (1 - 2 * w + np.sum(w**2))
@@ -241,8 +239,7 @@ class _Clusters:
 
 # --------------------------------------------------------------------------------------------- seeds and documents
 
-@dataclass(frozen=True)
-class SeedVariance:
+class SeedVariance(NamedTuple):
     """The variance over seeds of a difference's mean over blocks, (nats per token)^2, pooled."""
 
     variance: float
@@ -296,26 +293,21 @@ def block_interval(differences, clusters, pooled: SeedVariance | None = None,
 
     With three seeds or more, `pooled` isn't used. With one or two it gives the seed variance (two
     seeds add their own), and the interval is marked. Without it, two seeds have a wide interval of
-    their own and one seed has none. Where two rows or more are equal, nothing was trained and the
-    blocks alone decide; for a single row say so with `evaluated_only`.
+    their own and one seed has none.
 
     Args:
         differences: (seeds, blocks) first arm minus second, nats per token, of the same blocks at every seed.
         clusters: (blocks,) the cluster of each block.
         pooled: from `pool_seed_variance`.
         evaluated_only: no seed enters: neither arm was trained.
-
-    Raises: InputError for a value that isn't finite, fewer than two clusters or rows that differ although nothing was
-        trained.
     """
-    d, grouped = _finite(differences), _Clusters.of(clusters)
-    alike = _untrained(d, evaluated_only)
-    uses_pooled = pooled is not None and len(d) < FEWEST and not alike
+    d, grouped = np.asarray(differences, dtype=float), _Clusters.of(clusters)
+    uses_pooled = pooled is not None and len(d) < FEWEST and not evaluated_only
     covered = dict(n=len(d), blocks=d.shape[1], clusters=len(grouped.weights), pooled=uses_pooled,
-                   trained=not alike)
-    if len(d) == 1 and not alike and not uses_pooled:
+                   trained=not evaluated_only)
+    if len(d) == 1 and not evaluated_only and not uses_pooled:
         return Interval(float(d.mean()), math.nan, math.nan, **covered)
-    spread = _spread(grouped.totals(d), grouped, _seed_part(d, pooled, alike))
+    spread = _spread(grouped.totals(d), grouped, _seed_part(d, pooled, evaluated_only))
     mean, half, half90 = spread.mean, spread.half(ALPHA), spread.half(TOST_ALPHA)
     return Interval(mean, mean - half, mean + half, p=spread.p(), low90=mean - half90,
                     high90=mean + half90, **covered)
@@ -332,17 +324,17 @@ def block_ratio(numerator, denominator, clusters, evaluated_only: bool = False) 
 
     Returns: undefined (NaN, with a reason) where the denominator's interval isn't above 0.
     """
-    top, bottom, grouped = _finite(numerator), _finite(denominator), _Clusters.of(clusters)
+    top, bottom = (np.asarray(part, dtype=float) for part in (numerator, denominator))
+    grouped = _Clusters.of(clusters)
     base = block_interval(bottom, clusters, evaluated_only=evaluated_only or len(bottom) == 1)
     above = block_interval(top, clusters, evaluated_only=evaluated_only)
-    alike = _untrained(top, evaluated_only) and _untrained(bottom, evaluated_only)
-    covered = dict(n=len(top), blocks=top.shape[1], clusters=len(grouped.weights), trained=not alike)
+    covered = dict(n=len(top), blocks=top.shape[1], clusters=len(grouped.weights), trained=not evaluated_only)
     if not base.low > 0:
         return Interval(math.nan, math.nan, math.nan, **covered, reason=NO_GAP)
     value = above.mean / base.mean
     if math.isnan(above.low):
         return Interval(100 * value, math.nan, math.nan, **covered)
-    seeds = (0.0, 1) if alike else None  # else the seed variance depends on the ratio
+    seeds = (0.0, 1) if evaluated_only else None  # else the seed variance depends on the ratio
     top_totals, bottom_totals = grouped.totals(top), grouped.totals(bottom)
 
     def excess(candidate: float, alpha: float) -> float:
@@ -364,29 +356,11 @@ def pool_seed_variance(cells: Iterable) -> SeedVariance | None:
 
     Returns: None where no cell has three seeds.
     """
-    means = [_finite(cell).mean(axis=1) for cell in cells if len(cell) >= FEWEST]
+    means = [np.mean(cell, axis=1) for cell in cells if len(cell) >= FEWEST]
     df = sum(len(rows) - 1 for rows in means)
     if not df:
         return None
     return SeedVariance(float(sum(np.sum((rows - rows.mean()) ** 2) for rows in means)) / df, df)
-
-
-def _finite(differences) -> np.ndarray:
-    d = np.asarray(differences, dtype=float)
-    if not np.isfinite(d).all():
-        seed, block = np.argwhere(~np.isfinite(d))[0]
-        raise InputError(f"differences: that in row {seed}, block {block} is {d[seed, block]}; leave out the seeds "
-                         "that have no loss")
-    return d
-
-
-def _untrained(d: np.ndarray, evaluated_only: bool) -> bool:
-    """Whether no seed enters: two rows or more that are equal, or one of which it is said."""
-    equal = bool((d == d[0]).all())
-    if evaluated_only and not equal:
-        raise InputError("differences: evaluated_only is given but the seeds differ; leave it out where an arm was "
-                         "trained")
-    return evaluated_only or (equal and len(d) > 1)
 
 
 def _seed_part(d: np.ndarray, pooled: SeedVariance | None,
@@ -473,18 +447,6 @@ def holm(p: Mapping[str | int, float]) -> dict[str | int, float]:
         largest = max(largest, min(1.0, (len(known) - place) * value))
         adjusted[name] = largest
     return adjusted
-
-
-def block_bootstrap(sums, sizes, generator: np.random.Generator, draws: int = 2000) -> Interval:
-    """The mean per token of a quantity summed by document (or by block), interval by resampling these whole.
-
-    Tokens of one document aren't independent; `n` is the number of documents.
-    """
-    sums, sizes = np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float)
-    picked = generator.integers(0, len(sums), (draws, len(sums)))
-    means = sums[picked].sum(1) / sizes[picked].sum(1)  # (draws,)
-    low, high = np.quantile(means, [0.5 - LEVEL / 2, 0.5 + LEVEL / 2])
-    return Interval(float(sums.sum() / sizes.sum()), float(low), float(high), len(sums))
 
 
 # --------------------------------------------------------------------------------------------- words

@@ -18,13 +18,12 @@ from ..experiment.rates import dev_loss, planned
 from ..log import Run, Series
 from .comparisons import LOOPS, Comparisons, by_protocol
 from .ledger import numbers, read_claims
-from .reported import PEAK, UPDATES, released_rate
+from .reported import PEAK, UPDATES
 from .results import Results, per_results
 from .statistics import (
     NOTHING,
     BySeed,
     Interval,
-    block_bootstrap,
     budget_words,
     family,
     holm,
@@ -285,17 +284,22 @@ def search_table(results: Results) -> pd.DataFrame:
 # -------------------------------------------------------------------------------------------- the base, the scale
 
 def base_table(run: Run | None) -> pd.DataFrame:
-    """The base on held-out documents: itself, cut, a trigram model, and the differences; block bootstrap intervals."""
+    """The base on held-out documents: itself, cut, a trigram model, and the differences, per token; intervals from
+    documents resampled whole, as tokens of one aren't independent."""
+    from scipy import stats  # here, since it takes a second and few notebooks need it
+
     if run is None:
         return pd.DataFrame(columns=["quantity", "documents", "loss", "loss_low", "loss_high"])
-    sizes = run.last("heldout", "document_tokens")
+    sizes = np.array(run.last("heldout", "document_tokens"))
     full, cut, trigram = (np.array(run.last("heldout", f"document_losses_{name}")) for name in ("full", "cut", "3gram"))
     rows = []
     for name, sums in {"full base": full, "cut base": cut, "trigram": trigram, "cut - full": cut - full,
                        "trigram - full": trigram - full}.items():
-        found = block_bootstrap(sums, sizes, np.random.default_rng(0))
-        rows.append({"quantity": name, "documents": found.n, "loss": found.mean, "loss_low": found.low,
-                     "loss_high": found.high})
+        bounds = stats.bootstrap((sums, sizes), lambda of, over, axis: of.sum(axis) / over.sum(axis), paired=True,
+                                 vectorized=True, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
+        low, high = bounds.confidence_interval
+        rows.append({"quantity": name, "documents": len(sizes), "loss": sums.sum() / sum(sizes), "loss_low": low,
+                     "loss_high": high})
     return pd.DataFrame(rows)
 
 
@@ -307,7 +311,7 @@ def scale_table(results: Results) -> pd.DataFrame:
     rate = runs[0].manifest["rate"] if runs else math.nan
     elementwise = runs[0].manifest.get("elementwise_rate", rate) if runs else math.nan
     stream = runs[0].last("model", "stream_rms", ["not logged"])[0] if runs else math.nan
-    their_travel = sum(released_rate(update) for update in range(UPDATES))
+    their_travel = travel(PEAK, UPDATES, "stretched")
 
     def text(profile: Profile) -> str:
         return f"{profile.corpus.kind} of {', '.join(profile.corpus.packages)}"

@@ -5,17 +5,16 @@ written: for an interval above 0, below 0, and one that leaves it open.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..experiment.arms import ARMS
-from ..experiment.profile import load_profile
 from ..experiment.protocol import COLUMNS, switches
 from . import levels, reported, statistics
 from .comparisons import BLIND, Comparisons
-from .ledger import Claim, numbers, read_claims
+from .ledger import Claim
 from .results import Results, shown_depth
-from .statistics import ALPHA, NOT_JUDGED, NOTHING, Interval, family, holm, interval, verdict, verdicts
-from .tables import CONVERGED_SLOPE, arm_table, sized
+from .statistics import ALPHA, NOT_JUDGED, NOTHING, BySeed, Interval, family, holm, interval, verdict, verdicts
+from .tables import CONVERGED_SLOPE, sized
 
 Words = tuple[str, str, str]  # above 0, below 0, open
 
@@ -38,9 +37,6 @@ COMPARED = {  # what a difference of losses, the first's minus the second's, say
     statistics.BETTER: "{first} is {size} nats ahead of {second}{where}",
     statistics.WORSE: "{first} is {size} nats behind {second}{where}",
 }
-GATE, NORM = "the gate's baseline - L17", "a step norm's weight, from 1, bfloat16"  # rows of `reported`
-REPORTED_LOSSES = {"L17": "the cut model on training text", "h17": "the cut model on passages",
-                   "gate.before": "the intact model before the refiner", "L36": "the full model"}
 
 
 def phrase(found: Interval, words: Words, p: float | None = None) -> str:
@@ -56,35 +52,22 @@ def phrase(found: Interval, words: Words, p: float | None = None) -> str:
     return (above if found.side > 0 else below) + (", within the margin" if found.small else "")
 
 
-def with_size(found: Interval, words: Words) -> str:
-    """The phrase that an interval allows, and the interval."""
-    if found.n == 0:
-        return NO_RUN
-    if found.n > 1 and found.low == found.high == 0:
-        return f"doesn't change (0 in each of {found.n} seeds)"
-    return f"{phrase(found, words)} ({sized(found)})"
-
-
 def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def listed(found: dict[str, Interval], words: Words, adjusted: dict | None = None) -> str:
-    """Parts by the phrase that their intervals allow, each with its mean: a sentence a phrase."""
-    said: dict[str, list[str]] = {}
-    for part, each in found.items():
+def _listed(found: Comparisons, where: str, parts: dict[str, BySeed], words: Words) -> str:
+    """A family's parts by the phrase that each one's interval allows after Holm's correction, each with its mean: a
+    sentence a phrase; then the runs that were asked for and diverged."""
+    intervals, said = family(parts), {}
+    adjusted = holm({part: each.p for part, each in intervals.items() if each.judged})
+    for part, each in intervals.items():
         size = f" ({str(each).partition(' ')[0]})" if each.n else ""  # the interval stands in the table
-        answer = phrase(each, words, (adjusted or {}).get(part)).removeprefix("is ")
-        said.setdefault(answer, []).append(part + size)
+        said.setdefault(phrase(each, words, adjusted.get(part)).removeprefix("is "), []).append(part + size)
     if set(said) <= {NO_RUN}:
-        return _capital(NO_RUN)
-    return ". ".join(f"{_capital(answer)}: {', '.join(parts)}" for answer, parts in said.items())
-
-
-def _corrected(parts: dict, words: Words) -> str:
-    """The same after Holm over the parts."""
-    found = family(parts)
-    return listed(found, words, holm({part: each.p for part, each in found.items() if each.judged}))
+        return f"`{found.protocol}`, {where}: {NO_RUN}.{_lost(found)}"
+    listed = ". ".join(f"{_capital(answer)}: {', '.join(those)}" for answer, those in said.items())
+    return f"`{found.protocol}`, {where}. {listed}.{_lost(found)}"
 
 
 def _lost(found: Comparisons) -> str:
@@ -129,45 +112,6 @@ def targets(results: Results) -> list[str]:
     return lines
 
 
-def before_training(results: Results) -> list[str]:
-    """What else is known before any update; nothing of what wasn't run."""
-    table, lines = levels.levels_table(results).set_index(["split", "target"]).loc["heldout"], []
-    one, two = table.loc["t+1"], table.loc["t+2"]
-    if len(damage := levels.damage_table(results)) > 1:
-        ends = ", ".join(f"{row['kept']} {row['heldout - full']:.2f}" for _, row in damage.iterrows())
-        lines.append(f"The cut costs, by the layers kept (prelude/recurrent/coda): {ends}.")
-    if not math.isnan(one["double norm"]):
-        lines.append("Norming the intact model's last state twice, as the released evaluation does, changes its loss "
-                     f"by {one['double norm'] - one['full']:+.2f} on the next token and "
-                     f"{two['double norm'] - two['full']:+.2f} on the one after it.")
-    untrained = levels.untrained_table(results)
-    if untrained["norms at 1"].notna().any():
-        first, last = untrained.iloc[0], untrained.iloc[-1]
-        starts = "; ".join(f"{name}, {first[name]:.2f} and {last[name]:.2f}" for name in levels.STARTS
-                           if not math.isnan(first[name]))
-        lines.append(f"The untrained loop at depths {first['depth']:g} and {last['depth']:g} has: {starts}. The cut "
-                     f"model has {first['cut']:.2f} on the same blocks.")
-    if len(stream := levels.stream_table(results)):
-        enters = stream.iloc[results.profile.split.prelude]
-        lines.append(f"The stream that enters the loop, after layer {enters['layer']:g}, has a root mean square of "
-                     f"{enters['tokens']:.2f} per channel, its first token {enters['first token']:.1f}. A step norm "
-                     "begins at 1.")
-    return lines
-
-
-def shares(results: Results) -> str:
-    """Losses of two vocabularies side by side: as shares of a uniform guess's."""
-    table = levels.levels_table(results).set_index(["split", "target"]).loc["heldout"]
-    paper = numbers(read_claims())
-    words = load_profile("paper").base.model["vocab_size"]
-    theirs = "; ".join(f"{what} {float(paper[name]):g}, {float(paper[name]) / math.log(words):.0%}"
-                       for name, what in REPORTED_LOSSES.items())
-    share = table.div(table["uniform"], axis="index")
-    here = "; ".join(f"{arm} {share.loc['t+1', arm]:.0%} on the next token, {share.loc['t+2', arm]:.0%} on the one "
-                     "after" for arm in ("full", "cut"))
-    return (f"As shares of a uniform guess's loss, measured: {here}. Reported, as shares of ln {words:,}: {theirs}.")
-
-
 def arithmetic(claims: Sequence[Claim] | None = None) -> list[str]:
     """What the arithmetic of the reported numbers shows."""
     checks = reported.table(claims)
@@ -187,18 +131,6 @@ def arithmetic(claims: Sequence[Claim] | None = None) -> list[str]:
             f"{value['cut model, passages - training text']}. {suggested}",
             "On the passages, where one source has all three losses, gap recovery is "
             f"{value['gap recovery on the passages']}."]
-
-
-def settings() -> list[str]:
-    """What follows from the released settings, and from the loss that the gate's comparison begins at."""
-    value, apart = reported.settings().set_index("quantity")["recomputed"], reported.table().set_index("quantity")
-    return [f"The gate's comparison begins {apart.loc[GATE, 'recomputed']} from the loss of the unmodified "
-            "17-layer model. It is of another system: an intact model whose last layer is looped.",
-            "By the released settings an entry kept in bfloat16 that starts at 1 ends at "
-            f"{value[NORM]}. A static table's entries reach "
-            f"{value['largest m of a static table, bfloat16']} in bfloat16 and "
-            f"{value['largest m of a static table, float32']} in float32; {value['m that adds the whole residual']} "
-            "would add the residual."]
 
 
 # ------------------------------------------------------------------------------------------ 02 to 09, the method
@@ -225,39 +157,19 @@ def gap(results: Results, protocol: str) -> str:
             f"{sized(interval(found.recovery('controller', depth)))}.{_lost(found)}")
 
 
-def converged(results: Results) -> str:
-    """How many arms still moved at the end, and why a flat end is no proof: comparisons hold for the budget."""
-    table, training = arm_table(results), results.profile.training
-    budget = f"Every arm trained for {training.updates} updates of {training.tokens_per_update} tokens. "
-    flat = " A flat end under a rate that has decayed doesn't show that more training would change nothing."
-    known = table[table["last_slope"].notna() & table["protocol"].isin(COLUMNS)]
-    moving = known[known["converged"].eq(False)]
-    if known.empty:
-        return budget + "Too few evaluations in the last fifth of training to say whether any arm has converged."
-    if moving.empty:
-        return (f"{budget}No arm's held-out loss still moved by more than {CONVERGED_SLOPE:g} nats per token over the "
-                f"last fifth of training.{flat}")
-    most = moving.loc[moving["last_slope"].abs().idxmax()]
-    return (f"{budget}Over the last fifth, {len(moving)} of {len(known)} rows still "
-            f"moved by more than {CONVERGED_SLOPE:g} nats per token (`last_slope` in the table of every arm), so they "
-            f"hold for this budget only. The largest: `{most['arm']}`, depth {most['depth']}, {most['protocol']} "
-            f"({most['last_slope']:+.3f}).{flat}")
-
-
 def advantage(results: Results, protocol: str) -> str:
     """Controller against static at each depth."""
     found = Comparisons(results, protocol)
-    leads = listed(family(found.compare("static", "controller", by="depth")), STATIC_WORDS)
-    return f"`{protocol}` (static - Controller). {leads}.{_lost(found)}"
+    return _listed(found, "static - Controller", found.compare("static", "controller", by="depth"), STATIC_WORDS)
 
 
 def gate(results: Results, protocol: str) -> str:
     """The loop with and without gate and step norms, against the cut model."""
     found, planned_at = Comparisons(results, protocol), results.profile.depths_of
-    against = {f"{ARMS[arm].label}, depth {depth}": interval(found.difference(arm, "cut", depth=depth))
+    against = {f"{ARMS[arm].label}, depth {depth}": found.difference(arm, "cut", depth=depth)
                for depth in planned_at("controller_nogate")
                for arm in ("controller", "controller_nogate", "controller_nogate_nonorm") if depth in planned_at(arm)}
-    return f"`{protocol}` (arm - cut). {listed(against, CUT_WORDS)}.{_lost(found)}"
+    return _listed(found, "arm - cut", against, CUT_WORDS)
 
 
 def configurations(results: Results, protocol: str) -> str:
@@ -282,35 +194,33 @@ def parts(results: Results, depth: int) -> str:
     """What each part of the loop adds to the loss at one depth."""
     found = Comparisons(results, "corrected")
     added = {name.replace(", to ", " to "): values for name, values in found.steps(depth).items()}
-    if (said := _corrected(added, ADDED)) == _capital(NO_RUN):
-        return f"`corrected`, depth {depth}, a part added: {NO_RUN}.{_lost(found)}"
-    return f"`corrected`, depth {depth}, a part added. {said}.{_lost(found)}"
+    return _listed(found, f"depth {depth}, a part added", added, ADDED)
+
+
+def _against(found: Comparisons, arms: Iterable[str], other: str, depth: int, words: Words) -> str:
+    """Some arms minus another one."""
+    against = {ARMS[arm].label: values for arm, values in found.against(arms, other, depth).items()}
+    return _listed(found, f"depth {depth} (arm - {ARMS[other].label.removeprefix('the ')})", against, words)
 
 
 def blind(results: Results, depth: int) -> str:
     """Whether the Controller's input is worth anything at equal capacity."""
-    found = Comparisons(results, "corrected")
-    against = {ARMS[arm].label: values for arm, values in found.against(BLIND, "controller", depth).items()}
-    return f"`corrected`, depth {depth} (arm - Controller). {_corrected(against, CONTROLLER_WORDS)}.{_lost(found)}"
+    return _against(Comparisons(results, "corrected"), BLIND, "controller", depth, CONTROLLER_WORDS)
 
 
 def instead(results: Results) -> list[str]:
     """What one would do instead of looping, against the cut model and the Controller."""
-    found, depth, lines = Comparisons(results, "corrected"), shown_depth(results), []
-    for other, words in (("cut", CUT_WORDS), ("controller", CONTROLLER_WORDS)):
-        against = found.against(results.profile.instead, other, depth)
-        against = {ARMS[arm].label: values for arm, values in against.items()}
-        lines.append(f"`corrected`, Controller at depth {depth} (arm - {ARMS[other].label.removeprefix('the ')}). "
-                     f"{_corrected(against, words)}.")
-    return [*lines[:-1], lines[-1] + _lost(found)]
+    depth, found = shown_depth(results), [Comparisons(results, "corrected") for _ in range(2)]
+    return [_against(each, results.profile.instead, other, depth, words) for each, (other, words) in
+            zip(found, (("cut", CUT_WORDS), ("controller", CONTROLLER_WORDS)), strict=True)]
 
 
 def by_text(results: Results, protocol: str) -> str:
     """Where the Controller's gain over the cut model is found: new training text, held-out, foreign."""
     found = Comparisons(results, protocol)
     depth = _shown_depth(found)
-    gains = listed(family(found.compare("controller", "cut", by="text", depth=depth)), CUT_WORDS)
-    return f"`{protocol}`, Controller at depth {depth}, by kind of text. {gains}.{_lost(found)}"
+    return _listed(found, f"Controller at depth {depth}, by kind of text",
+                   found.compare("controller", "cut", by="text", depth=depth), CUT_WORDS)
 
 
 def newer(results: Results, protocol: str) -> str:
@@ -336,24 +246,18 @@ def newer(results: Results, protocol: str) -> str:
 def coda(results: Results) -> str:
     """The loops with their coda trained."""
     found, depth = Comparisons(results, "corrected"), results.profile.depth
-    against = found.coda(depth)
-    if not against:
-        return "`corrected`: this profile has no arm whose coda is trained."
-    against = {ARMS[arm].label: values for arm, values in against.items()}
-    return f"`corrected`, depth {depth} (arm - cut). {_corrected(against, CUT_WORDS)}.{_lost(found)}"
+    arms = list(found.coda(depth))
+    return _against(found, arms, "cut", depth, CUT_WORDS) if arms else \
+        "`corrected`: this profile has no arm whose coda is trained."
 
 
 def interventions(results: Results, protocol: str) -> str:
     """Whether the Controller's input matters, from the interventions at the shallowest depth and at the one shown."""
     found = Comparisons(results, protocol)
     shown = _shown_depth(found)
-    depths = dict.fromkeys((min(found.depths_of("controller"), default=shown), shown))
-    return " ".join(_interventions(found, depth) for depth in depths)
-
-
-def _interventions(found: Comparisons, depth: int) -> str:
-    rises = {SHOWN[kind]: interval(values) for kind, values in found.interventions(depth).items()}
-    return f"`{found.protocol}`, depth {depth}. {listed(rises, NEEDED)}.{_lost(found)}"
+    return " ".join(
+        _listed(found, f"depth {depth}", {SHOWN[kind]: rise for kind, rise in found.interventions(depth).items()},
+                NEEDED) for depth in dict.fromkeys((min(found.depths_of("controller"), default=shown), shown)))
 
 
 # --------------------------------------------------------------------- what a figure shows: its title and alt text

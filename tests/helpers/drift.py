@@ -104,7 +104,7 @@ def main(root: Path) -> int:
         for profile in profiles:
             reproduce.derive(results[profile], root, out)
             missed += [f"unchanged, but {path}: {said}" for path, said in reproduce._differences(profile, root, out)]
-        reproduce.write_atomic(out / reproduce.LOGS, inventory.markdown(root, results))
+        reproduce.write_atomic(out / reproduce.LOGS, inventory.markdown(root))
         for path in outputs(root):
             committed, derived = ((folder / path).read_text(encoding="utf-8") for folder in (root, out))
             for place, changed in changes(path.suffix, committed):

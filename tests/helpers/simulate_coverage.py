@@ -6,7 +6,7 @@ prints the tables of docs/statistics.md (4,000 simulations take about ten minute
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -135,7 +135,7 @@ def equivalence_error(name: str, shares, seeds: int, simulations: int, generator
     """How often a difference as large as the margin is called smaller than it, in percent."""
     margin, wrong = 4 * np.sqrt(np.sum(np.square(shares))), 0
     for d, clusters in drawn(name, shares, seeds, simulations, generator):
-        word = verdict(block_interval(d + margin, clusters), margin)
+        word = verdict(replace(block_interval(d + margin, clusters), margin=margin))
         wrong += word == "equivalent" or word.endswith("within the margin")
     return 100 * wrong / simulations
 
