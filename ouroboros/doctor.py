@@ -1,7 +1,6 @@
 """What of this machine differs from the lock and from the machines that made the committed logs, and what that may
 change. Imports torch only to ask how it computes."""
 
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 
 from .errors import InputError
 from .log import read_manifest
-from .provenance import check_environment, locked_versions, no_history, processor
+from .provenance import check_environment, locked_versions, no_history, other_versions, processor
 
 # whose other version may change what
 RUNS = {"torch", "transformers", "peft", "accelerate", "safetensors", "tokenizers", "datasets", "numpy"}
@@ -17,23 +16,20 @@ CORPUS = {"control", "gepa", "mne", "networkx", "sktime", "sympy", "tabicl", "to
 OUTPUTS = {"numpy", "pandas", "scipy", "matplotlib", "tabulate", "papermill", "nbconvert", "pyyaml", "pydantic"}
 
 
-def differences(root: Path) -> list[str]:
+def differences(root: Path) -> Iterator[str]:
     """One line a difference: what is other here, and what that may change."""
-    return [*_packages(root), *_settings(), *_machine(root), *_history(root)]
-
-
-def _packages(root: Path) -> Iterator[str]:
     lock = locked_versions(root)
     if not lock:
         yield f"{root / 'requirements.lock'}: not there, so versions can't be compared"
-    for name, locked in lock.items():
-        try:
-            # a local version such as 2.13.0+cpu names the build, not other code
-            installed = importlib.metadata.version(name).split("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            installed = "not installed"
-        if installed != locked:
-            yield f"{name} {installed}, the lock has {locked}: {_may_change(name)}"
+    for name, installed in other_versions(lock).items():
+        yield f"{name} {installed or 'not installed'}, the lock has {lock[name]}: {_may_change(name)}"
+    try:
+        check_environment()
+    except InputError as error:
+        yield str(error)
+    yield from _machine(root)
+    if why := no_history(root):
+        yield f"logs made here name no commit: {why}"
 
 
 def _may_change(name: str) -> str:
@@ -41,13 +37,6 @@ def _may_change(name: str) -> str:
     found = [what for names, what in ((RUNS, "the numbers of new runs"), (CORPUS, "the text, which is then refused"),
                                       (OUTPUTS, "derived tables, figures and notebooks")) if name in names]
     return "may change " + " and ".join(found) if found else "changes no number that we know of"
-
-
-def _settings() -> Iterator[str]:
-    try:
-        check_environment()
-    except InputError as error:
-        yield str(error)
 
 
 def _machine(root: Path) -> Iterator[str]:
@@ -68,14 +57,9 @@ def _machine(root: Path) -> Iterator[str]:
         yield f"{root / 'results'}: no committed logs, so this machine can't be compared with theirs"
 
 
-def _history(root: Path) -> Iterator[str]:
-    if why := no_history(root):
-        yield f"logs made here name no commit: {why}"
-
-
 def report(root: Path) -> str:
     """The differences, or that there are none, after a line on this machine."""
-    found = differences(root)
+    found = [*differences(root)]
     here = (f"Python {platform.python_version()} on {processor()}, {os.cpu_count()} cores; "
             f"{len(locked_versions(root))} packages in the lock")
     return "\n".join([f"{here}: {'these differ' if found else 'nothing differs'}", *(f"- {line}" for line in found)])

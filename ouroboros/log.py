@@ -10,14 +10,14 @@ Every line is a JSON object. The first one is the manifest; `MANIFEST_FIELDS` sa
 - Split `train`, metric `loss`, at every update: the loss that was trained on, of the protocol's own target.
 - Split `heldout` (of a base `dev` too), metrics `curve/...`, at a few updates, the first and the last among them, over
   few blocks: `curve/loss_t+1`, and `curve/steps/gate_open`, `/state_norm`, `/change`: a mean over tokens for each
-  recurrence step (`evaluation.Watch`).
+  recurrence step (`probes.Watch`).
 - At the last update only, over more blocks: the results. Splits `train`, `heldout`, `foreign`, `stream`, `reference`
   (in a learning-rate search `dev` alone), metrics `loss_t+1`, `loss_t+2`, and `block_losses_t+1`, `block_losses_t+2`:
   each block's mean loss, blocks in a fixed order. Of `heldout` also `steps/...`, of `heldout` and `foreign`
   `modulation/...`.
 - At the last update, on the first held-out blocks: `loss_t+1/depth_<n>`, a run of the base depth at other depths;
   `loss_t+1/as_trained`, `/other_sequence`, `/corpus_mean`, `/step_mean`, `/first_half`, `/first_half/other_future`, a
-  run with a Controller that sees something else (`evaluation.intervened`, `evaluation.first_half_losses`).
+  run with a Controller that sees something else (`probes.intervened`, `evaluation.first_half_losses`).
 - Split `model`, at the last update: `max_modulation` (largest |m| met on held-out text), `gate_open` (mean of
   sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed, of those of steps that ran).
 - In a run that trains nothing, splits `heldout` and `foreign`: `document_lengths`, the tokens of the documents that the
@@ -53,7 +53,7 @@ MANIFEST_FIELDS = {
     "hashes": dict, "trainable": int, "status": str, "started": str, "wall_seconds": (int, float), "series": int,
     "seal": str,
 }
-"""`lock` is the SHA-256 of requirements.lock, `packages` {name: version or null} where what was installed differs from
+"""`lock` is the SHA-256 of requirements.lock, `packages` {name: version} where what was installed differs from
 it. Of a run of the plan: `arm`, `depth`, `rank`, `rate`, `protocol`, `switches` and `level` too."""
 SERIES_FIELDS = {"split": str, "metric": str, "updates": list, "values": list}
 SEAL = re.compile(rb', "seal": "([0-9a-f]{64})"\}$')

@@ -1,17 +1,17 @@
 """What a log says of its making: commit, packages, hardware; and which settings of the environment
 would change it. Imports torch only where it is loaded anyway."""
 
-import ast
 import functools
 import hashlib
 import importlib.metadata
 import os
 import platform
-import re
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
+
+from packaging.utils import canonicalize_name
 
 from .errors import InputError
 
@@ -90,49 +90,19 @@ def unknown_commits(root: Path, commits: Iterable[str | None]) -> set[str | None
             if not answer.startswith(f"{commit} commit")}
 
 
-def _canonical(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()  # PEP 503
-
-
 def locked_versions(root: Path) -> dict[str, str]:
     """{package: version} of requirements.lock; empty when there is none."""
     path = Path(root) / "requirements.lock"
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     pins = (line.split("#")[0].split(";")[0].strip().split("==") for line in lines if "==" in line)
-    return {_canonical(name): version for name, version in pins}
+    return {canonicalize_name(name): version for name, version in pins}
 
 
 @functools.cache
-def code_sha256(start: Path = PACKAGE / "training" / "run.py") -> str:
-    """The hash of the code that makes a run: of every definition in the modules that `start` reaches by its imports.
-
-    In which file a definition stands doesn't enter, nor do comments, docstrings and import lines.
-    """
-    found, left = set(), [start]
-    while left:
-        file = left.pop()
-        if file not in found:
-            found.add(file)
-            left += _imported(file)
-    definitions = (ast.dump(_without_docstrings(node)) for file in found for node in ast.parse(file.read_bytes()).body
-                   if not isinstance(node, (ast.Import, ast.ImportFrom, ast.Expr)))
-    return hashlib.sha256("\n".join(sorted(definitions)).encode()).hexdigest()
-
-
-def _imported(file: Path) -> Iterator[Path]:
-    """The files of the modules that a module of this package imports from it."""
-    for node in ast.walk(ast.parse(file.read_bytes())):
-        if isinstance(node, ast.ImportFrom) and node.level:
-            folder = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            modules = [folder, folder / "__init__", *(folder / alias.name for alias in node.names)]
-            yield from (path for path in (module.with_suffix(".py") for module in modules) if path.exists())
-
-
-def _without_docstrings(node: ast.AST) -> ast.AST:
-    for inner in ast.walk(node):
-        if isinstance(inner, (ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(inner, clean=False) is not None:
-            inner.body = inner.body[1:] or [ast.Pass()]
-    return node
+def code_sha256() -> str:
+    """The hash of the code that makes a run: an interrupted one of other code begins again."""
+    files = [file for file in sorted(PACKAGE.rglob("*.py")) if "analysis" not in file.parts]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 @functools.cache
@@ -153,15 +123,15 @@ def lock_sha256(root: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else None
 
 
-def _other_versions(lock: dict[str, str]) -> dict[str, str]:
-    """{package: installed version} where it isn't the lock's."""
+def other_versions(lock: dict[str, str]) -> dict[str, str | None]:
+    """{package: installed version} where it isn't the lock's; None where it isn't installed."""
     found = {}
     for name, locked in lock.items():
         try:
             # a local version such as 2.13.0+cpu names the build, not other code
             installed = importlib.metadata.version(name).split("+")[0]
         except importlib.metadata.PackageNotFoundError:
-            continue  # what isn't there changed nothing
+            installed = None
         if installed != locked:
             found[name] = installed
     return found
@@ -178,7 +148,7 @@ def provenance(root: Path) -> dict:
         "commit": commit,
         "clean": clean,
         "lock": lock_sha256(root),
-        "packages": _other_versions(locked_versions(root)),
+        "packages": {name: version for name, version in other_versions(locked_versions(root)).items() if version},
         "hardware": {
             "machine": platform.machine(), "processor": processor(), "cores": os.cpu_count(),
             "system": platform.system(), "python": platform.python_version(),

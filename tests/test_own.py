@@ -250,7 +250,7 @@ def test_smollm2s_baselines_are_committed_as_the_page_says(arms, root):
 
 def test_a_dry_run_makes_nothing(arms, root, capsys):
     assert main(["compare", "arms/per_token.yaml", "--profile", "test.yaml", "--dry-run"], root) == 0
-    assert "runs are missing; make compare makes them" in capsys.readouterr().out
+    assert "runs are missing, made in this order" in capsys.readouterr().out
     assert not list((root / "results").glob("test-per_token/runs/per_token*"))
 
 

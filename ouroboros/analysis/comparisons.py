@@ -17,7 +17,7 @@ from .results import Results, read_blocks, splits
 from .statistics import BySeed, Ratio, above_zero, margin, minus
 
 NORMS_NEAR = 0.5, 2.0  # times the stream's size: step norms that ended outside had no time to reach it
-INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # evaluation.intervened
+INTERVENTIONS = ("other_sequence", "corpus_mean", "step_mean")  # probes.intervened
 LADDER = {"step norms alone": "none_nogate", "gate alone": "none_nonorm", "gate and static": "static_nonorm",
           "gate and Controller": "controller_nonorm", "gate and step norms": "none", "both and static": "static",
           "both and Controller": "controller"}
@@ -195,7 +195,7 @@ class Comparisons:
                 for depth in profile.probes.depths}
 
     def interventions(self, depth: int) -> dict[str, BySeed]:
-        """What the Controller's loss rises by when it sees something else (`evaluation.intervened`)."""
+        """What the Controller's loss rises by when it sees something else (`probes.intervened`)."""
         own = self.logged("controller", depth, "loss_t+1/as_trained")
         return {kind: minus(self.logged("controller", depth, f"loss_t+1/{kind}"), own) for kind in INTERVENTIONS}
 

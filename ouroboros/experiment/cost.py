@@ -1,8 +1,9 @@
 """What a model costs, counted from its shape: parameters, FLOPs, bytes.
 
 Never imports torch. A FLOP is a multiplication or an addition in a matrix product; the rest is below 2 % at every
-shape here (the tests count). `context` is the number of tokens a token attends to; in training, where a block is one
-product, the block's whole length. Sources of the shapes: system.md 2 to 6, and each profile's YAML.
+shape here (the tests count), but that of `refine` arms the branches aren't counted. `context` is the number of tokens
+that a token attends to; in training, where a block is one product, the block's whole length. Sources of the shapes:
+system.md 2 to 6, and each profile's YAML.
 """
 
 import math
@@ -16,8 +17,6 @@ from .profile import Profile
 from .schema import SplitConfig, Widths
 
 FLOAT32 = 4  # bytes
-DICTIONARY = 8  # matrices that a `refine` arm's Controller mixes (refine.DICTIONARY)
-REFINE_RANK = 4  # arms.REFINE_RANK
 LOGIT_CHUNK = 512  # tokens whose logits are held at a time (evaluation.CHUNK)
 BYTES = {"float32": 4, "bfloat16": 2}
 SMALL = 4  # that the Controller's widths are divided by where it scales passes
@@ -142,15 +141,6 @@ class Cost:
         return next(ranks for ranks in (before + _spread(n, count) for n in units)
                     if sum(ranks) * self._ends + self._passes_train(ranks) <= budget)
 
-    @property
-    def _refines(self) -> bool:
-        return self.parts.middle == "refine"
-
-    @property
-    def _dictionaries(self) -> int:
-        """Entries of the LoRA matrices that a `refine` arm's Controller mixes."""
-        return DICTIONARY * max(1, self.rank // REFINE_RANK) * self._ends
-
     # ---------------------------------------------------------------------------- further passes (arms.Passes)
 
     @property
@@ -203,9 +193,8 @@ class Cost:
     def _controller(self) -> dict[str, int]:
         """Weights of the Controller's linear layers (system.md 4)."""
         w = self.widths
-        heads = 2 * DICTIONARY if self._refines else self.rank  # that it emits for a projection
         return {"state": self.shape.width * w.state, "hidden": (w.state + w.step) * w.hidden,
-                "output": w.hidden * w.output, "heads": w.output * 7 * heads}
+                "output": w.hidden * w.output, "heads": w.output * 7 * self.rank}
 
     def modulation(self) -> int:
         """Trained parameters of the Controller (system.md 4)."""
@@ -220,8 +209,6 @@ class Cost:
         if arm.modulated:
             found["modulation"] = {"static": table, "static_wide": round(controller / wide) * wide}.get(
                 arm.modulation, controller)
-        if self._refines:
-            found["modulation"] = controller + self._dictionaries
         if arm.gate:
             found["gate"] = 2 * d * d + d
         if arm.step_norm:
@@ -251,10 +238,9 @@ class Cost:
     def _step_flops(self) -> dict[str, int]:
         """What a recurrence step adds to its layer, forward, a token."""
         arm = self.parts
-        branches = self._dictionaries if self._refines else self.rank * self._ends if arm.modulated else 0
-        return {"branches": 2 * branches,
+        return {"branches": 2 * self.rank * self._ends if arm.modulated else 0,
                 # one that doesn't see the token is computed once a batch
-                "controller": 2 * sum(self._controller().values()) if arm.reads or self._refines else 0,
+                "controller": 2 * sum(self._controller().values()) if arm.reads else 0,
                 "gate": 4 * self.shape.width**2 if arm.gate else 0}
 
     def _other_flops(self) -> dict[str, int]:
@@ -287,7 +273,7 @@ class Cost:
         if not arm.trained:
             raise InputError(f"arm '{self.arm}': isn't trained")
         layer = shape.layer_flops(context) + 4 * context * shape.queries
-        backward = shape.head_flops + (0 if self._refines else self.split.coda * layer)
+        backward = shape.head_flops + self.split.coda * layer
         # what reads a state that needs no gradient
         first = {name: shape.projections[name] for name in ("q_proj", "k_proj", "v_proj")}
         first_read = sum(2 * o * i for o, i in first.values())
@@ -327,11 +313,7 @@ class Cost:
         """Of the recurrence steps. The first one's state comes from the prelude and needs no gradient: `first_read`
         FLOPs of its projections, which read `read` values, are saved."""
         arm, step = self.parts, self._step_flops()
-        trained = 2 if self._refines else 1  # its low-rank matrices are trained, a loop's are frozen
-        whole = depth * (layer + trained * step["branches"] + 2 * step["controller"] + 2 * step["gate"])
-        if self._refines:
-            saved = first_read + 2 * DICTIONARY * max(1, self.rank // REFINE_RANK) * read
-            return whole - saved - 2 * self._controller()["state"]
+        whole = depth * (layer + step["branches"] + 2 * step["controller"] + 2 * step["gate"])
         if not arm.modulated:
             return whole - layer - (0 if arm.step_norm else step["gate"])
         saved = first_read + 2 * self.rank * read
@@ -357,21 +339,8 @@ class Cost:
         if arm.reads:
             step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
             step += 7 * self.rank * (FLOAT32 + size * cast)
-        if self._refines:
-            return depth * (step + self._refined(dtype)) + d * FLOAT32
         first = d * FLOAT32 if arm.modulated else layer  # what the first step needn't keep
         return depth * step - first + self.split.coda * layer + ends
-
-    def _refined(self, dtype: str) -> int:
-        """Bytes a token that the Controller and the low-rank branches of a `refine` arm keep at a step."""
-        w, r, shape = self.widths, max(1, self.rank // REFINE_RANK), self.shape
-        controller = shape.width + 2 * (w.state + w.hidden + w.output) + w.step
-        branches = 7 * (2 * DICTIONARY * r + r + 2 * DICTIONARY)
-        if dtype == "float32":
-            read = 2 * shape.width + shape.queries + shape.intermediate
-        else:  # each branch keeps its own copy in float32
-            read = sum(i for _, i in shape.projections.values())
-        return FLOAT32 * (controller + branches + read)
 
     def _read(self, dtype: str) -> int:
         """Bytes a token of what projections read, which is kept where their weights, or LoRA's, are trained."""

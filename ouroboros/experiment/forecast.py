@@ -80,7 +80,7 @@ def memory(spec: RunSpec, profile: Profile) -> int:
     cost, training, arm = Cost.of(profile, spec.arm, spec.rank), profile.training, ARMS[spec.arm]
     if not spec.trained:
         return cost.frozen() * BYTES[profile.base.dtype]
-    dtype = "float32" if arm.coda else profile.base.dtype  # `arms.build`
+    dtype = "float32" if arm.coda else profile.base.dtype  # `build.build`
     return cost.memory(max(_depths(spec)), training.micro_batch * training.block, dtype)
 
 
@@ -114,17 +114,13 @@ def forecast(profile: Profile, missing: list[RunSpec], speed: Speed, jobs: int) 
                          "what": _words(entry)})
     stored = disk(missing, profile)
     return (f"{pd.DataFrame(rows).to_markdown(index=False, tablefmt='plain', floatfmt='.3g')}\n\n"
-            f"{len(missing)} runs are missing; make {_maker(profile)} makes them in this order\n"
+            f"{len(missing)} runs are missing, made in this order\n"
             f"time: {total:,.3g} hours with {jobs} {'job' if jobs == 1 else 'jobs'} at once, "
             f"{speed.updates / 1e12:.3g} TFLOP/s in updates and {speed.evaluations / 1e12:.3g} in evaluations "
             f"({speed.known}){_base_words(profile, speed)}\n"
             f"memory: at most {max(row['GB'] for row in rows):.3g} GB a run, the base that it is cut from not counted\n"
             f"disk: {sum(stored.values()) / 1e9:,.3g} GB: "
             + ", ".join(f"{name} {size / 1e9:.3g}" for name, size in stored.items()))
-
-
-def _maker(profile: Profile) -> str:
-    return "compare" if profile.base_of else f"runs PROFILE={profile.name}"
 
 
 def _words(entry: Entry) -> str:

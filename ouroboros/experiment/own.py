@@ -25,7 +25,7 @@ SEEDS = 3
 
 
 def beside(profile: Profile, arm: str, root: Path) -> tuple[Profile, str]:
-    """The profile `<profile>-<arm>`: searches and runs of one arm and of the baselines, at one depth, `corrected`;
+    """The profile `<profile>-<arm>`: searches and runs of one arm and of the baselines, at the base depth, `corrected`;
     and the arm's name.
 
     It is written to results/<profile>-<arm>/profile.yaml, and the profile's logs that it shares are copied there.
@@ -42,10 +42,9 @@ def beside(profile: Profile, arm: str, root: Path) -> tuple[Profile, str]:
         near = difflib.get_close_matches(arm, files + known, 5, 0.3)
         raise InputError(f"arm '{arm}': name a YAML file, or a trained arm of the package other than "
                          f"{', '.join(BASELINES)}{', as ' * bool(near)}{', '.join(near)}")
-    depth = _depth(profile, root)
     data = profile.model_dump(mode="json", exclude_none=True) | {
         "name": f"{profile.name}-{name}", "base_of": profile.base_of or profile.name, "checkpoints": [], "prompts": [],
-        "own_arms": {name: own.model_dump()} if own else {}, "plan": _plan(profile, name, own, depth),
+        "own_arms": {name: own.model_dump()} if own else {}, "plan": _plan(profile, name, own),
         "siblings": {a: s for a, s in profile.siblings.items() if a in (name, *BASELINES)}}
     made = parse_profile(data, f"{data['name']}/profile.yaml")
     write_atomic(made.folder(root) / "profile.yaml", yaml.safe_dump(data, sort_keys=False))
@@ -71,20 +70,9 @@ def _own(file: str, root: Path) -> tuple[str, OwnArm]:
     return name, own
 
 
-def _depth(profile: Profile, root: Path) -> int:
-    """The depth at which most runs of the baselines are there; the base depth where none is."""
-    depths = {run.depth for run in profile.runs() if run.arm in BASELINES and isinstance(run.depth, int)}
-
-    def finished(depth: int) -> int:
-        runs = {run for run in profile.runs() if run.arm in BASELINES and run.depth == depth and
-                run.purpose == "matrix" and run.protocol == "corrected" and not run.updates}
-        return sum(profile.run_path(run.id, root).exists() for run in runs)
-
-    return max(depths | {profile.depth}, key=lambda depth: (finished(depth), depth == profile.depth))
-
-
-def _plan(profile: Profile, name: str, own: OwnArm | None, depth: int) -> list[dict]:
-    """The baselines' searches, the arm's own over the same rates, then three seeds of each at one depth."""
+def _plan(profile: Profile, name: str, own: OwnArm | None) -> list[dict]:
+    """The baselines' searches, the arm's own over the same rates, then three seeds of each, all at the base depth."""
+    depth = profile.depth
     searches, budgets = [entry for entry in profile.plan if entry.purpose == "rate"], {}
     for entry in searches:
         budgets |= {arm: entry.updates for arm in entry.arms if arm not in budgets}

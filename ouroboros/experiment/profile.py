@@ -155,15 +155,12 @@ class Profile(Strict):
         """An entry's runs, each once; of a search, a run for each rate that is tried."""
         runs = [cell.run for cell in self._of(entry)]
         if entry.purpose == "rate":
-            runs = [run for first in runs for run in self._search(first, entry)]
+            runs = [replace(run, **point) for run in runs for point in (
+                *({"rate": rate} for rate in entry.rates),
+                *({"factor": factor} for factor in entry.factors if ARMS[run.arm].elementwise))]
         elif entry.purpose != "matrix":
             runs = [replace(run, aim=entry.purpose) for run in runs]
         return list(dict.fromkeys(runs))
-
-    def _search(self, run: RunSpec, entry: Entry) -> list[RunSpec]:
-        factors = entry.factors if ARMS[run.arm].elementwise else ()
-        return [*(replace(run, rate=rate) for rate in entry.rates),
-                *(replace(run, factor=factor) for factor in factors)]
 
     def runs(self) -> list[RunSpec]:
         """Every run of the plan, searches too, each once, in the plan's order; without the steps outward that a search

@@ -57,11 +57,8 @@ class StepNorm(nn.Module):
             found.append(h.float().square().mean(-1).sqrt().median().item())
             self.weight[t:] = found[-1]
 
-        hook = self.register_forward_pre_hook(measure)
-        try:
+        with self.register_forward_pre_hook(measure):
             forward()
-        finally:
-            hook.remove()
         return found
 
 

@@ -107,8 +107,9 @@ def _batches(corpus: Corpus, recipe: Pretraining):
 
 def _train(model, recipe: Pretraining, corpus: Corpus, log: WorkingLog) -> None:
     optimizers = _optimizers(model, recipe)
-    evaluation = {split: corpus.blocks(split, recipe.block, _blocks_in(corpus, split, recipe.block), "separated")
-                  for split in ("dev", "heldout")}
+    most = {split: int(corpus.lengths(split).sum()) // recipe.block - 1 for split in ("dev", "heldout")}
+    evaluation = {split: corpus.blocks(split, recipe.block, max(1, min(EVALUATION_BLOCKS, count)), "separated")
+                  for split, count in most.items()}
     points = set(np.linspace(0, recipe.updates, recipe.points + 1).round().astype(int).tolist())
     batches = _batches(corpus, recipe)
     for update in tqdm(range(recipe.updates + 1), desc="base", mininterval=5):
@@ -130,10 +131,6 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: WorkingLog) -> None:
             optimizer.step()
             optimizer.zero_grad()
         log.row(update + 1, "train", "loss", loss.item())
-
-
-def _blocks_in(corpus: Corpus, split: str, block: int) -> int:
-    return max(1, min(EVALUATION_BLOCKS, int(corpus.lengths(split).sum()) // block - 1))
 
 
 @torch.no_grad()

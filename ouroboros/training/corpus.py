@@ -12,7 +12,6 @@ chosen on it) and `heldout` come from the same sources, `foreign` and `newer` fr
 """
 
 import ast
-import codecs
 import hashlib
 import importlib.metadata
 import itertools
@@ -35,7 +34,6 @@ from ..experiment.schema import CorpusConfig
 from ..provenance import note
 
 END_OF_TEXT = "<|endoftext|>"
-CHUNK = 1 << 20  # bytes
 BREAKS, PAUSE = 5, 2.0  # how often in a row a stream may break off; seconds before it goes on, longer each time
 LOOK_AHEAD = 2  # a block carries two tokens more than its inputs: the targets of `released` are token t+2
 REFERENCE_DOCUMENTS, REFERENCE_TOKENS = 12, 30  # protocol.md `reference`: 12 short texts, here 30 tokens each
@@ -153,12 +151,9 @@ def _check_file(file: Path, folder: Path) -> None:
         raise InputError(f"corpus: {file}: a link to {file.resolve()}, outside of the folder; remove it, or name that "
                          "folder too")
     try:
-        decoder = codecs.getincrementaldecoder("utf-8")()
-        with open(file, "rb") as data:
-            while chunk := data.read(CHUNK):
-                if "\0" in decoder.decode(chunk):
-                    raise InputError(f"corpus: {file}: holds NUL bytes, so it is no text; remove it")
-            decoder.decode(b"", final=True)
+        with open(file, encoding="utf-8") as lines:
+            if any("\0" in line for line in lines):
+                raise InputError(f"corpus: {file}: holds NUL bytes, so it is no text; remove it")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"corpus: {file}: can't be read as UTF-8 ({error}); convert it, or remove it") from None
 
@@ -307,7 +302,13 @@ def prepare(profile: Profile, root: Path) -> Corpus:
 
     Raises InputError when its content isn't what the profile pins (`corpus.sha256`).
     """
-    return _checked(_built(profile, root) or _build(profile, Path(root)), profile)
+    corpus = _built(profile, root) or _build(profile, Path(root))
+    pinned, found = profile.corpus.sha256, corpus.manifest["sha256"]
+    if pinned and pinned != found:
+        raise InputError(
+            f"corpus of profile '{profile.name}': sha256 is {found[:12]}, the profile pins {pinned[:12]}; the packages "
+            "read aren't the lock's: install them with pip install -r requirements.lock, then rm -r .cache/corpus")
+    return corpus
 
 
 def _wanted(profile: Profile) -> str:
@@ -326,15 +327,6 @@ def _built(profile: Profile, root: Path) -> Corpus | None:
                     manifest["tokenizer_sha256"] == content_sha256(tokenizer.read_bytes()):
                 return Corpus(file.parent, manifest)
     return None
-
-
-def _checked(corpus: Corpus, profile: Profile) -> Corpus:
-    pinned, found = profile.corpus.sha256, corpus.manifest["sha256"]
-    if pinned and pinned != found:
-        raise InputError(
-            f"corpus of profile '{profile.name}': sha256 is {found[:12]}, the profile pins {pinned[:12]}; the packages "
-            "read aren't the lock's: install them with pip install -r requirements.lock, then rm -r .cache/corpus")
-    return corpus
 
 
 def _build(profile: Profile, root: Path) -> Corpus:
@@ -356,7 +348,8 @@ def _build(profile: Profile, root: Path) -> Corpus:
         manifest = {
             "config_sha256": _wanted(profile), "sha256": digest.hexdigest(), "splits": counts,
             "tokenizer_sha256": content_sha256(path.read_bytes()), "end_of_text": tokenizer.token_to_id(END_OF_TEXT),
-            "versions": _versions(profile.corpus),
+            "versions": {name: importlib.metadata.version(name) for name in itertools.chain(
+                *profile.corpus.sources.values())} if READERS[profile.corpus.kind] is _read_packages else {},
         }
         (made / "manifest.json").write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n")
         if found := _built(profile, root):  # another process was quicker, and may be reading it
@@ -375,8 +368,3 @@ def _write_split(folder: Path, split: str, texts: list[str], tokenizer) -> dict:
                 lengths.append(len(encoding.ids))
     np.array(lengths, dtype=np.int64).tofile(folder / f"{split}.lengths")
     return {"documents": len(texts), "bytes": sum(len(t.encode()) for t in texts), "tokens": sum(lengths)}
-
-
-def _versions(config: CorpusConfig) -> dict[str, str]:
-    names = itertools.chain(*config.sources.values()) if READERS[config.kind] is _read_packages else ()
-    return {name: importlib.metadata.version(name) for name in names}

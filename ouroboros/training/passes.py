@@ -19,6 +19,7 @@ from ..model.modulation import MODULATIONS, diagonal_of, emitted
 from ..model.surgery import truncated_svd
 from .corpus import LOOK_AHEAD
 from .evaluation import CHUNK
+from .refine import projections_of
 
 Factors = tuple[torch.Tensor, torch.Tensor]  # A (r, in), B (out, r)
 
@@ -87,22 +88,19 @@ class Repeated(nn.Module):
             f"{name}_{side}": nn.ParameterList(nn.Parameter(of_pass[name][index], requires_grad=trained)
                                                for of_pass in factors)
             for name in PROJECTIONS for index, side in enumerate("AB")})
-        self.places = [self._hooked(linear, _add_branch) for linear in _projections(self.layer)]
+        self.places = [self._hooked(linear, _add_branch) for linear in projections_of(self.layer).values()]
 
     def scale(self, modulation: nn.Module) -> None:
         """Scale, by 1 + m at each pass, the factors' ranks; without any, those of the LoRA that the layer has."""
         self.modulation = modulation
         if self.factors is None:
-            self.places = [self._hooked(linear.lora_A["default"], _scale_ranks) for linear in _projections(self.layer)]
+            self.places = [self._hooked(linear.lora_A["default"], _scale_ranks)
+                           for linear in projections_of(self.layer).values()]
 
     @staticmethod
     def _hooked(module: nn.Module, hook) -> int:
         module.register_forward_hook(hook)
         return id(module)
-
-
-def _projections(layer: nn.Module) -> list[nn.Module]:
-    return [getattr(getattr(layer, parent), name) for name, parent in PROJECTIONS.items()]
 
 
 def _add_branch(linear: nn.Module, inputs: tuple, y: torch.Tensor) -> torch.Tensor:
@@ -146,8 +144,9 @@ def _residual_factors(layer: nn.Module, at: nn.Module, rank: int) -> dict[str, F
     """Low-rank factors of what a removed layer's projections have over the middle one's. Of a layer's own, whose
     residual is 0, as LoRA begins."""
     found = {}
-    for name, removed, kept in zip(PROJECTIONS, _projections(layer), _projections(at), strict=True):
-        residual = removed.weight.detach() - kept.weight.detach()
+    kept = projections_of(at)
+    for name, removed in projections_of(layer).items():
+        residual = removed.weight.detach() - kept[name].weight.detach()
         A, B = truncated_svd(residual, rank)
         if layer is at:
             A = torch.empty(A.shape)

@@ -3,7 +3,7 @@
 Shapes: B batch, T positions, d width, K = 7 projections, r rank.
 """
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
@@ -27,20 +27,19 @@ class Watch:
         self._moments: dict[int, list] = {}  # step: tokens, sum of m, sum of m^2, both (K, r)
 
     def __enter__(self) -> "Watch":
-        self._hooks = []
+        self._hooks = ExitStack()
         if self.loop is not None:
-            self._hooks += [self.loop.register_forward_pre_hook(self._before),
-                            self.loop.register_forward_hook(self._after)]
+            self._hooks.enter_context(self.loop.register_forward_pre_hook(self._before))
+            self._hooks.enter_context(self.loop.register_forward_hook(self._after))
             if self.loop.gate is not None:
-                self._hooks.append(self.loop.gate.linear.register_forward_hook(
+                self._hooks.enter_context(self.loop.gate.linear.register_forward_hook(
                     lambda module, inputs, out: self._add("gate_open", torch.sigmoid(out))))
             if self.loop.modulation is not None:
-                self._hooks.append(self.loop.modulation.register_forward_hook(self._modulated))
+                self._hooks.enter_context(self.loop.modulation.register_forward_hook(self._modulated))
         return self
 
     def __exit__(self, *_) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._hooks.close()
 
     def _before(self, module, inputs) -> None:
         self._step = inputs[1]
@@ -110,13 +109,10 @@ def layer_rms(model, blocks: np.ndarray) -> dict[str, list[float]]:
     def note(module, inputs, out) -> None:
         found.append(out.float().square().mean(-1).sqrt())  # (n, T)
 
-    modules = (model.model.embed_tokens, *model.model.layers)
-    hooks = [module.register_forward_hook(note) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in (model.model.embed_tokens, *model.model.layers):
+            hooks.enter_context(module.register_forward_hook(note))
         model.model(ids, use_cache=False)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {"layer_rms": [rms[:, SINKS:].median().item() for rms in found],
             "sink_rms": [rms[:, 0].median().item() for rms in found]}
 
@@ -135,17 +131,15 @@ def intervened(model, kind: str, means: torch.Tensor):
         step[0] = inputs[1]
         return (inputs[0].roll(1, dims=0), *inputs[1:]) if kind == "other_sequence" else None
 
-    hooks = [controller.register_forward_pre_hook(note)]
-    if kind == "corpus_mean":
-        hooks.append(controller.state.register_forward_pre_hook(
-            lambda module, inputs: (means[step[0]].to(inputs[0]).expand_as(inputs[0]),)))
-    if kind == "step_mean":
-        hooks.append(controller.register_forward_hook(lambda module, inputs, m: means[step[0]].to(m).expand_as(m)))
-    try:
+    with ExitStack() as hooks:
+        hooks.enter_context(controller.register_forward_pre_hook(note))
+        if kind == "corpus_mean":
+            hooks.enter_context(controller.state.register_forward_pre_hook(
+                lambda module, inputs: (means[step[0]].to(inputs[0]).expand_as(inputs[0]),)))
+        if kind == "step_mean":
+            hooks.enter_context(controller.register_forward_hook(
+                lambda module, inputs, m: means[step[0]].to(m).expand_as(m)))
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 @contextmanager
@@ -162,9 +156,5 @@ def reading(model):
         sums[step[0]] = count + len(read), total + read.sum(0)
 
     step = [0]
-    hooks = [controller.register_forward_pre_hook(note), controller.state.register_forward_pre_hook(add)]
-    try:
+    with controller.register_forward_pre_hook(note), controller.state.register_forward_pre_hook(add):
         yield lambda: torch.stack([total / count for _, (count, total) in sorted(sums.items())])
-    finally:
-        for hook in hooks:
-            hook.remove()

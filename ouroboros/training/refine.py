@@ -203,9 +203,6 @@ class Refiner(Intact):
         def note(module, inputs, keywords, out) -> None:
             seen[:] = out, keywords
 
-        hook = self.base.model.layers[-1].register_forward_hook(note, with_kwargs=True)
-        try:
+        with self.base.model.layers[-1].register_forward_hook(note, with_kwargs=True):
             self.base.model(input_ids, use_cache=False)
-        finally:
-            hook.remove()
         return tuple(seen)

@@ -1,6 +1,5 @@
 """What a killed run needs to go on: one file, written whole or not at all, without pickles."""
 
-import hashlib
 import json
 import signal
 import time
@@ -15,6 +14,7 @@ from torch import nn
 
 from ..errors import Preempted
 from ..log import WorkingLog, write_atomic
+from ..model.checkpoint import sha256
 
 SECONDS = 60.0  # between two checkpoints; a kill loses no more than that
 SIGNALS = (signal.SIGTERM, signal.SIGUSR2)  # what clusters send before they kill
@@ -36,15 +36,6 @@ def _generators() -> dict[str, torch.Tensor]:
     """The states of torch's random numbers: nothing draws any, unless the base has dropout."""
     found = {"random/cpu": torch.get_rng_state()}
     return found | ({"random/cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
-
-
-def _sha256(tensors: dict[str, torch.Tensor]) -> str:
-    """Of names and bytes: a checkpoint that was damaged on disk is read as any other by safetensors."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -80,7 +71,7 @@ class Checkpoints:
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
         except (FileNotFoundError, SafetensorError, UnicodeDecodeError, ValueError):
             return None
-        if state["run"] != self.run or state["sha256"] != _sha256(tensors) or not log.keep(state["rows"]):
+        if state["run"] != self.run or state["sha256"] != sha256(tensors) or not log.keep(state["rows"]):
             return None
         for key, tensor in tensors.items():
             kind, name = key.split("/", 1)
@@ -104,7 +95,8 @@ class Checkpoints:
         for name, parameter in trained.items():
             tensors |= {f"{kind}/{name}": value for kind, value in optimizer.state[parameter].items()}
         tensors = {name: tensor.cpu().contiguous() for name, tensor in (tensors | _generators()).items()}
-        state |= {"run": self.run, "rows": log.rows, "sha256": _sha256(tensors)}
+        # the hash: safetensors reads damaged values as any other
+        state |= {"run": self.run, "rows": log.rows, "sha256": sha256(tensors)}
         write_atomic(self.path, safetensors.torch.save(tensors, metadata={"state": json.dumps(state)}))
         self._last = time.monotonic()
 

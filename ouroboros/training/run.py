@@ -172,7 +172,8 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
         "config": config, **environment, "processes": accelerator.num_processes,
         "hashes": hashes | {"trained": _save_trained(trained, path)},
-        "travel": _travel(rates, profile, spec) if rates else None, "stream": evaluation.stream_kind(profile),
+        "travel": {kind: travel(rate, profile.training.updates, protocol["schedule"])
+                   for kind, rate in vars(rates).items()} if rates else None, "stream": evaluation.stream_kind(profile),
         "trainable": sum(p.numel() for p in trained.values()), "trainable_parts": _parts(trained), "flops": flops,
         "status": status, "started": started, "wall_seconds": time.perf_counter() - clock,
     })
@@ -198,7 +199,10 @@ def _measure_streams(model, base, spec: RunSpec, profile: Profile, corpus: Corpu
             log.row(0, "model", name, rms)
     if not ARMS[spec.arm].step_norm:
         return None
-    return _match(model, spec, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS])
+    stream = probes.stream_rms(model, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS], _steps(spec))
+    if not ARMS[spec.arm].matched:  # its norms stay at 1
+        nn.init.ones_(model.recurrence.step_norm.weight)
+    return stream
 
 
 def _rate_fields(rates: Rates | None) -> dict[str, float | None]:
@@ -206,24 +210,9 @@ def _rate_fields(rates: Rates | None) -> dict[str, float | None]:
     return {"rate": rates and rates.matrix, "elementwise_rate": rates and rates.elementwise}
 
 
-def _travel(rates: Rates, profile: Profile, spec: RunSpec) -> dict[str, float]:
-    """How far an entry of each kind of tensor can move."""
-    updates, kind = profile.training.updates, switches(spec.protocol)["schedule"]
-    return {"matrix": travel(rates.matrix, updates, kind), "elementwise": travel(rates.elementwise, updates, kind)}
-
-
 def _steps(spec: RunSpec) -> int | None:
     """How many recurrence steps a run ever takes; None without a loop."""
     return max(evaluation.DRAWN_DEPTHS) if spec.depth == "mixed" else spec.depth
-
-
-def _match(model, spec: RunSpec, blocks: np.ndarray) -> list[float]:
-    """The stream's root mean square at each step; the step norms of a `matched` arm begin there, others stay at 1."""
-    weight = model.recurrence.step_norm.weight
-    stream = probes.stream_rms(model, blocks, _steps(spec))
-    if not ARMS[spec.arm].matched:
-        nn.init.ones_(weight)
-    return stream
 
 
 def _describe(model, spec: RunSpec, before: dict[str, torch.Tensor], stream: list[float] | None, log: WorkingLog,

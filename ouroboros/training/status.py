@@ -11,9 +11,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from filelock import FileLock, Timeout
 
@@ -171,20 +171,12 @@ def _left(note: dict, update: int, updates: int) -> float | None:
     return (time.time() - note["time"]) / made * (updates - update) if made > 0 else None
 
 
-def _duration(seconds: float | None) -> str:
-    if seconds is None or not np.isfinite(seconds):
-        return ""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s"
-
-
 def report(profile: Profile, root: Path) -> str:
     """A table with one line a run, and one line that counts the states."""
     found = list(status(profile, root))
     table = pd.DataFrame([{"run": s.run, "state": s.state, "update": f"{s.update}/{s.updates}",
                            "loss": "" if s.loss is None else f"{s.loss:.4f} {s.of}",
-                           "left": _duration(s.left) or s.why}
+                           "left": s.why if s.left is None else str(timedelta(seconds=round(s.left)))}
                           for s in found])
     counts = [(state, sum(s.state == state for s in found)) for state in STATES]
     return (f"{table.to_markdown(index=False, tablefmt='plain', disable_numparse=True)}\n\n"
