@@ -2,8 +2,8 @@
 
     python tests/helpers/mutants.py FILE COUNT [SEED]
 
-draws COUNT of the changes that are possible in ouroboros/analysis/FILE.py, runs the analysis' tests with each, and prints
-those that no test finds (docs/artifact.md; a change takes 10 to 60 seconds). Nothing is written.
+draws COUNT of the changes that are possible in ouroboros/analysis/FILE.py, runs the analysis' tests with each, and
+prints those that no test finds (docs/artifact.md; a change takes 10 to 60 seconds). Nothing is written.
 """
 
 import ast
