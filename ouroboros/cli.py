@@ -38,7 +38,7 @@ def _base(args, profile: Profile, root: Path) -> None:
         raise InputError(f"--wheel {args.wheel}: the base of profile '{profile.name}' isn't made of "
                          "a wheel; leave it out")
     else:
-        from .training.base import pretrain
+        from .training.pretraining import pretrain
 
         pretrain(profile, root, force=args.force)
 
@@ -61,7 +61,7 @@ def _forecast(profile: Profile, missing: list, jobs: int) -> None:
 
 
 def _compare(args, profile: Profile, root: Path) -> None:
-    from .experiment.own import beside
+    from .experiment.own_arm import beside
     from .training import sweep
 
     profile, arm = beside(profile, args.arm, root)
@@ -69,7 +69,7 @@ def _compare(args, profile: Profile, root: Path) -> None:
         _forecast(profile, sweep.missing(profile, root, None), args.jobs)
         return
     sweep.run_missing(profile, root, args.jobs)
-    from .analysis.own import page
+    from .analysis.own_arm import page
     from .log import write_atomic
 
     path, text = profile.folder(root) / "comparison.md", page(profile, arm, root)

@@ -27,9 +27,9 @@ import pandas as pd
 from .analysis import cards, claims, figures, inventory, overview, pages, pays, tables, text
 from .analysis.results import Results, base_run, load_results
 from .errors import InputError
+from .experiment.learning_rates import planned, rates_of
 from .experiment.plan import RunSpec
 from .experiment.profile import PROFILES, Profile
-from .experiment.rates import planned, rates_of
 from .log import Run, write_atomic
 from .provenance import no_old_commits, note, unknown_commits
 from .training.corpus import content_sha256

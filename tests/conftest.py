@@ -27,7 +27,7 @@ WORDS = "the gate opens and a layer reads its own state while depth and rank sta
 # files whose few tests take longest, first: what is left at the end keeps both workers busy
 LONGEST = ("test_reproduce", "test_environment", "test_sweep", "test_resume", "test_processes", "test_figures",
            "test_paper_path", "test_bench", "test_training", "test_trained", "test_status", "test_faults",
-           "test_evaluation", "test_own", "test_cost")
+           "test_evaluation", "test_own_arm", "test_cost")
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from synthetic import plain, write, write_run
 
-from ouroboros.analysis import audit, audit_text
+from ouroboros.analysis import audit, audit_summary
 from ouroboros.analysis.results import load_results
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
@@ -68,8 +68,9 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     assert len(idle) == 16 and (idle["effect"] == 0).all()
     write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
     none = load_results("paper", tmp_path)  # a profile without an audit
-    assert audit.switch_table(none).empty and audit_text.last_table(none).empty
-    assert audit_text.effects_table(none).empty and audit_text.answer(none)[0].endswith("one by one: not run yet.")
+    assert audit.switch_table(none).empty and audit_summary.last_table(none).empty
+    assert audit_summary.effects_table(none).empty
+    assert audit_summary.answer(none)[0].endswith("one by one: not run yet.")
 
 
 def test_reading_alone_retrains_nothing(results):
@@ -78,7 +79,7 @@ def test_reading_alone_retrains_nothing(results):
 
 
 def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_intervals_tell(results):
-    table = audit_text.last_table(results).set_index("switch")
+    table = audit_summary.last_table(results).set_index("switch")
     assert list(table.index) == ["target", "depth", "pooling", "precision", "alpha", "evaluation", "rate", "reference",
                                  "all"]
     assert table.loc["target", "effect on static - Controller"] == \
@@ -90,7 +91,7 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     assert table.loc["rate", "finding"] == "fewer than 3 seeds: not judged"
     assert table.loc["rate", "effect on static - Controller"].endswith("all else `corrected`: everywhere -0.25")
     assert table.loc["alpha", "effect on static - Controller"].endswith("all else `corrected`: rank 2 +0.125")
-    assert table["what we don't know"].str.len().gt(0).all() and set(audit_text.UNKNOWN) >= set(table.index)
+    assert table["what we don't know"].str.len().gt(0).all() and set(audit_summary.UNKNOWN) >= set(table.index)
 
 
 def test_a_lead_that_shrinks_with_depth_is_told_apart_from_one_that_stays(tmp_path):
@@ -142,7 +143,7 @@ def test_what_many_effects_could_show_by_chance_is_told_apart(results, tmp_path)
         return loss(arm, depth, protocol, seed) + (0.2 * seed * (1 + depth / 10) if wavers else 0)
 
     write(tmp_path, "smoke", wavering, keep=lambda spec: plain(spec) or "+target" in spec.protocol)
-    finding = audit_text.last_table(load_results("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
+    finding = audit_summary.last_table(load_results("smoke", tmp_path)).set_index("switch").loc["target", "finding"]
     assert "static - Controller lower (all else `released`: depth 1, depth 4)" in finding.split("By its own")[0]
     assert "By its own interval only: static - Controller higher (all else `corrected`: depth 1, depth 4)" in finding
 

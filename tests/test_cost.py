@@ -20,7 +20,7 @@ from ouroboros.experiment.protocol import DRAWN_DEPTHS
 from ouroboros.training import build, evaluation, measure, sweep, trainer
 from ouroboros.training.run import _parts
 
-NETWORKS = [name for name, arm in ARMS.items()  # of 6 layers; those of PAYS in test_passes.py
+NETWORKS = [name for name, arm in ARMS.items()  # of 6 layers; those of PAYS in test_extra_passes.py
             if arm.middle not in ("counts", "refine") and arm.ends in (None, 2) and name not in PAYS]
 TRAINED = [name for name in NETWORKS if ARMS[name].trained]
 MODELS = {

@@ -11,9 +11,9 @@ from conftest import profile_data, write_searches
 from models import convert, ids, shake
 from torch.nn import functional as F
 
+from ouroboros.experiment.learning_rates import Rates
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.experiment.protocol import DRAWN_DEPTHS
-from ouroboros.experiment.rates import Rates
 from ouroboros.log import WorkingLog, read_run
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.training import build, evaluation, probes, trainer

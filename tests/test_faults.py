@@ -18,7 +18,7 @@ from synthetic import write
 from ouroboros import cli, reproduce
 from ouroboros.errors import InputError
 from ouroboros.log import write_atomic
-from ouroboros.training.base import pretrain
+from ouroboros.training.pretraining import pretrain
 from ouroboros.training.run import execute
 from ouroboros.training.sweep import Worker
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from synthetic import loss, plain, write, write_run, write_searches
 
-from ouroboros.analysis import audit, claims, levels, tables, text
+from ouroboros.analysis import audit, claims, reference_losses, tables, text
 from ouroboros.analysis.comparisons import LADDER, Comparisons
 from ouroboros.analysis.ledger import read_claims
 from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, base_run, cells, load_results, read_blocks
@@ -586,7 +586,7 @@ def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
 
 
 def test_levels_are_told_for_both_targets(documented):
-    table = levels.levels_table(documented).set_index(["split", "target"])
+    table = reference_losses.levels_table(documented).set_index(["split", "target"])
     assert table.loc[("heldout", "t+1"), "unigram"] == 5.5 and table.loc[("heldout", "t+1"), "cut"] == 6
     assert table["uniform"].eq(math.log(1024)).all() and math.isnan(table.loc[("heldout", "t+2"), "bare"])
     assert [split for split, target in table.index if target == "t+2"] == ["train", "heldout", "foreign", "newer"]

@@ -13,8 +13,8 @@ from ouroboros.errors import InputError
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
 from ouroboros.training import build
-from ouroboros.training.base import pretrain
 from ouroboros.training.corpus import prepare
+from ouroboros.training.pretraining import pretrain
 from ouroboros.training.run import base_sha256, execute
 
 SETS = ("train", "heldout", "foreign", "stream", "reference")

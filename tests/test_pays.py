@@ -10,8 +10,8 @@ from helpers.synthetic import write_run
 
 from ouroboros.analysis import figures, pays, tables
 from ouroboros.analysis.results import Results
+from ouroboros.experiment.learning_rates import search_of
 from ouroboros.experiment.profile import parse_profile
-from ouroboros.experiment.rates import search_of
 from ouroboros.log import WorkingLog, read_runs
 from ouroboros.reproduce import home
 

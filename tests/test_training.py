@@ -11,10 +11,10 @@ from synthetic import write_run
 from ouroboros.errors import InputError
 from ouroboros.experiment import protocol
 from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.learning_rates import Rates
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.experiment.protocol import DRAWN_DEPTHS, schedule
-from ouroboros.experiment.rates import Rates
 from ouroboros.log import read_run
 from ouroboros.log import write_run as write_log
 from ouroboros.training import build, evaluation, probes, sweep, trainer

@@ -33,7 +33,7 @@ from . import audit as audited
 from . import pays as paying
 from . import tables, text
 from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
-from .levels import LEVELS, levels_table
+from .reference_losses import LEVELS, levels_table
 from .results import Results, shown_depth
 from .statistics import FEWEST, Interval, family, interval, minus, t_interval
 from .tables import interval_of

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..errors import InputError
-from ..experiment.reading import read_yaml, validated
+from ..experiment.yaml_files import read_yaml, validated
 
 FILE = Path(__file__).parent / "claims.yaml"
 PAPER_RANK = 32  # the paper's base rank (system.md 3), of which a claim's rank is told

@@ -6,7 +6,7 @@ No torch.
 import pandas as pd
 
 from ..experiment.arms import ARMS
-from ..experiment.rates import search_of
+from ..experiment.learning_rates import search_of
 from .claims import REPORTED_SCALE, SMALL_SHARE, VALUES, Verdict, find, records, with_runs
 from .comparisons import NORMS_NEAR
 from .ledger import PAPER_RANK, Claim, numbers, read_claims

@@ -11,10 +11,10 @@ from ..experiment import cost
 from ..experiment.arms import ARMS, PROJECTIONS
 from ..experiment.cost import Cost, Shape
 from ..experiment.forecast import update_flops
+from ..experiment.learning_rates import dev_loss, planned
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile, load_profile
 from ..experiment.protocol import travel
-from ..experiment.rates import dev_loss, planned
 from ..log import Run, Series
 from .comparisons import LOOPS, Comparisons, by_protocol
 from .ledger import numbers, read_claims

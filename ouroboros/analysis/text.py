@@ -1,4 +1,4 @@
-"""Every sentence that is generated for a notebook, in the notebooks' order (11's: audit_text.py), and for figures.
+"""Every sentence that is generated for a notebook, in the notebooks' order (11's: audit_summary.py), and for figures.
 
 Never imports torch. A sentence says no more than its intervals do. Where a direction can flip, all its phrases are
 written: for an interval above 0, below 0, and one that leaves it open.
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..experiment.arms import ARMS
 from ..experiment.protocol import COLUMNS, switches
-from . import levels, reported, statistics
+from . import reference_losses, reported, statistics
 from .comparisons import BLIND, Comparisons
 from .ledger import Claim
 from .results import Results, shown_depth
@@ -99,7 +99,7 @@ def missing_of(results: Results, wanted: set[str]) -> str:
 
 def targets(results: Results) -> list[str]:
     """What size of loss a target gives, and what the cut costs."""
-    table = levels.levels_table(results).set_index(["split", "target"]).loc["heldout"]
+    table = reference_losses.levels_table(results).set_index(["split", "target"]).loc["heldout"]
     one, two = table.loc["t+1"], table.loc["t+2"]
     lines = [f"`corrected`, held-out text: on the next token the full model has {one['full']:.2f} nats per token, the "
              f"cut one {one['cut']:.2f}.",

@@ -15,7 +15,6 @@ from .arms import ARMS
 from .checks import check
 from .plan import Cell, RunSpec
 from .protocol import COLUMNS, PROTOCOL_VERSION, SWITCHES
-from .reading import read_yaml, validated
 from .schema import (
     RATES,
     BaseConfig,
@@ -34,6 +33,7 @@ from .schema import (
     Training,
     Widths,
 )
+from .yaml_files import read_yaml, validated
 
 PROFILES = Path(__file__).parent / "profiles"
 IDENTITY = ("corpus", "base", "split", "rank", "depth", "max_steps", "controller", "training", "evaluation", "probes")
@@ -164,7 +164,7 @@ class Profile(Strict):
 
     def runs(self) -> list[RunSpec]:
         """Every run of the plan, searches too, each once, in the plan's order; without the steps outward that a search
-        may take (`rates.planned`)."""
+        may take (`learning_rates.planned`)."""
         return list(dict.fromkeys(run for entry in self.plan for run in self.runs_of(entry)))
 
     def search_runs(self) -> list[RunSpec]:

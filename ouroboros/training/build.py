@@ -26,7 +26,7 @@ from ..model.modeling import OuroborosForCausalLM
 from ..model.surgery import cut_config, kept_layers
 from . import blind  # noqa: F401 (it adds its modulations)
 from .corpus import LOOK_AHEAD
-from .passes import Teacher, repeated
+from .extra_passes import Teacher, repeated
 from .refine import Intact, Refiner
 
 RIDGE = 1e-6  # of the mean squared state: so that a direction that no state has doesn't break the fit

@@ -15,18 +15,18 @@ from torch import nn
 
 from ..errors import InputError, Preempted
 from ..experiment.arms import ARMS
+from ..experiment.learning_rates import Rates, rates_of, read_searches
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import switches, travel
-from ..experiment.rates import Rates, rates_of, read_searches
 from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
 from . import evaluation, measure, probes
 from .build import FIT_BATCH, build, fit_maps, load_base, part_of
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Counts
-from .own import load_own
-from .prelude import kept
+from .own_arm import load_own
+from .prelude_states import kept
 from .resume import Checkpoints, asked_to_stop
 from .scan import scan
 from .status import hold, made, refuse_frozen

@@ -8,7 +8,7 @@ from torch import nn
 from ..experiment.profile import Profile
 from . import evaluation
 from .build import cut_layers
-from .passes import Repeated
+from .extra_passes import Repeated
 from .trainer import as_hidden
 
 PASSES = {1: (1, 3, 7), 2: (1,), 3: (1,)}  # {neighbours that are passed together: how often, beside their own pass}

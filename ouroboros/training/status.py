@@ -18,10 +18,10 @@ import pandas as pd
 from filelock import FileLock, Timeout
 
 from ..errors import Busy, InputError
+from ..experiment.learning_rates import planned, read_searches, waits
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import PROTOCOL_VERSION
-from ..experiment.rates import planned, read_searches, waits
 from ..log import Run, read_manifest, read_run, working_rows, write_atomic
 
 STATES = ("running", "interrupted", "missing", "planned", "mismatched", "diverged", "finished")

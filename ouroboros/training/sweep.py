@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from ..errors import Busy, InputError, Preempted, unwritable
 from ..experiment.forecast import Speed
+from ..experiment.learning_rates import read_searches, waits
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
-from ..experiment.rates import read_searches, waits
 from .corpus import prepare
 from .status import is_running, missing, refuse_frozen
 
@@ -119,7 +119,7 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
     """
     from .build import load_base
-    from .own import load_own
+    from .own_arm import load_own
 
     root = Path(root).resolve()
     refuse_frozen(profile)

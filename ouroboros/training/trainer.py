@@ -16,16 +16,16 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..experiment.arms import ARMS, Arm
+from ..experiment.learning_rates import Rates
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from ..experiment.protocol import schedule, switches
-from ..experiment.rates import Rates
 from ..log import WorkingLog
 from ..provenance import check_environment
 from . import evaluation, probes
 from .corpus import Corpus
+from .extra_passes import Teacher
 from .ngram import Counts
-from .passes import Teacher
 from .resume import Checkpoints
 
 NO_LOGITS = torch.tensor([], dtype=torch.long)  # of a forward pass: the positions whose logits are wanted

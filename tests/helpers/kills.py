@@ -23,7 +23,7 @@ from ouroboros.analysis.results import Results
 from ouroboros.experiment.profile import Profile, parse_profile
 from ouroboros.log import read_runs
 from ouroboros.training import resume
-from ouroboros.training.base import pretrain
+from ouroboros.training.pretraining import pretrain
 from ouroboros.training.status import missing
 from ouroboros.training.sweep import Worker
 

@@ -3,9 +3,9 @@
 import pandas as pd
 
 from ..experiment.arms import ARMS
-from ..experiment.own import BASELINES
+from ..experiment.learning_rates import search_of
+from ..experiment.own_arm import BASELINES
 from ..experiment.profile import Profile
-from ..experiment.rates import search_of
 from ..log import read_runs
 from .comparisons import Comparisons
 from .pages import SMOKE
@@ -17,7 +17,7 @@ NOT_SAID = "not in the log"
 
 
 def page(profile: Profile, arm: str, root) -> str:
-    """What an arm costs and does beside Controller, static table and LoRA: the profile is that of `own.beside`.
+    """What an arm costs and does beside Controller, static table and LoRA: the profile is that of `own_arm.beside`.
 
     Losses and their differences are on held-out text, in nats per token, with 95 % intervals; verdicts on the three
     differences are corrected for being three.

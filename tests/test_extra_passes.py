@@ -13,7 +13,7 @@ from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.experiment.schema import Scanned
 from ouroboros.training import build, measure, scan, trained, trainer
-from ouroboros.training.passes import Repeated, Teacher
+from ouroboros.training.extra_passes import Repeated, Teacher
 
 IDS = torch.randint(300, (2, 18), generator=torch.Generator().manual_seed(0))
 ADDED = [name for name, arm in PAYS.items() if arm.passes]

@@ -12,10 +12,10 @@ import yaml
 from conftest import profile_data
 from synthetic import write_run
 
-from ouroboros.analysis import own
+from ouroboros.analysis import own_arm
 from ouroboros.cli import main
 from ouroboros.experiment.arms import ARMS
-from ouroboros.experiment.own import beside
+from ouroboros.experiment.own_arm import beside
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
 from ouroboros.training import sweep
@@ -228,7 +228,7 @@ def test_a_sibling_takes_rates_and_the_page_says_whose(tmp_path, text):
     for spec in made.runs():
         write_run(tmp_path, made, spec, 5.0, elementwise_rate=1e-3)
     assert re.search(r"\| wide static table +\| .* \| static table: 6 updates, depth 2 ",
-                     own.page(made, "static_wide", tmp_path))
+                     own_arm.page(made, "static_wide", tmp_path))
 
 
 @pytest.mark.parametrize("scale", ["smoke", "tiny"])

@@ -14,11 +14,11 @@ import yaml
 from ..errors import InputError
 from ..log import read_manifest, write_atomic
 from .arms import ARMS
+from .learning_rates import planned, read_searches
 from .plan import RunSpec
 from .profile import Profile, parse_profile
-from .rates import planned, read_searches
-from .reading import read_yaml, validated
 from .schema import Entry, OwnArm
+from .yaml_files import read_yaml, validated
 
 BASELINES = ("controller", "static", "lora")
 SEEDS = 3
@@ -76,7 +76,7 @@ def _plan(profile: Profile, name: str, own: OwnArm | None) -> list[dict]:
     searches, budgets = [entry for entry in profile.plan if entry.purpose == "rate"], {}
     for entry in searches:
         budgets |= {arm: entry.updates for arm in entry.arms if arm not in budgets}
-    # a later search of another budget chooses no rates (`rates.search_of`)
+    # a later search of another budget chooses no rates (`learning_rates.search_of`)
     searches = [entry for entry in searches if any(budgets[arm] == entry.updates for arm in entry.arms)]
     plan = [_only(entry, BASELINES, depth) for entry in searches if not entry.role]  # docs/hypotheses.md has its own
     searched = {arm for entry in searches for arm in entry.arms}

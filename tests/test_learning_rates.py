@@ -5,11 +5,11 @@ from conftest import profile_data
 from synthetic import write_run
 
 from ouroboros.errors import InputError
-from ouroboros.experiment import rates
+from ouroboros.experiment import learning_rates
 from ouroboros.experiment.arms import ARMS
+from ouroboros.experiment.learning_rates import Rates, planned, rates_of, read_searches, waits
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import parse_profile
-from ouroboros.experiment.rates import Rates, planned, rates_of, read_searches, waits
 
 
 def searching(text, *entries, arms=("controller", "static"), siblings=None, **matrix) -> object:
@@ -167,4 +167,4 @@ def test_a_search_of_another_identity_is_not_read(text, tmp_path):
 
 
 def test_a_run_of_the_grid_trains_everything_at_the_rate_of_its_id(profile):
-    assert rates.rates_of(RunSpec("static", 2, 4, "corrected", 9, rate=0.3), profile, {}) == Rates(0.3, 0.3)
+    assert learning_rates.rates_of(RunSpec("static", 2, 4, "corrected", 9, rate=0.3), profile, {}) == Rates(0.3, 0.3)

@@ -5,7 +5,7 @@ from conftest import profile_data
 
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
-from ouroboros.training import build, prelude
+from ouroboros.training import build, prelude_states
 from ouroboros.training.run import execute
 
 
@@ -31,14 +31,14 @@ def test_a_run_is_the_same_to_the_last_bit(run_id, profile, kept, root):
 def test_another_arm_of_the_same_seed_computes_no_training_block_again(kept, root, monkeypatch):
     execute(kept, "none-d2-corrected-s0", root, root / "one" / "none-d2-corrected-s0.jsonl", progress=False)
     before, computed = files(root), []
-    monkeypatch.setattr(prelude, "write_atomic", lambda path, content: computed.append(path))
+    monkeypatch.setattr(prelude_states, "write_atomic", lambda path, content: computed.append(path))
     execute(kept, "static-d2-r4-corrected-s0", root, root / "one" / "static-d2-r4-corrected-s0.jsonl", progress=False)
     assert not computed and files(root) == before
 
 
 def test_a_prelude_that_is_trained_is_never_taken_from_disk(kept, root):
     model = build.build(kept.find("lora-corrected-s0"), kept, build.load_base(kept, root))
-    with prelude.kept(model, kept, root, "0" * 64):
-        assert not any(isinstance(module, prelude.KeptPrelude) for module in model.modules())
+    with prelude_states.kept(model, kept, root, "0" * 64):
+        assert not any(isinstance(module, prelude_states.KeptPrelude) for module in model.modules())
     execute(kept, "lora-corrected-s0", root, progress=False)
     assert not files(root)
