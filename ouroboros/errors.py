@@ -33,7 +33,7 @@ AGAIN = 75  # exit code: run the same command again (EX_TEMPFAIL of BSD's sysexi
 
 
 def unwritable(error: OSError | SafetensorError) -> str:
-    """In one line, that the system lets nothing be written. Raises the error again if it is of another kind."""
+    """One line saying that the system lets nothing be written. Raises the error again if it is of another kind."""
     if "No usable temporary directory" in str(error):  # said by tempfile where every disk is full, as of a missing file
         return "the folder for temporary files: can't be written (full or read-only); free some space, or set TMPDIR"
     number = getattr(error, "errno", None) or int((re.findall(r"\(os error (\d+)\)", str(error)) or [0])[0])

@@ -113,7 +113,7 @@ def test_a_head_that_is_no_longer_tied_is_not_dropped(model, tmp_path):
 def test_a_base_whose_head_is_not_tied_as_it_says_is_refused(base, tmp_path):
     memory = AutoModelForCausalLM.from_pretrained(base)
     memory.lm_head.weight = torch.nn.Parameter(memory.lm_head.weight + 1)
-    refused("tie_word_embeddings is true, but lm_head.weight isn't model.embed_tokens.weight", convert, memory)
+    refused("tie_word_embeddings is true, but lm_head.weight has other values", convert, memory)
     tensors = {name: tensor.clone() for name, tensor in memory.state_dict().items()}
     save_file(tensors, base / "model.safetensors", {"format": "pt"})
     refused("tie_word_embeddings is true", convert, base)
@@ -387,6 +387,18 @@ def test_a_pushed_model_is_named_by_its_folder_and_needs_no_folder_of_ours(how, 
     assert {"config.json", "model.safetensors", "modeling_ouroboros.py"} <= asked["files"].keys()
     shutil.rmtree(tmp_path / "base")
     assert same(load(tmp_path / "there"), model)
+
+
+def test_a_pushed_model_holds_what_was_saved(model, tmp_path, monkeypatch):
+    """Of a base that others have too, so that a reference would do."""
+    asked = uploaded(monkeypatch)
+    model.config.base_reference |= {"name": "someone/base", "revision": "0123"}
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state["recurrence.gate.linear.bias"] += 1
+    model.save_pretrained(tmp_path / "model", self_contained=True, state_dict=state, push_to_hub=True)
+    assert asked["files"]["model.safetensors"] == (tmp_path / "model" / "model.safetensors").read_bytes()
+    model.save_pretrained(tmp_path / "refers", push_to_hub=True)
+    assert len(asked["files"]["model.safetensors"]) < (tmp_path / "model" / "model.safetensors").stat().st_size / 2
 
 
 # -------------------------------------------------------------------------------------------------------- the Trainer

@@ -1,21 +1,29 @@
 """from_pretrained, from_base and the Auto classes take what those of transformers do; errors are one line."""
 
+import fnmatch
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import accelerate
+import numpy as np
 import pytest
 import torch
 from gguf_files import small_llama, write_gguf
 from models import OPTIONS, SHAPE, convert, ids, refused, shake, small_base, tokenizer
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     GenerationConfig,
+    GgufConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
     Qwen2Config,
     Qwen2ForSequenceClassification,
     Qwen2Model,
@@ -151,6 +159,19 @@ def test_a_cache_that_is_named(base, tmp_path):
     refused("no name to refer to", convert(memory).save_pretrained, tmp_path / "no", self_contained=False)
 
 
+def test_an_adapter_comes_from_the_hub_too(model, tmp_path, monkeypatch):
+    def fetched(name, allow_patterns, **options):
+        there = tmp_path / "fetched"
+        shutil.copytree(tmp_path / "model", there, ignore=lambda _, files: [
+            file for file in files if not any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns)])
+        return there
+
+    model.add_adapter(LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    model.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr("ouroboros.model.checkpoint.snapshot_download", fetched)
+    gives(OuroborosForCausalLM.from_pretrained("someone/model"), model)
+
+
 def test_a_base_in_a_subfolder_of_a_repository(base, tmp_path):
     cache = {"cache_dir": tmp_path / "cache", "local_files_only": True}
     (tmp_path / "many").mkdir()
@@ -184,6 +205,11 @@ def test_a_gguf_base_that_was_renamed(tmp_path):
     file.rename(tmp_path / "moved" / "other.gguf")
     gives(OuroborosForCausalLM.from_pretrained(tmp_path / "model", base=tmp_path / "moved", gguf_file="other.gguf"),
           model)
+    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "moved", gguf_file="other.gguf", dtype=torch.float32,
+                                                 quantization_config=GgufConfig(dequantize=True))
+    whole.save_pretrained(tmp_path / "plain", max_shard_size="10KB")
+    assert len([*(tmp_path / "plain").glob("*.safetensors")]) > 1
+    gives(OuroborosForCausalLM.from_pretrained(tmp_path / "model", base=tmp_path / "plain"), model)
 
 
 def test_a_checkpoint_that_was_moved_or_loaded_with_accelerate(model, folder, tmp_path):
@@ -227,11 +253,47 @@ def test_from_base_refuses_other_dtypes(dtype, base):
     refused("dtype .*: must be one of torch.float16", convert, base, dtype=dtype)
 
 
+def test_what_is_trained_begins_in_float32_whatever_the_base_is(base):
+    model = convert(base, dtype=torch.bfloat16, gate_bias=-2.1)
+    assert (model.recurrence.gate.linear.bias == torch.tensor(-2.1)).all()
+    assert {p.dtype for p in model.recurrence.parameters()} == {torch.float32}
+
+
+def test_numbers_of_numpy_are_saved_as_pythons(base, tmp_path):
+    convert(base, alpha=np.float32(4), gate_bias=np.float64(-2)).save_pretrained(tmp_path / "model")
+    assert OuroborosForCausalLM.from_pretrained(tmp_path / "model").config.alpha == 4
+
+
 def test_models_arrive_in_evaluation(base):
     assert not OuroborosForCausalLM.from_base(base, 1, 3, 1, **OPTIONS).training
 
 
 # ---------------------------------------------------------------------------------------------------- what is wrong
+
+def test_broken_files_are_named(base, folder):
+    state = load_file(base / "model.safetensors")
+    save_file({name: state[name] for name in state if name != "model.embed_tokens.weight"}, base / "model.safetensors")
+    refused("the checkpoint has no model.embed_tokens.weight", convert, base)
+    (base / "model.safetensors").unlink()
+    (base / "model.safetensors.index.json").write_text("[]")
+    refused("no JSON with a weight_map", convert, base)
+    (folder / "config.json").write_text("[]")
+    refused("config.json: can't be read", OuroborosForCausalLM.from_pretrained, folder)
+
+
+def test_a_family_that_is_none_of_ours_is_named_whatever_its_tensors_hold(tmp_path):
+    GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+                                     num_attention_heads=2)).save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    save_file(state | {"gpt_neox.layers.0.attention.bias": torch.ones(4, 4, dtype=torch.bool)},
+              tmp_path / "model.safetensors", metadata={"format": "pt"})
+    refused("model_type 'gpt_neox' isn't supported, its", convert, tmp_path)
+
+
+def test_what_is_the_bases_can_not_be_given_anew(folder):
+    for name, value in (("tie_word_embeddings", True), ("vocab_size", 3)):
+        refused(f"{name} is the base's", OuroborosForCausalLM.from_pretrained, folder, **{name: value})
+
 
 def test_a_folder_of_another_kind_is_named(base, folder, tmp_path):
     refused("base: holds a qwen2 model, no Ouroboros model; convert it with from_base",

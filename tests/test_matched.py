@@ -52,5 +52,6 @@ def test_it_saves_and_loads_as_any_model(tmp_path):
 def test_what_cannot_be_measured_is_refused():
     refused("texts: .* give both or neither", convert, texts=IDS)
     refused("texts: .* give both or neither", convert, step_norm="matched")
-    refused("texts: no text has more than 4 tokens", matched, texts=[[3, 4, 5, 6]])
-    refused("texts: no text has more than 4 tokens", matched, texts=[])
+    refused("texts: none is a text of more than 4 tokens", matched, texts=[[3, 4, 5, 6]])
+    refused("texts: none is a text of more than 4 tokens", matched, texts=[])
+    refused("texts: none is a text of more than 4 tokens", matched, texts=[1, 2, 3, 4, 5, 6, 7])  # one of ids

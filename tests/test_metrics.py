@@ -258,6 +258,19 @@ def test_no_share_of_a_gap_that_the_blocks_do_not_tell(tmp_path, full, defined):
         assert found.mean == pytest.approx(50)
 
 
+@pytest.mark.parametrize("column", ["loss", "foreign"])
+def test_a_gap_is_told_by_blocks_in_pairs_where_they_are_the_same(tmp_path, column):
+    """Each block of the cut model is 1 above the full one's, and blocks differ by far more among themselves."""
+    write(tmp_path, keep=lambda spec: spec.arm in ("full", "cut", "controller") and not spec.rate)
+    results = load_results("tiny-first", tmp_path)
+    for run, more in (("full-any-s0", 0.0), ("cut-any-s0", 1.0)):
+        for split in ("heldout", "foreign"):
+            blocks = results.runs[run].series[split, "block_losses_t+1"].values
+            blocks[-1] = [more + 50.0 * (place % 3) + 0.01 * (place % 5) * more for place in range(len(blocks[-1]))]
+    found = Comparisons(results, "corrected")
+    assert found.share(found.loss("controller", 8, column=column), column).defined
+
+
 def test_what_a_run_logs_of_itself(results):
     comparisons = Comparisons(results, "corrected")
     assert comparisons.at_other_depths("static")["depth 24"][0] == pytest.approx(4.125 + 0.16)
@@ -679,7 +692,7 @@ def test_without_both_full_and_cut_there_is_no_share_of_the_gap(tmp_path, there)
     assert set(found.gap_on_common_blocks()) == set()
 
 
-def test_changes_over_depths_go_from_the_first_to_the_others_or_from_each_to_the_next(results):
+def test_changes_over_depths_go_from_the_first_to_the_others_or_from_each_to_the_next(results, monkeypatch):
     found = Comparisons(results, "corrected")
     losses = {depth: loss("static", depth, "corrected", 0) for depth in (1, 4, 8, 16)}
     rise, fall, steps = (found.change(kind, "static") for kind in (
@@ -692,6 +705,8 @@ def test_changes_over_depths_go_from_the_first_to_the_others_or_from_each_to_the
         {f"depth {a} to {b}": losses[a] - losses[b] for a, b in ((1, 4), (4, 8), (8, 16))})
     other = found.change("rise from depth 1", "static", "controller")
     assert other["depth 4"][0] == pytest.approx(1 / 4 - 1)
+    monkeypatch.setattr(found, "depths_of", lambda arm: (4, 8))
+    assert found.change("rise from depth 1", "static") == {}  # where depth 1 isn't planned there is none
 
 
 def test_a_spread_is_over_all_configurations_and_of_seeds_that_have_all(tmp_path):

@@ -66,9 +66,9 @@ def test_the_padding_free_collator_gives_the_gradients_of_the_documents():
 
 def test_packing_with_a_mask_or_a_cache_is_refused():
     model, (tokens, positions) = convert(), packed()
-    with pytest.raises(InputError, match="position_ids: begin again .*; leave the mask out"):
+    with pytest.raises(InputError, match="position_ids: don't go up .*; leave the mask out"):
         model(tokens, position_ids=positions, attention_mask=torch.ones_like(tokens))
-    with pytest.raises(InputError, match="position_ids: begin again .*use_cache=False"):
+    with pytest.raises(InputError, match="position_ids: don't go up .*use_cache=False"):
         model(tokens, position_ids=positions, use_cache=True)
     assert model(tokens, position_ids=positions).past_key_values is None  # none is made by itself
 

@@ -157,11 +157,10 @@ class Comparisons:
         from depth to depth`, each minus the next.
         """
         depths = self.depths_of("controller")
-        at = {depth: self.difference(arm, other, depth=depth) if other else self.loss(arm, depth)
-              for depth in {1, *depths}}
+        at = {depth: self.difference(arm, other, depth=depth) if other else self.loss(arm, depth) for depth in depths}
         if kind == "fall from depth to depth":
             return {f"depth {a} to {b}": minus(at[a], at[b]) for a, b in zip(depths, depths[1:], strict=False)}
-        ends = {f"depth {depth}": (at[depth], at[1]) for depth in depths if depth != 1}
+        ends = {f"depth {depth}": (at[depth], at[1]) for depth in depths if depth != 1 in at}
         return {name: minus(*(pair if kind.startswith("rise") else pair[::-1])) for name, pair in ends.items()}
 
     def spread(self, arm: str) -> BySeed:

@@ -8,13 +8,13 @@ from .configuration import OuroborosConfig, take_layers
 
 
 class RunningMean(DynamicLayer):
-    """What causal pooling keeps of the tokens already seen: a sum (B, 1, d) and a count (B, 1, 1), float32 at least.
+    """What causal pooling keeps of the tokens seen: `keys` a sum (B, 1, d), `values` a count (B, 1, 1), in float32.
 
     A layer of the cache, so that beams, batches and devices are handled with it. While it records the past, as assisted
     decoding asks, it keeps both for every token, so that tokens can be taken back.
     """
 
-    is_croppable = record_past = False
+    is_croppable = record_past = False  # so transformers asks it to record before it crops
 
     def activate_past_recording(self) -> None:
         self.record_past = True

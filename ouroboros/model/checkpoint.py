@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, GgufConfig, PretrainedConfig, Pre
 
 from ..errors import InputError, first_line, require
 
-PATTERNS = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json"]
+PATTERNS = ["config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json",
+            "adapter_config.json", "adapter_model.safetensors"]
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what is computed with; float8 holds codes
 
@@ -45,7 +46,7 @@ def read_config(kind: type, folder: Path):
         there = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
         if there == wanted or (wanted is None and there != "ouroboros"):
             return kind.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{folder / 'config.json'}: can't be read ({first_line(error)}); save it again") from None
     raise InputError(f"{folder}: holds a {there} model, " + ("no Ouroboros model; convert it with from_base" if wanted
                                                              else "converted already; load it with from_pretrained"))
@@ -65,7 +66,7 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         elif index.exists():
             try:
                 places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 raise InputError(f"{index}: no JSON with a weight_map; save or fetch the checkpoint again") from None
             self._files = {name: folder / file for name, file in places.items()}
         else:
@@ -79,8 +80,8 @@ class Checkpoint(Mapping[str, torch.Tensor]):
             with safe_open(path, "pt") as file:
                 return read(file)
         except (SafetensorError, OSError) as error:
-            raise InputError(f"{path}: can't be read ({str(error).splitlines()[0]}); the file is truncated, altered or "
-                             "missing, save or fetch it again") from None
+            raise InputError(f"{path}: can't be read ({first_line(error)}); the file is truncated, altered or missing, "
+                             "save or fetch it again") from None
 
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._open(self._files[name], lambda file: file.get_tensor(name))
@@ -144,10 +145,9 @@ def tensors_of(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 def check_tied(weights: Mapping[str, torch.Tensor], prefix: str = "") -> None:
     """Raises InputError for a head that the configuration calls tied and that holds other values."""
-    head, embedding = f"{prefix}lm_head.weight", f"{prefix}model.embed_tokens.weight"
-    if head in weights and embedding in weights and not (weights[head].is_meta  # which is refused elsewhere
-                                                         or torch.equal(weights[head], weights[embedding])):
-        raise InputError(f"tie_word_embeddings is true, but {head} isn't {embedding}; set it to false in config.json")
+    head, embedding = (weights.get(f"{prefix}{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+    if not (head is None or embedding is None or head.is_meta or torch.equal(head, embedding)):
+        raise InputError(f"tie_word_embeddings is true, but {prefix}lm_head.weight has other values; make it false")
 
 
 def sha256(weights: Mapping[str, torch.Tensor]) -> str:

@@ -18,8 +18,8 @@ FAMILIES = (  # model types whose loop is compared with the base's own cut, test
     "llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "olmo3", "smollm3", "stablelm", "gemma", "gemma2",
     "gemma3_text", "granite", "cohere", "cohere2", "ministral3", "exaone4", "ernie4_5", "helium", "hunyuan_v1_dense",
     "seed_oss", "phi3", "glm", "glm4")
-FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
-FUSING = {"phi3": FUSED.keys(), "glm": {"gate_up_proj"}, "glm4": {"gate_up_proj"}}  # the weights that hold several
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}  # in one weight
+FUSING = {"phi3": FUSED.keys(), "glm": {"gate_up_proj"}, "glm4": {"gate_up_proj"}}  # in which family
 PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an entry a layer
 SINKS = 4  # first positions of a text, where the residual stream is far larger than elsewhere
 POOLINGS = ("causal", "sequence")
@@ -76,7 +76,7 @@ class OuroborosConfig(PretrainedConfig):
         modulation: `controller`, `static` (a learned table), `none`, or a name in `modulation.MODULATIONS`.
         pooling: what the Controller reads at position t: the mean of the hidden state over positions <= t (`causal`),
             or over the whole sequence (`sequence`), which looks ahead.
-        gate, step_norm, gate_bias: whether the recurrence has them; b_g at first, sigmoid(-2) = 0.119 is let through.
+        gate, step_norm, gate_bias: whether the recurrence has them; b_g at the start, at -2 a gate of 0.119.
         state_width, step_width, hidden_width, output_width: the Controller's (system.md 4).
         base_reference: `name`, `revision`, `sha256` of the base's weights and any `gguf_file`; empty if not converted.
         weights_sha256: of the tensors in the file that `save_pretrained` wrote; set there, checked when loading.
@@ -105,15 +105,16 @@ class OuroborosConfig(PretrainedConfig):
             if getattr(self, field) not in choices:
                 raise InputError(f"{field} '{getattr(self, field)}': unknown; one of {', '.join(choices)}")
         for field in ("n_prelude", "recurrent_layer", "n_coda", *COUNTS):
-            setattr(self, field, check_whole(field, getattr(self, field), least=int(field in COUNTS)))
-        for field, flag in (("gate", True), ("step_norm", True), ("alpha", False), ("gate_bias", False)):
+            setattr(self, field, check_whole(field, getattr(self, field), least=1 if field in COUNTS else 0))
+        for field, boolean in (("gate", True), ("step_norm", True), ("alpha", False), ("gate_bias", False)):
             value = getattr(self, field)
-            if isinstance(value, bool) != flag or not isinstance(value, Real) or not isfinite(value):
-                raise InputError(f"{field} {value!r}: must be {'true or false' if flag else 'a number'}")
+            if isinstance(value, bool) != boolean or not isinstance(value, Real) or not isfinite(value):
+                raise InputError(f"{field} {value!r}: must be {'true or false' if boolean else 'a number'}")
+            setattr(self, field, value if boolean else float(value))  # NumPy's can't be saved
         if base is not None:
             defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
             kwargs = {name: getattr(base, name, None) for name in defaults} | kwargs
-            kwargs |= {name: getattr(base, name, None) for name in AS_BASE}
+            kwargs |= {name: getattr(base, name, None) for name in AS_BASE}  # these always, those if not given
         super().__init__(**kwargs)
 
     @property
@@ -127,7 +128,7 @@ class OuroborosConfig(PretrainedConfig):
 
     @property
     def num_hidden_layers(self) -> int:
-        """Slots of a key/value cache: prelude, a step each, coda."""
+        """Slots for keys and values at the configured depth: prelude, a step each, coda."""
         return self.n_prelude + self.depth + self.n_coda
 
     @property

@@ -13,13 +13,14 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Generation
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import can_return_tuple
 
 from ..errors import InputError
 from .cache import RecurrentCache, RunningMean, Slot
 from .configuration import SINKS, OuroborosConfig, check_whole, take_layers, weights_of
-from .modulation import MODULATIONS, ModulatedLinear, emitted, places_in
+from .modulation import MODULATIONS, Mask, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
 # what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
@@ -44,10 +45,10 @@ class StepNorm(nn.Module):
 
     @torch.no_grad()
     def match(self, forward: Callable[[], object], mask: torch.Tensor | None = None) -> list[float]:
-        """Start where the stream is (docs/protocol.md, matched): `forward` runs the loop; a number a step.
+        """Set each step's weights to the size of what it norms (docs/protocol.md, matched), returned a step each.
 
-        A step's weights become the root mean square of what it reads, the median over tokens but each row's first SINKS
-        and those where `mask` (B, T) is 0; steps beyond have the last one's.
+        `forward` runs the loop. The size is the root mean square, the median over tokens but each row's first SINKS and
+        those where `mask` (B, T), padded on the right, is 0; steps beyond have the last one's.
         """
         found = []
 
@@ -67,8 +68,7 @@ class Gate(nn.Module):
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
-        width = config.base.hidden_size
-        self.linear = nn.Linear(2 * width, width)
+        self.linear = nn.Linear(2 * config.base.hidden_size, config.base.hidden_size)
         nn.init.zeros_(self.linear.weight)
         nn.init.constant_(self.linear.bias, config.gate_bias)
 
@@ -93,10 +93,10 @@ class Recurrence(GradientCheckpointingLayer):
         self.step_norm = StepNorm(config) if config.step_norm else None
 
     def forward(self, h: torch.Tensor, step: int, layer: Callable[..., torch.Tensor], places: list[int],
-                mask: torch.Tensor | None = None, past: RunningMean | None = None, **arguments) -> torch.Tensor:
+                mask: Mask = None, past: RunningMean | None = None, **arguments) -> torch.Tensor:
         """Apply `layer` once, (B, T, d) -> (B, T, d), the projections with the ids `places` modulated for this step.
 
-        `mask` (B, T) and `past` are what pooling leaves out and what it has seen; `arguments` are the layer's. No
+        `mask` is what pooling leaves out or keeps apart, `past` what it has seen; `arguments` are the layer's. No
         argument is a module: accelerate's hooks would move it.
         """
         t = min(step, self.max_steps - 1)
@@ -138,7 +138,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                     raise InputError(f"rank {config.rank}: larger than projection {name}, which is {min(rows)} x "
                                      f"{linear.in_features}; choose its smaller side or less")
                 setattr(part, name, ModulatedLinear(linear, config.rank, config.alpha, len(rows)))
-        self.recurrence = Recurrence(config)
+        with local_torch_dtype(torch.promote_types(torch.get_default_dtype(), torch.float32)):
+            self.recurrence = Recurrence(config)
         self.post_init()
 
     def _init_weights(self, module):  # every part initialises itself
@@ -172,10 +173,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                depth: int | None = None, position_ids: torch.Tensor | None = None,
                inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None,
                **kernel) -> list[torch.Tensor]:
-        """(B, T) token ids -> states (B, T, d): embeddings, after each prelude layer, step, coda layer; last normed.
+        """(B, T) token ids -> 1 + P + depth + C states (B, T, d): embeddings, then after each layer; the last normed.
 
         `attention_mask` (B, S) covers the tokens in `cache` too; padding on either side changes nothing. Where
-        `position_ids` begin again within a row, documents are packed: neither attention nor pool reaches over. Raises
+        `position_ids` don't go up by one, documents are packed: neither attention nor pool reaches over. Raises
         InputError for a depth below 1 or not the cache's, a mask of another shape, packing with a mask or a cache.
         """
         depth = self._depth(depth, cache)
@@ -184,19 +185,18 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         shape, wanted = getattr(attention_mask, "shape", None), (tokens.shape[0], seen + tokens.shape[1])
         if attention_mask is not None and shape != wanted:
             raise InputError(f"attention_mask of shape {shape and tuple(shape)}: must be {wanted} (batch, tokens)")
-        documents = _documents(position_ids, attention_mask, tokens)
+        documents = _documents(position_ids, attention_mask, tokens.shape[0])
         if documents and cache is not None:
-            raise InputError("position_ids: begin again within a row, and packed documents need use_cache=False")
+            raise InputError("position_ids: don't go up by one within a row, and packed documents need use_cache=False")
         if position_ids is None and attention_mask is not None:  # padding on the left doesn't count
             position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         pooled = documents if attention_mask is None else attention_mask[:, seen:]
-        looping, modulated = self.recurrent_layer, self.config.modulation != "none"
-        if getattr(looping, "gradient_checkpointing", False):  # the step is recomputed as a whole: the layer alone
-            looping.gradient_checkpointing = False  # would be without its modulation by then
-        places = places_in(looping, weights_of(self.config.base)) if modulated else []
+        layer, modulated = self.recurrent_layer, self.config.modulation != "none"
+        layer.gradient_checkpointing = False  # recomputed alone it would lack its modulation; the step is, as a whole
+        places = places_in(layer, weights_of(self.config.base)) if modulated else []
         # a compiled step (`recurrence.compile()`) would be compiled anew as a cache's slots change; its hooks run
         apply = self.recurrence if cache is None else self.recurrence._call_impl
-        means, states = [None] * depth if cache is None else cache.means, []
+        states, means = [], [None] * depth if cache is None else cache.means
 
         def in_slot(slot: int, call: Callable, *of_step) -> Callable:
             def called(h: torch.Tensor, past_key_values: Cache | None = None, **arguments) -> torch.Tensor:
@@ -207,11 +207,11 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
         model, first = self.base.model, self.config.n_prelude
         calls = [(kept,) for kept in model.layers]
-        calls[first:first + 1] = [(apply, t, looping.__call__, places, pooled, means[t]) for t in range(depth)]
+        calls[first:first + 1] = [(apply, t, layer.__call__, places, pooled, means[t]) for t in range(depth)]
         layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
-        looped = copy.copy(model)  # the base's own forward runs the loop: its embeddings, masks, positions, last norm
-        looped.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
-        out = type(model).forward(looped, input_ids, attention_mask, position_ids, cache, inputs_embeds,
+        shell = copy.copy(model)  # the base's own forward runs the loop; what is in __dict__ hides the modules
+        shell.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
+        out = type(model).forward(shell, input_ids, attention_mask, position_ids, cache, inputs_embeds,
                                   use_cache=cache is not None, return_dict=True, **kernel)
         return [*states, out.last_hidden_state]
 
@@ -250,9 +250,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                 output_hidden_states: bool | None = None, **kwargs) -> BaseModelOutputWithPast:
         """(B, T) token ids -> the last hidden state (B, T, d), normed.
 
-        `depth` is this call's. `output_hidden_states` gives what `hidden` does. A key/value cache that is given grows,
-        whatever `use_cache` says; one is made in evaluation, unless that or the configuration says no, the pooling is
-        `sequence` or documents are packed. Raises InputError as `hidden` does, and for another cache or keyword.
+        `depth` is this call's; `output_hidden_states` gives what `hidden` does. A key/value cache that is given grows
+        always; one is made if `use_cache` is True, or None in evaluation, unless the configuration says no, the pooling
+        is `sequence` or documents are packed. Raises InputError as `hidden` does, and for another cache or keyword.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InputError("forward: give either input_ids or inputs_embeds")
@@ -262,7 +262,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if unknown := sorted(kwargs.keys() - KERNEL - LOSS):
             raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
         kernel = {name: kwargs[name] for name in KERNEL & kwargs.keys()}
-        packed = attention_mask is None and _documents(position_ids, None, position_ids) is not None
+        packed = attention_mask is None and _documents(position_ids, None, 1) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
         states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kernel)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
@@ -317,7 +317,7 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
             model_kwargs["past_key_values"].activate_past_recording()
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Raises InputError: its paged cache has no place for the running mean."""
+        """Raises InputError: its paged cache has no slot a recurrence step, nor a running mean."""
         raise InputError("continuous batching: its paged cache has no slot a recurrence step; call generate")
 
     def _prepare_generation_config(self, *args, **kwargs):
@@ -330,20 +330,20 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         return generation_config, arguments
 
 
-def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, tokens: torch.Tensor) -> list[int] | None:
-    """The lengths of packed documents, row after row, where position ids begin again within a row; else None."""
+def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, rows: int) -> list[int] | None:
+    """The lengths of packed documents, row after row, where position ids don't go up by one within a row; else None."""
     if positions is None or positions.shape[-1] == 1:
         return None
     index = masking_utils.find_packed_sequence_indices(positions)  # as the attention masks separate them
     if index is not None and mask is not None:
         seen = mask[:, -index.shape[1]:].bool()  # position ids of padding may be anything
         if ((index.diff() > 0) & seen[:, 1:] & seen[:, :-1]).any():
-            raise InputError("position_ids: begin again within a row, but documents packed with an attention_mask "
-                             "would be read as one; leave the mask out")
+            raise InputError("position_ids: don't go up by one within a row, but documents packed with an "
+                             "attention_mask would be read as one; leave the mask out")
     if index is None or mask is not None or not index[:, -1].any():  # compiled, an index is made for one document too
         return None
-    rows = torch.arange(tokens.shape[0], device=index.device)[:, None] * index.shape[1]  # no document spans two
-    return (rows + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
+    starts = torch.arange(rows, device=index.device)[:, None] * index.shape[1]  # no document spans two rows
+    return (starts + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
 
 
 AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)

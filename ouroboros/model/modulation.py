@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from .cache import RunningMean
 from .configuration import PROJECTIONS, OuroborosConfig
 
-Mask = torch.Tensor | list[int] | None  # (B, T), 0 where a token is left out; or the lengths of packed documents
+Mask = torch.Tensor | list[int] | None  # what pooling leaves out, (B, T) with 0 there, or lengths of packed documents
 _running = threading.local()  # what the step that runs in this thread has emitted: modules are shared by threads
 _hooking = threading.Lock()  # one hook an adapter, however many threads call
 
@@ -57,9 +57,9 @@ class ModulatedLinear(nn.Linear):
         m = diagonal_of(self)
         if m is None:
             return F.linear(x, self.weight, self.bias)
-        flat = x.flatten(0, -2)  # (B T, in): so that the branch is added to y in the product itself, a pass less
-        y = F.linear(flat, self.weight, self.bias)  # (B T, out); autocast halves y, and doesn't know the product
-        branch = F.linear(flat, self.A).to(y.dtype).view(*x.shape[:-1], -1) * m.to(y.dtype)  # (B, T, r)
+        flat = x.flatten(0, -2)  # (B T, in), so that addmm_ adds the branch to y in one pass
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out); half under autocast, which leaves addmm_ alone
+        branch = F.linear(flat, self.A).to(y.dtype).view(*x.shape[:-1], -1) * m.to(y.dtype)  # (B, T, parts r)
         return y.addmm_(branch.flatten(0, -2), self.B.T.to(y.dtype), alpha=self.scale).view(*x.shape[:-1], -1)
 
     def update(self, m: torch.Tensor) -> torch.Tensor:
@@ -120,7 +120,7 @@ class Controller(nn.Module):
     The heads start at zero, so the model starts as the unmodulated one. The seven bias-free heads are one matrix.
     """
 
-    pools = reads = True  # earlier tokens, any tokens; a class that doesn't say is taken to
+    pools = reads = True  # reads earlier tokens, so that a cache needs their mean; reads the input at all
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -135,11 +135,11 @@ class Controller(nn.Module):
     def features(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
         """What the heads read, u of section 4: the arguments of `forward` -> (B, T or 1, output_width)."""
         z = F.silu(self.state(pool(h, mask, self.config.pooling, past).to(self.state.weight.dtype)))
-        e = self.step(torch.full((), t, device=z.device)).expand(*z.shape[:2], -1)
+        e = self.step(torch.full((), t, device=z.device)).expand(*z.shape[:2], -1)  # called: so offloaded ones come
         return F.silu(self.output(F.silu(self.hidden(torch.cat([z, e], dim=-1)))))
 
     def forward(self, h: torch.Tensor, t: int, mask: Mask, past: RunningMean | None = None) -> torch.Tensor:
-        """(B, T, d) hidden states, step t, (B, T) mask or None, what was seen before -> (B, T or 1, K, r)."""
+        """(B, T, d) hidden states, step t, `Mask`, what was seen before -> (B, T or 1, K, r)."""
         return self.heads(self.features(h, t, mask, past)).unflatten(-1, (len(PROJECTIONS), self.rank))
 
 

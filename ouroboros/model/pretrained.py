@@ -33,7 +33,7 @@ AUTO = {"AutoConfig": "OuroborosConfig", "AutoModel": "OuroborosModel", "AutoMod
 
 
 class ConvertedModel:
-    """The methods by which a model is made from a base, written to a folder and read again."""
+    """How a model is made from a base, written and read again; mixed into OuroborosModel, whose parts it uses."""
 
     _gives: tuple | None = None  # what the base gives: the split and its kept tensors' sha256; None if not known
 
@@ -62,7 +62,7 @@ class ConvertedModel:
         source = open_base(base, revision, gguf_file, subfolder, **hub)
         config = OuroborosConfig(base=cut_config(source.config, split), **options)
         config.base_reference = source.reference()
-        own = source.weights["model.embed_tokens.weight"].dtype
+        own = getattr(source.weights.get("model.embed_tokens.weight"), "dtype", torch.float32)  # none: `fill` says so
         found = own if dtype in (None, "auto") else getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if found not in FLOATS:
             raise InputError(f"dtype {dtype!r}: must be one of {', '.join(str(kind) for kind in FLOATS)} or 'auto'")
@@ -73,7 +73,6 @@ class ConvertedModel:
             for projection, (a, b) in zip(model.projections, residual_bases(source, split, rank), strict=True):
                 projection.A.copy_(a)
                 projection.B.copy_(b)
-        model.recurrence.to(torch.promote_types(found, torch.float32))
         model._gives = split, sha256(_kept(model._own(model.state_dict())))
         if isinstance(base, nn.Module):
             model.generation_config = copy.deepcopy(base.generation_config)
@@ -94,8 +93,8 @@ class ConvertedModel:
                 raise InputError("texts: the base's tokenizer isn't at hand; give lists of token ids")
             texts = PreTrainedTokenizerFast.from_pretrained(files[0].parent)(texts)["input_ids"]
         rows = [torch.as_tensor(text, device=self.device) for text in texts]
-        if max(map(len, rows), default=0) <= SINKS:
-            raise InputError(f"texts: no text has more than {SINKS} tokens, the first of which aren't measured")
+        if any(row.dim() != 1 for row in rows) or max(map(len, rows), default=0) <= SINKS:
+            raise InputError(f"texts: none is a text of more than {SINKS} tokens, the first of which aren't measured")
         ids, mask = (pad_sequence(x, batch_first=True) for x in (rows, [torch.ones_like(row) for row in rows]))
         self.recurrence.step_norm.match(lambda: self.hidden(ids, mask), mask)
 
@@ -135,12 +134,14 @@ class ConvertedModel:
                 _place(Path(temporary), folder, self._tokenizer() if whole else [])
         if push_to_hub:
             known = inspect.signature(super().push_to_hub).parameters.keys() & kwargs.keys() - {"repo_id"}
-            self.push_to_hub(kwargs.get("repo_id", folder.name), **{name: kwargs[name] for name in known})
+            self.push_to_hub(kwargs.get("repo_id", folder.name), self_contained=self_contained, state_dict=state_dict,
+                             **{name: kwargs[name] for name in known})
 
-    def push_to_hub(self, *args, self_contained: bool | None = None, **kwargs):
+    def push_to_hub(self, *args, self_contained: bool | None = None, state_dict: dict | None = None, **kwargs):
         """As transformers'; a base that is a folder here isn't referred to, others don't have it."""
-        whole = self_contained or Path(self.config.base_reference.get("name") or "").is_dir() or None
-        self.save_pretrained = functools.partial(self.save_pretrained, self_contained=whole)  # as it is called there
+        whole = Path(self.config.base_reference.get("name") or "").is_dir() or self_contained  # no name: "" is one too
+        # as it is called there
+        self.save_pretrained = functools.partial(self.save_pretrained, self_contained=whole, state_dict=state_dict)
         try:
             return super().push_to_hub(*args, **kwargs)
         finally:
@@ -198,9 +199,9 @@ class ConvertedModel:
                         **kwargs) -> "ConvertedModel":
         """Load what `save_pretrained` wrote, from a folder or the hub; `kwargs` are those of transformers.
 
-        `base` says where the base is now, if not where the checkpoint says: a relative name from here, then from the
-        checkpoint's folder upwards. Fields that are FREE may be given. Raises InputError for altered
-        files, another base, and a folder of another model.
+        `base` says where the base is now (in it, a `gguf_file`), if not where the checkpoint says: a relative name from
+        here, then from the checkpoint's folder upwards. Fields that are FREE may be given. Raises InputError for
+        altered files, another base, and a folder of another model.
         """
         _refuse(kwargs, "from_pretrained", "variant", "quantization_config", "state_dict")
         hub = {name: kwargs.pop(name) for name in HUB & kwargs.keys()}
@@ -211,7 +212,7 @@ class ConvertedModel:
         if config is None:
             config = copy.deepcopy(stored)
             for name in [name for name in kwargs if hasattr(config, name) and not name.endswith("dtype")]:
-                if name in (*AS_BASE, "num_hidden_layers", "vocab_size"):
+                if name in (*AS_BASE, "num_hidden_layers", "vocab_size", "tie_word_embeddings"):
                     raise InputError(f"from_pretrained: {name} is the base's, or follows from the depth; leave it out")
                 setattr(config, name, kwargs.pop(name))
         for name in sorted(FIELDS - FREE):
@@ -226,7 +227,7 @@ class ConvertedModel:
                     for name, tensor in _kept_of_reference(stored, folder, base, gguf_file, hub)}
         adapter = dict(kwargs.pop("adapter_kwargs", None) or {})  # from an Auto class, with the path
         path = adapter.pop("_adapter_model_path", folder if (folder / "adapter_config.json").exists() else None)
-        name, wanted = kwargs.pop("adapter_name", "default"), kwargs.pop("output_loading_info", False)
+        adapter_name, wanted = kwargs.pop("adapter_name", "default"), kwargs.pop("output_loading_info", False)
         model, report = super().from_pretrained(None, *args, config=config, state_dict=tensors | kept,
                                                 output_loading_info=True, **kwargs)
         if odd := sorted({*report["missing_keys"], *report["unexpected_keys"]}):
@@ -238,7 +239,7 @@ class ConvertedModel:
         if kwargs.get("generation_config") is None:
             model._load_generation_config(folder)
         if path:
-            model._put_on(str(path), name, adapter)
+            model._put_on(str(path), adapter_name, adapter)
         return (model, report) if wanted else model
 
     def _put_on(self, adapter: str, name: str, hub: dict) -> None:
@@ -261,7 +262,7 @@ class ConvertedModel:
 def _refuse(options: dict, where: str, *names: str) -> None:
     for name in names:
         if options.pop(name, None) not in (None, False):
-            raise InputError(f"{where}: {name} isn't supported; a folder holds one checkpoint of save_pretrained")
+            raise InputError(f"{where}: {name} isn't supported; leave it out")
 
 
 def _kept(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -271,7 +272,7 @@ def _kept(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _place(made: Path, folder: Path, tokenizer: list[Path]) -> None:
-    """Move a whole checkpoint to its folder; config.json, with the weights' hash, once an earlier one's are gone."""
+    """Move a whole checkpoint to its folder; config.json, with the weights' hash, once an earlier save's are gone."""
     (made / f"{CODE}.py").write_text('"""The classes of this checkpoint are those of the package `ouroboros`."""\n\n'
                                      f"from ouroboros import {', '.join(AUTO.values())}  # noqa: F401\n")
     for file in tokenizer if not (folder / TOKENIZER[0]).exists() else ():
@@ -307,7 +308,7 @@ def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: s
         where = {"revision": reference["revision"], "subfolder": reference.get("subfolder", "")}
         base = next((place / name for place in (Path(), *(folder / "_").resolve().parents)
                      if where["revision"] is None and (place / name).is_dir()), name)
-    if not gguf_file and not (isinstance(base, (str, Path)) and (Path(base) / "model.safetensors").is_file()):
+    if not gguf_file and not (isinstance(base, (str, Path)) and any(Path(base).glob("model*.safetensors"))):
         gguf_file = reference.get("gguf_file")  # else the same tensors, saved as transformers does
     try:
         source = open_base(base, gguf_file=gguf_file, **where, **hub)

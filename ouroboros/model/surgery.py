@@ -94,6 +94,9 @@ def _checked(base: Base) -> Base:
     if getattr(base.config, "quantization_config", None) and not gguf_file_of(base.config):
         raise InputError(f"{base}: quantised (config.json has a quantization_config), its weights are codes; give the "
                          "model in half precision or more")
+    if base.config.model_type not in FAMILIES:
+        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
+                         f"{_why(set(base.weights))}; one of {', '.join(FAMILIES)}")
     layers: dict[int, dict[str, torch.Size]] = {}
     for name, tensor in base.weights.items():
         if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.dtype not in FLOATS:
@@ -105,12 +108,9 @@ def _checked(base: Base) -> Base:
             raise InputError(f"{base}: {name} holds numbers that aren't finite; fetch it, or make it, again")
         if (match := LAYER.fullmatch(name)) and not name.endswith(HARMLESS):
             layers.setdefault(int(match[1]), {})[match[2]] = tensor.shape
-    if base.config.model_type not in FAMILIES:
-        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
-                         f"{_why(set(layers.get(0, ())))}; one of {', '.join(FAMILIES)}")
-    weights = [f"{parent}.{name}.weight" for parent, name in weights_of(base.config)]
+    wanted = [f"{parent}.{name}.weight" for parent, name in weights_of(base.config)]
     for index in range(base.config.num_hidden_layers):
-        if missing := [name for name in weights if name not in layers.get(index, ())]:
+        if missing := [name for name in wanted if name not in layers.get(index, ())]:
             raise InputError(f"{base}: layer {index} has no {missing[0]}; give the base's own, not quantised")
     for index, shapes in layers.items():
         if odd := shapes.items() if index >= base.config.num_hidden_layers else shapes.items() ^ layers[0].items():
@@ -120,7 +120,7 @@ def _checked(base: Base) -> Base:
 
 
 def _why(names: set[str]) -> str:
-    """What sets the layers of another family apart, by the names of one layer's tensors."""
+    """What sets the layers of another family apart, by the names of its tensors."""
     text = " ".join(names)
     reasons = {"its MLPs are mixtures of experts": "expert" in text,
                "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate" not in text,
@@ -143,8 +143,9 @@ def taken_tensors(weights: Mapping[str, torch.Tensor], order: list[int]) -> Iter
         match = LAYER.fullmatch(name)
         if match is None:
             yield name, weights[name]
-        for new in [new for new, old in enumerate(order) if match and old == int(match[1])]:
-            yield f"model.layers.{new}.{match[2]}", weights[name]
+        else:
+            yield from ((f"model.layers.{new}.{match[2]}", weights[name]) for new, old in enumerate(order)
+                        if old == int(match[1]))
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
