@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -136,8 +137,8 @@ def _convert(folder: str, split: tuple[int, int, int], rank: int) -> dict[str, f
 
 def conversion_memory(folder: Path, split: tuple[int, int, int], rank: int) -> dict[str, float]:
     """Megabytes that converting a checkpoint holds at its peak, in a process of its own, and what it keeps."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_convert, (str(folder), split, rank))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:  # it says where a process is killed
+        return pool.submit(_convert, str(folder), split, rank).result()
 
 
 def gigabyte(shard_size: str) -> dict[str, float]:
@@ -398,8 +399,8 @@ def peak_memory(setting: Setting, depth: int, name: str) -> float:
         update()
         update()
         return torch.cuda.max_memory_allocated() / MEGABYTE
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_held_by, (setting, depth, name))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_held_by, setting, depth, name).result()
 
 
 def measured_updates(setting: Setting, profile: Profile, depths: tuple[int, ...], names: tuple[str, ...], repeats: int,

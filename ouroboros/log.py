@@ -162,7 +162,10 @@ class NoLog:
 
 def working_rows(path: Path) -> list[dict]:
     """The whole rows of a working log; the last line of one that is being written may be half a row."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:  # not begun, or finished just now
+        lines = []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 

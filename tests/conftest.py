@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from models import convert, shake, small_base
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -17,6 +18,10 @@ from ouroboros.experiment.profile import parse_profile
 from ouroboros.training.corpus import prepare
 
 torch.set_num_threads(1)
+# how long an example takes is the machine's affair
+settings.register_profile("unhurried", settings.default, deadline=None, print_blob=True,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("unhurried")
 SEARCHED = ["controller", "static", "none", "lora", "linear"]
 CORE = ("full", "cut", "controller", "static", "none")
 PARTS = [name for name, arm in ARMS.items() if arm.loops and name not in CORE]

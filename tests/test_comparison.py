@@ -119,7 +119,7 @@ def test_seeds_alone_are_student_t_over_seeds():
 # ------------------------------------------------------------------------------ properties
 
 @given(st.integers(2, 5), st.integers(6, 20), st.integers(0, 10**6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds_are_in_order_and_agree_with_p(seeds, blocks, seed):
     d, clusters = some(seeds, blocks, seed)
     found = block_interval(d, clusters)
@@ -131,7 +131,7 @@ def test_bounds_are_in_order_and_agree_with_p(seeds, blocks, seed):
 
 
 @given(st.integers(3, 5), st.integers(0, 10**6))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_order_and_scale_dont_matter(seeds, seed):
     generator = np.random.default_rng(seed)
     d, clusters = some(seeds, 16, seed)
@@ -272,7 +272,7 @@ def test_clusters_may_cut_a_small_part_of_the_documents():
 
 
 @given(st.lists(st.integers(1, 60), min_size=40, max_size=80), st.sampled_from([0, 0.1, 0.3]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_clusters_lose_at_most_the_share(lengths, share):
     block, count = 16, sum(lengths) // 16
     clusters = document_clusters(lengths, block, count, 0, share)

@@ -34,7 +34,7 @@ def test_base_and_sweep_killed_at_random_moments_end_the_same(text, tmp_path):
     (tmp_path / "data.json").write_text(json.dumps(data))
     kills = int(os.environ.get("KILLS", 4))
     done = subprocess.run([sys.executable, str(SCRIPT), str(tmp_path), str(kills), "1"], capture_output=True, text=True,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+                          env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=900 + 60 * kills)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = json.loads(done.stdout.splitlines()[-1])
     print(found)

@@ -350,7 +350,7 @@ print(written[0]["generated_text"])
 def fresh(code, *arguments, **environment):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | environment
     return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], env=environment, capture_output=True,
-                          text=True, stdin=subprocess.DEVNULL, timeout=120)
+                          text=True, stdin=subprocess.DEVNULL, timeout=900)
 
 
 def test_auto_classes_find_ours_in_a_process_that_never_imported_it(base, tmp_path):

@@ -48,7 +48,7 @@ def test_the_wrapped_weights_are_the_same_storage():
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.booleans(), st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_pooling_is_the_mean_of_what_the_mask_lets_through(batch, length, causal, random):
     torch.manual_seed(random.randint(0, 999))
     h = torch.randn(batch, length, 4, dtype=torch.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import profile_data
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from ouroboros.errors import InputError
@@ -20,7 +20,6 @@ from ouroboros.training.ngram import Trigram
 TOKENS = st.lists(st.integers(1, 6), max_size=12).map(np.array)
 
 
-@settings(deadline=None)
 @given(st.lists(TOKENS, max_size=4), st.tuples(st.integers(0, 7), st.integers(0, 7)))
 def test_trigram_probabilities_sum_to_one_in_every_context(documents, context):
     model = Trigram(documents, vocab_size=8, start=0)

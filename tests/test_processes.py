@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from conftest import profile_data, write_searches
 
@@ -18,17 +19,29 @@ from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import read_run
 from ouroboros.training.run import execute
 
-COMMAND = Path(__file__).parent / "helpers" / "command.py"
+COMMAND, HELD = (Path(__file__).parent / "helpers" / f"{name}.py" for name in ("command", "held"))
+PATIENCE = 900  # seconds, for what hangs: a slow machine takes a minute and more only to start two processes
 RUNS = ("controller-d2-r4-corrected-s0", "controller-dmixed-r4-corrected+depth-s0")
 TOLERANCE = 1e-5  # nats per token
 
 
-def launch(processes: int, *arguments) -> subprocess.Popen:
+def launch(processes: int, *arguments, script: Path = COMMAND) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(processes),
          "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-         str(COMMAND), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+         str(script), *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def said(process: subprocess.Popen) -> str:
+    """What a launch said, once it has ended; one that hangs is killed with its ranks, or it would slow what follows."""
+    try:
+        return process.communicate(timeout=PATIENCE)[0]
+    except subprocess.TimeoutExpired:
+        launcher = psutil.Process(process.pid)
+        for each in (*launcher.children(recursive=True), launcher):
+            each.kill()
+        raise
 
 
 def data_of(text, **training) -> dict:
@@ -56,7 +69,7 @@ def launched(text, root_of, tmp_path_factory):
     written(odd, data_of(text, accumulation=3))
     commands = [*((str(root), "run", run, ",") for run in RUNS), (str(odd), "run", "none-d2-corrected-s0")]
     process = launch(2, *itertools.chain(*commands))
-    out, _ = process.communicate(timeout=240)
+    out = said(process)
     return root, odd, process.returncode, out
 
 
@@ -84,20 +97,20 @@ def test_micro_batches_that_cannot_be_shared_are_refused_in_one_line(launched):
 
 
 def test_two_processes_stop_together_and_go_on_as_if_never_stopped(text, root, tmp_path_factory):
-    profile, run = written(root, data_of(text, updates=120, block=8, accumulation=2)), "static-d2-r4-corrected-s0"
+    profile, run = written(root, data_of(text, updates=12, block=8, accumulation=2)), "static-d2-r4-corrected-s0"
     whole = shutil.copytree(root, tmp_path_factory.mktemp("whole"), dirs_exist_ok=True)
     folder = profile.unfinished(run, root)
-    process = launch(2, str(root), "run", run)
-    deadline = time.time() + 90
-    while time.time() < deadline and not ((folder / "rows.jsonl").exists() and '"update": 5' in
-                                          (folder / "rows.jsonl").read_text()):
+    process = launch(2, str(root), "run", run, script=HELD)
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline and not (
+            (folder / "rows.jsonl").exists() and '"update": 5' in (folder / "rows.jsonl").read_text()):
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=90)
+    out = said(process)
     assert process.returncode != 0 and (folder / "checkpoint.safetensors").exists(), out
     again = launch(2, str(root), "run", run, ",", str(whole), "run", run)
-    out, _ = again.communicate(timeout=240)
+    out = said(again)
     assert again.returncode == 0, out
     stopped, never = (read_run(profile.run_path(run, place)).series for place in (root, whole))
     assert stopped == never
-    assert len(stopped["train", "loss"].updates) == profile.training.updates == 120
+    assert len(stopped["train", "loss"].updates) == profile.training.updates == 12

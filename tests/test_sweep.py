@@ -44,6 +44,9 @@ def test_two_sweeps_at_once_make_every_run_once_as_one_process_would(small, root
     (root / "data.json").write_text(json.dumps(small))
     other = subprocess.Popen([sys.executable, str(COMMAND), str(root), "runs", "--purpose", "matrix", "--jobs", "1"],
                              stderr=subprocess.PIPE, text=True)
+    jobs = root / ".cache/jobs/test"
+    while not jobs.exists() and other.poll() is None:  # its sweep has begun; its job has yet to import torch
+        time.sleep(0.05)
     seen, over = [0], threading.Event()
 
     def read() -> None:
@@ -52,9 +55,12 @@ def test_two_sweeps_at_once_make_every_run_once_as_one_process_would(small, root
 
     with ThreadPoolExecutor(1) as pool:
         reading = pool.submit(read)
-        sweep.run_missing(profile, root, 1, "matrix")
-        _, err = other.communicate(timeout=300)
-        over.set()
+        try:
+            sweep.run_missing(profile, root, 1, "matrix")
+            _, err = other.communicate(timeout=900)
+        finally:  # or the pool would wait for its reader
+            over.set()
+            other.kill()  # nothing, where it has ended
         reading.result()  # what it raised
     assert other.returncode == 0, err
     assert seen == sorted(seen) and len(set(seen)) > 1
@@ -135,7 +141,7 @@ def test_sigterm_saves_every_run_under_way(small, root):
     def under_way() -> int:
         return sum(s.update > 0 and s.state == "running" for s in status.status(profile, root))
 
-    while under_way() < 2 and time.time() < deadline:
+    while under_way() < 2 and time.time() < deadline and process.poll() is None:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=300)

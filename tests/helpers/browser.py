@@ -10,7 +10,7 @@ from pathlib import Path
 import websocket  # of websocket-client, which jupyter-server brings
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT = 30  # seconds for one answer
+WAIT = 180  # seconds for one answer
 
 
 class Browser:

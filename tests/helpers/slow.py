@@ -10,9 +10,11 @@ from pathlib import Path
 
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog
+from ouroboros.training import resume
 from ouroboros.training.run import execute
 
 root = Path(sys.argv[1])
+resume.SECONDS = 3600  # no checkpoint before that
 row = WorkingLog.row
 
 
