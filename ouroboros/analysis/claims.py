@@ -92,7 +92,7 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
     found = Comparisons(results, protocol)
     parts = measured(claim.measure, found)
     loops = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
-    if len(parts) > 1 and "depth" in claim.measure.by and all(_draws_depths(arm, protocol) for arm in loops):
+    if parts and "depth" in claim.measure.by and all(_draws_depths(arm, protocol) for arm in loops):
         parts = {"all depths": next(iter(parts.values()))}  # one measurement, so nothing to correct for
     parts = family(parts)
     verdict, why = _verdict(claim, parts, found)
