@@ -208,6 +208,19 @@ def test_a_claim_whose_part_was_not_run_has_no_verdict(tmp_path):
     results = results_of(tmp_path, keep=lambda spec: spec.depth != 16)
     judged = judge(LEDGER["ahead"], results, "corrected")
     assert judged.verdict == "no runs" and judged.parts["depth 4"].n == SEEDS
+    assert judged.why == "no run of this profile measures all of its parts"
+    none = results_of(tmp_path / "none", keep=lambda spec: spec.arm == "cut")
+    assert judge(LEDGER["L36"], none, "corrected").why == "no run of this profile measures it"
+
+
+def test_what_is_measured_says_of_what_and_where_only_where_there_are_several(results):
+    def row(name):
+        return next(row for row in claims.records(LEDGER[name], results) if row["protocol"] == "corrected")
+
+    assert row("static_improves")["measured"].startswith("fall from depth to depth, depth 1 to 4: ")
+    assert row("helps")["measured"].startswith("depth 1: ")
+    open_ = judge(LEDGER["gate_better"].model_copy(update={"rule": "positive"}), results, "corrected")
+    assert len(open_.parts) == 1 and " at: " not in open_.why
 
 
 def test_diverged_runs_are_named_never_averaged(tmp_path):

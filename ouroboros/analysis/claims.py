@@ -130,7 +130,7 @@ def _planned(measure: Measure, profile: Profile, protocol: str) -> bool:
     rank = (measure.rank or PAPER_RANK) * profile.rank / PAPER_RANK
     there = {cell.arm for cell in profile.cells() if cell.protocol == protocol and cell.updates is None
              and cell.depth in (None, *depths) and cell.rank in (None, rank)}
-    return set(measure.arms) <= there and (measure.by != "rank" or len(profile.ranks) > 0)
+    return set(measure.arms) <= there and (measure.by != "rank" or bool(profile.ranks))
 
 
 def _verdict(claim: Claim, parts: dict[str, Interval], found: Comparisons) -> tuple[Verdict, str]:
