@@ -193,6 +193,8 @@ def test_one_part_among_several_fails_a_claim_only_after_holm(tmp_path):
     assert first.high < 0 and 0.0125 < first.p < 0.05, first
     judged = judge(LEDGER["ahead"], results, "corrected")
     assert judged.verdict == "undecided" and "at: depth 1, depth 4" in judged.why
+    assert "; before Holm's correction it is contradicted at: depth 1" in judged.why
+    assert "at: depth 1, depth 4" not in judged.why.partition("before Holm")[2]
     alone = Measure(arm="static", minus="controller", depth=1)
     alone = LEDGER["ahead"].model_copy(update={"measure": alone})
     assert judge(alone, results, "corrected").verdict == "fails"
@@ -219,8 +221,11 @@ def test_what_is_measured_says_of_what_and_where_only_where_there_are_several(re
 
     assert row("static_improves")["measured"].startswith("fall from depth to depth, depth 1 to 4: ")
     assert row("helps")["measured"].startswith("depth 1: ")
-    open_ = judge(LEDGER["gate_better"].model_copy(update={"rule": "positive"}), results, "corrected")
-    assert len(open_.parts) == 1 and " at: " not in open_.why
+    one = LEDGER["helps"].model_copy(update={"measure": Measure(arm="lora", minus="cut")})
+    assert "every interval does" in judge(LEDGER["helps"], results, "corrected").why
+    assert "the interval lies there" in judge(one, results, "corrected").why
+    turned = judge(one.model_copy(update={"rule": "positive"}), results, "corrected")
+    assert turned.verdict == "fails" and " at: " not in turned.why
 
 
 def test_diverged_runs_are_named_never_averaged(tmp_path):

@@ -160,7 +160,7 @@ class Comparisons:
         at = {depth: self.difference(arm, other, depth=depth) if other else self.loss(arm, depth) for depth in depths}
         if kind == "fall from depth to depth":
             return {f"depth {a} to {b}": minus(at[a], at[b]) for a, b in zip(depths, depths[1:], strict=False)}
-        ends = {f"depth {depth}": (at[depth], at[1]) for depth in depths if depth != 1 in at}
+        ends = {f"depth {depth}": (at[depth], at[1]) for depth in depths if 1 in at and depth != 1}
         return {name: minus(*(pair if kind.startswith("rise") else pair[::-1])) for name, pair in ends.items()}
 
     def spread(self, arm: str) -> BySeed:
