@@ -128,7 +128,7 @@ def _claims(args, profile: Profile, root: Path) -> None:
 def _tour(args, profile: Profile, root: Path) -> None:
     from .reproduce import tour
 
-    tour(profile.name, root)
+    tour(args.profile, root)
 
 
 def _verify(args, profile: Profile | None, root: Path) -> int:
@@ -219,7 +219,7 @@ def main(argv: Sequence[str] | None = None, root: Path | None = None) -> int:
     """Run one command and return its exit code; `root` is the folder that holds results/ and figures/."""
     try:
         args = _parser().parse_args(argv)
-        profile = load_profile(args.profile) if getattr(args, "profile", None) else None
+        profile = None if getattr(args, "profile", None) is None else load_profile(args.profile)
         return args.handler(args, profile, root or _home()) or 0
     except InputError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)

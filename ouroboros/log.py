@@ -24,7 +24,7 @@ Every line is a JSON object. The first one is the manifest; `MANIFEST_FIELDS` sa
   scored blocks are packed of, in their order, with one end-of-text token after each.
 - Of a base, split `heldout`: `document_tokens`, `document_losses_full`, `_cut`, `_3gram`: summed nats of each document.
 
-The rate at an update isn't logged: it is `rate * training.schedule(update - 1, updates, schedule)`. Tokens seen are
+The rate at an update isn't logged: it is `rate * protocol.schedule(update - 1, updates, schedule)`. Tokens seen are
 `updates * training.tokens_per_update`.
 """
 

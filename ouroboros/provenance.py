@@ -101,7 +101,7 @@ def locked_versions(root: Path) -> dict[str, str]:
 @functools.cache
 def code_sha256() -> str:
     """The hash of the code that makes a run: an interrupted one of other code begins again."""
-    files = [file for file in sorted(PACKAGE.rglob("*.py")) if "analysis" not in file.parts]
+    files = [file for file in sorted(PACKAGE.rglob("*.py")) if "analysis" not in file.relative_to(PACKAGE).parts]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -158,7 +158,8 @@ ARGUMENTS = [
     (["compare", "nope"], "arm 'nope'"), (["compare", "full"], "arm 'full'"),
     (["compare", "/nonexistent.yaml"], "/nonexistent.yaml"),
     (["checkpoints", "--profile", "smoke"], "'checkpoints' is empty"),
-    (["status", "--profile", "nope.yaml"], "'nope.yaml'"), (["runs", "--profile", "a\0b.yaml"], "unknown"),
+    (["status", "--profile", ""], "profile ''"), (["status", "--profile", "nope.yaml"], "'nope.yaml'"),
+    (["runs", "--profile", "a\0b.yaml"], "unknown"),
     (["corpus", "--profile", "x" * 5000 + ".yaml"], "unknown"), (["corpus", "--profile", "/"], "profile '/'"),
     (["tour"], "00_model.ipynb: not found"), (["bench"], "bench.py: not found"), (["--profile"], "COMMAND"),
 ]

@@ -637,6 +637,21 @@ def test_the_base_table_orders_full_trigram_cut(root, results):
     assert width["cut - full"] < width["cut base"]
 
 
+def test_documents_are_resampled_whole_and_tokens_weighed():
+    def row(sums, sizes):
+        logged = {"document_tokens": sizes} | {f"document_losses_{name}": sums for name in ("full", "cut", "3gram")}
+        run = type("Run", (), {"last": staticmethod(lambda split, metric: logged[metric])})
+        return tables.base_table(run).set_index("quantity").loc["full base"]
+
+    found = row([10.0, 10.0, 240.0], [10, 10, 80])
+    assert (found["loss"], found["loss_low"], found["loss_high"]) == pytest.approx((2.6, 1, 3))  # by token
+    draws = np.random.default_rng(2).normal(size=400)
+    found, half = row(draws, [1] * 400), 1.96 * draws.std() / 20
+    assert found["loss"] - found["loss_low"] == pytest.approx(half, rel=0.1)
+    assert found["loss_high"] - found["loss"] == pytest.approx(half, rel=0.1)
+    assert math.isnan(row([3.0], [2])["loss_low"])  # one document has no interval
+
+
 def test_a_base_that_was_fetched_has_an_empty_table(tmp_path, results):
     assert base_run(results.profile, tmp_path) is None
     assert tables.base_table(None).empty

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import profile_data, write_searches
 
+from ouroboros import provenance
 from ouroboros.errors import AGAIN
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog, read_run
@@ -124,6 +125,19 @@ def test_a_checkpoint_of_another_run_is_left(stopped, text):
         patch.setattr(WorkingLog, "keep", lambda log, rows: kept.append(rows) or keep(log, rows))
         execute(changed, RUN, stopped, progress=False)
     assert kept == [0]
+
+
+def test_the_codes_hash_is_that_of_what_makes_runs(tmp_path, monkeypatch):
+    """Wherever the checkout lies, as in a folder of the name of the room that makes none."""
+    package = tmp_path / "analysis" / "ouroboros"
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+    found = []
+    for name in ("training/run.py", "analysis/text.py", "training/run.py"):
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        with open(package / name, "a") as file:
+            file.write("x = 1\n")
+        found.append(provenance.code_sha256.__wrapped__())
+    assert found[0] == found[1] != found[2]
 
 
 def test_random_numbers_go_on_where_they_stopped(profile, root, text, tmp_path):

@@ -121,11 +121,11 @@ def place(row: pd.Series) -> str:
 
 # -------------------------------------------------------------------------------------------------- switch by switch
 
-def target_table(results: Results, arms: tuple[str, ...] = ("full", "cut", *LOOPS, "affine")) -> pd.DataFrame:
+def target_table(results: Results) -> pd.DataFrame:
     """Held-out text scored on the next token and on the one after it, by what a model was trained to predict."""
     rows, depth = [], deepest(results)
     for where, setting, found in _under(results, "target"):
-        for arm in arms:
+        for arm in ("full", "cut", *LOOPS, "affine"):
             runs = found.runs_of(arm, depth)
             if runs and not (ARMS[arm].fit == "none" and where["protocol"] != COLUMNS[1]):  # these are the same in all
                 trained = setting["target"] if ARMS[arm].trained else "not trained here"

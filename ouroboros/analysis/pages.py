@@ -85,7 +85,7 @@ def _section(rows: pd.DataFrame) -> str:
     lines = [f"## {first['id']}", "", f"{first['claim'][0].upper()}{first['claim'][1:]}. Reported: {first['reported']} "
              f"(source {first['source']}).", ""]
     for row in rows.itertuples():
-        measured = f" {row.measured}." if row.verdict != row.measured else ""
+        measured = f" {row.measured}." if row.measured not in ("", row.verdict) else ""
         lines += [f"- **`{row.protocol}`: {row.verdict}.**{measured} {row.why[0].upper()}{row.why[1:]}."]
         if row.runs:
             links = ", ".join(f"[{name}](runs/{name}.jsonl)" for name in row.runs.split())

@@ -295,9 +295,12 @@ def base_table(run: Run | None) -> pd.DataFrame:
     rows = []
     for name, sums in {"full base": full, "cut base": cut, "trigram": trigram, "cut - full": cut - full,
                        "trigram - full": trigram - full}.items():
-        bounds = stats.bootstrap((sums, sizes), lambda of, over, axis: of.sum(axis) / over.sum(axis), paired=True,
-                                 vectorized=True, n_resamples=2000, method="percentile", rng=np.random.default_rng(0))
-        low, high = bounds.confidence_interval
+        low = high = math.nan
+        if len(sizes) > 1:
+            bounds = stats.bootstrap((sums, sizes), lambda of, over, axis: of.sum(axis) / over.sum(axis), paired=True,
+                                     vectorized=True, n_resamples=2000, method="percentile",
+                                     rng=np.random.default_rng(0))
+            low, high = bounds.confidence_interval
         rows.append({"quantity": name, "documents": len(sizes), "loss": sums.sum() / sum(sizes), "loss_low": low,
                      "loss_high": high})
     return pd.DataFrame(rows)

