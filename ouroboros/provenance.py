@@ -114,6 +114,8 @@ def _state(root: Path) -> tuple[str | None, bool]:
     # what runs write while others run is no change of the code; results/ and figures/ are outputs
     changed = _git(root, "status", "--porcelain", "--untracked-files=normal", "--", ".",
                    ":!results", ":!figures")
+    if changed:
+        note(f"the checkout isn't at its commit ({changed.splitlines()[0]}): verify will refuse logs that are made so")
     return _git(root, "rev-parse", "HEAD"), changed == ""
 
 

@@ -382,3 +382,19 @@ def test_the_commit_is_the_checkouts_whatever_the_users_git_is_told(tmp_path, mo
     provenance._state.cache_clear()
     (tmp_path / "mine/new.py").touch()
     assert provenance._state(tmp_path / "mine") == (mine, False)
+
+
+def test_a_checkout_that_is_not_at_its_commit_is_said_before_hours_are_spent(tmp_path, capsys, asked_anew):
+    def git(*words):
+        subprocess.run([*GIT, *words], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "code.py").write_text("x = 1\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "log").write_text("made meanwhile")
+    assert provenance._state.__wrapped__(tmp_path)[1] and not capsys.readouterr().err
+    (tmp_path / "queue.lock").write_text("")
+    assert not provenance._state.__wrapped__(tmp_path)[1]
+    assert "isn't at its commit (?? queue.lock): verify will refuse logs" in capsys.readouterr().err
