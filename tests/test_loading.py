@@ -275,8 +275,9 @@ def test_broken_files_are_named(base, folder):
     save_file({name: state[name] for name in state if name != "model.embed_tokens.weight"}, base / "model.safetensors")
     refused("the checkpoint has no model.embed_tokens.weight", convert, base)
     (base / "model.safetensors").unlink()
-    (base / "model.safetensors.index.json").write_text("[]")
-    refused("no JSON with a weight_map", convert, base)
+    for broken in ("[]", '{"weight_map": []}', '{"weight_map": {"lm_head.weight": 3}}'):
+        (base / "model.safetensors.index.json").write_text(broken)
+        refused("no JSON with a weight_map", convert, base)
     (folder / "config.json").write_text("[]")
     refused("config.json: can't be read", OuroborosForCausalLM.from_pretrained, folder)
 

@@ -71,9 +71,9 @@ class Comparisons:
         losses = {seed: value for seed, value in losses.items() if not math.isnan(value)}
         setting, blocks, clusters = switches(self.protocol), None, None
         own = setting["evaluation"] != "splits" or arm == "full" and setting["reference"] == "short"
+        split, target = ("heldout", setting["target"]) if column == "loss" else (column, "t+1")
         if not endless and not (column == "loss" and own):
-            blocks, clusters = self._blocks(rows, *(("heldout", setting["target"]) if column == "loss" else
-                                                    (column, "t+1")))
+            blocks, clusters = self._blocks(rows, split, target)
         trained = RunSpec(arm, depth, rank, self.protocol, 0).fit != "none"
         return BySeed(losses, blocks, clusters, trained, self._margin(column), arm)
 

@@ -212,9 +212,8 @@ def blind(results: Results, depth: int) -> str:
 
 def instead(results: Results) -> list[str]:
     """What one would do instead of looping, against the cut model and the Controller."""
-    depth, found = shown_depth(results), [Comparisons(results, "corrected") for _ in range(2)]
-    return [_against(each, results.profile.instead, other, depth, words) for each, (other, words) in
-            zip(found, (("cut", CUT_WORDS), ("controller", CONTROLLER_WORDS)), strict=True)]
+    return [_against(Comparisons(results, "corrected"), results.profile.instead, other, shown_depth(results), words)
+            for other, words in (("cut", CUT_WORDS), ("controller", CONTROLLER_WORDS))]
 
 
 def by_text(results: Results, protocol: str) -> str:

@@ -8,7 +8,7 @@ from .configuration import OuroborosConfig, take_layers
 
 
 class RunningMean(DynamicLayer):
-    """What causal pooling keeps of the tokens seen: `keys` a sum (B, 1, d), `values` a count (B, 1, 1), in float32.
+    """What causal pooling keeps of the tokens seen, float32 at least: sum `keys` (B, 1, d), count `values` (B, 1, 1).
 
     A layer of the cache, so that beams, batches and devices are handled with it. While it records the past, as assisted
     decoding asks, it keeps both for every token, so that tokens can be taken back.

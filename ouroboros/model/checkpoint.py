@@ -66,9 +66,9 @@ class Checkpoint(Mapping[str, torch.Tensor]):
         elif index.exists():
             try:
                 places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            except (ValueError, KeyError, TypeError):
+                self._files = {name: folder / file for name, file in places.items()}
+            except (ValueError, KeyError, TypeError, AttributeError):
                 raise InputError(f"{index}: no JSON with a weight_map; save or fetch the checkpoint again") from None
-            self._files = {name: folder / file for name, file in places.items()}
         else:
             raise InputError(f"{folder}: holds no model.safetensors, nor an index of shards; save it with transformers")
         if tied:
