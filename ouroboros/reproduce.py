@@ -24,8 +24,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from .analysis import cards, claims, figures, inventory, overview, pages, pays, tables, text
-from .analysis.results import Results, base_run, load_results
+from .analysis import cards, claims, figures, inventory, overview, pages, pays, scales, tables, text
+from .analysis.results import Results, base_run, load_results, results_at_hand
 from .errors import InputError
 from .experiment.learning_rates import planned, rates_of
 from .experiment.plan import RunSpec
@@ -41,6 +41,7 @@ PICTURE = re.compile(r'"image/png": "([^"]*)"|"(?:png|pdf)": "[0-9a-f]{64}"')  #
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 PAYS = "12_pays.ipynb"  # of profiles that plan docs/hypotheses.md
 LOGS = "results/README.md"  # which logs are committed
+SCALES = "results/scales.md"  # where the README's profiles agree
 JOBS = 2  # notebooks that execute side by side
 README_PROFILES = ("smollm2", "tiny-first")  # whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
@@ -385,6 +386,16 @@ def _of_readme(all_results: dict[str, Results], root: Path) -> list[Results]:
             for profile in README_PROFILES if profile in committed(root)]
 
 
+def shared_pages(shown: list[Results], all_results: dict[str, Results], root: Path) -> dict[str, str]:
+    """The pages that speak of several profiles, {path: text}; `shown` are README's."""
+    texts = {LOGS: inventory.markdown(root)}
+    if len(shown) == len(README_PROFILES):
+        names = [f"{README_PROFILES[1]}-{variant}" for variant in scales.VARIANTS]
+        texts[SCALES] = scales.markdown(*shown, [all_results.get(name) or results_at_hand(name, root)
+                                                 for name in names if (PROFILES / f"{name}.yaml").exists()])
+    return texts
+
+
 def _readme_with(block: str, text: str) -> str:
     return re.sub(re.escape(BEGIN) + ".*?" + re.escape(END), lambda _: block, text, flags=re.DOTALL)
 
@@ -408,9 +419,11 @@ def reproduce(profiles: list[str], root: Path) -> None:
         print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
-        _rewrite(root / LOGS, inventory.markdown(root))
-    if set(README_PROFILES) & set(profiles) and (readme := root / "README.md").exists():
-        _rewrite(readme, _readme_with(readme_block(*_of_readme(all_results, root)), readme.read_text(encoding="utf-8")))
+        shown = _of_readme(all_results, root)
+        for path, page in shared_pages(shown, all_results, root).items():
+            _rewrite(root / path, page)
+        if shown and (readme := root / "README.md").exists():
+            _rewrite(readme, _readme_with(readme_block(*shown), readme.read_text(encoding="utf-8")))
 
 
 def _rewrite(path: Path, text: str) -> None:
@@ -460,14 +473,15 @@ def verify(profiles: list[str], root: Path) -> list[str]:
             derive(results, root, Path(temporary), pictures=False)
             faults += [f"{path}: {found}" for path, found in _differences(profile, root, Path(temporary))]
     if set(profiles) - set(inventory.UNCOMMITTED):
-        dated = (root / LOGS).read_text(encoding="utf-8") if (root / LOGS).exists() else ""
-        if found := _same_text(dated, inventory.markdown(root)):
-            faults.append(f"{LOGS}: {found}")
-        faults += _readme_faults(all_results, root)
+        shown = _of_readme(all_results, root)
+        for path, page in shared_pages(shown, all_results, root).items():
+            found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
+            faults += [f"{path}: {difference}"] if (difference := _same_text(found, page)) else []
+        faults += _readme_faults(shown, root)
     return faults
 
 
-def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]:
+def _readme_faults(shown: list[Results], root: Path) -> Iterator[str]:
     """Where README isn't what the logs say: all of it, whichever profiles were asked for."""
     readme = root / "README.md"
     if not readme.exists():
@@ -476,5 +490,5 @@ def _readme_faults(all_results: dict[str, Results], root: Path) -> Iterator[str]
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
         return
-    if found := _same_text(text, _readme_with(readme_block(*_of_readme(all_results, root)), text)):
+    if found := _same_text(text, _readme_with(readme_block(*shown), text)):
         yield f"README.md: {found}"

@@ -365,6 +365,14 @@ def test_all_of_the_readmes_is_checked_whichever_profile_is_named(arguments, two
     assert logs.startswith("results/README.md: line ") and readme.startswith("README.md: line ")
 
 
+def test_the_page_of_two_scales_is_derived_and_checked(two, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "README_PROFILES", ("tiny-first", "tiny"))
+    reproduce.reproduce(["tiny"], two)
+    assert verified(capsys, two) == []
+    edit(two / reproduce.SCALES, r"\| yes, ", "| no, ")
+    assert [line.partition(": line")[0] for line in verified(capsys, two, "--profile", "tiny")] == [reproduce.SCALES]
+
+
 def test_a_profile_whose_logs_are_not_committed_has_no_part_in_the_readmes(two, capsys):
     edit(two / "README.md", r"\| holds ", "| fails ")
     assert verified(capsys, two, "--profile", "smoke") == ["results/smoke/claims.md: derived, but not committed"]

@@ -25,7 +25,7 @@ html_title = project
 root_doc = "README"
 extensions = ["myst_nb"]
 smartquotes = False  # prompts and code in words keep their characters
-include_patterns = ["README.md", "docs/*.md", "results/README.md", "results/*/claims.md",
+include_patterns = ["README.md", "docs/*.md", "results/README.md", "results/scales.md", "results/*/claims.md",
                     "results/*/continuations.md", "results/*/last_word.md", "results/*/notebooks/*.ipynb"]
 exclude_patterns = [".*", "build", "ouroboros", "tests", "results/smoke", "results/*/runs", "results/*/checkpoints"]
 myst_heading_anchors = 3
@@ -59,7 +59,7 @@ def read(app, page: str, content: list[str]) -> None:
 def navigation() -> str:
     """Hidden lists of all pages: the documents in README's order, then each profile's claims, notebooks and texts."""
     readme = (ROOT / f"{root_doc}.md").read_text(encoding="utf-8")
-    linked = re.findall(r"\]\((docs/[\w-]+|results/README)\.md", readme)
+    linked = re.findall(r"\]\((docs/[\w-]+|results/README|results/scales)\.md", readme)
     others = (f"docs/{path.stem}" for path in sorted((ROOT / "docs").glob("*.md")))
     groups = {"Documents": list(dict.fromkeys([*linked, *others]))}
     for claims in sorted(ROOT.glob("results/*/claims.md")):

@@ -173,17 +173,27 @@ def questions(*several: Results) -> pd.DataFrame:
 
 def answer(results: Results, question: Question, depth: int) -> str:
     """A cell: the answer at a depth with its size, and at each other depth of the plan where it is another one."""
-    if not {question.arm, question.other} <= set(results.profile.arms) or question.at == depth:
+    if not is_planned(results, question, depth):
         return Verdict.NOT_PLANNED
     found = Comparisons(results, "corrected")
     gap = interval(found.difference("cut", "full")).mean
-    parts = family({at: minus(found.loss(question.arm, at), found.loss(question.other, question.at or at))
-                    for at in (depth, *results.profile.depths) if at != question.at})
+    parts = differences(found, question, depth)
     judged = verdicts(parts)
     said = {at: _said(question, part, judged[at], gap) for at, part in parts.items()}
     others = [f"At depth {at}: {said[at][0][0].lower()}{said[at][0][1:]}{said[at][1]}" for at, part in parts.items()
               if said[at][0] != said[depth][0] and (part.judged or part.n and part.mean * parts[depth].mean < 0)]
     return ". ".join(["".join(said[depth]), *others])
+
+
+def is_planned(results: Results, question: Question, depth: int) -> bool:
+    """Whether a profile plans the two arms of a question, and it asks something at a depth."""
+    return {question.arm, question.other} <= set(results.profile.arms) and question.at != depth
+
+
+def differences(found: Comparisons, question: Question, depth: int) -> dict[int, Interval]:
+    """What a question's arms differ by at a depth and at each other one of the plan; they are judged together."""
+    return family({at: minus(found.loss(question.arm, at), found.loss(question.other, question.at or at))
+                   for at in (depth, *found.results.profile.depths) if at != question.at})
 
 
 def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple[str, str]:

@@ -89,11 +89,17 @@ def per_results(function):
 
 def load_results(profile: str, root: Path) -> Results:
     """Read every finished run of a profile. Raises InputError when there is none, or one isn't what it says."""
+    found = results_at_hand(profile, root)
+    if not found.runs:
+        raise InputError(f"{found.profile.folder(root)}/runs: no finished run there; make runs PROFILE={profile} makes "
+                         "them")
+    return found
+
+
+def results_at_hand(profile: str, root: Path) -> Results:
+    """The same, and no error where there is no run yet."""
     declared = load_profile(profile)
-    runs = read_runs(declared.folder(root))
-    if not runs:
-        raise InputError(f"{declared.folder(root)}/runs: no finished run there; make runs PROFILE={profile} makes them")
-    return Results(declared, runs)
+    return Results(declared, read_runs(declared.folder(root)))
 
 
 def splits(profile: Profile) -> tuple[str, ...]:

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 
 from ouroboros import reproduce
-from ouroboros.analysis import inventory
 from ouroboros.analysis.results import load_results
 
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")  # in names and hashes too
@@ -73,10 +72,10 @@ def written(cells: list[str]) -> str:
 
 
 def outputs(root: Path) -> list[Path]:
-    """Every derived text of every profile with committed logs, and results/README.md; relative to the root."""
+    """Every derived text of every profile with committed logs, and those of several; relative to the root."""
     found = {path for profile in reproduce.committed(root) for path in reproduce._outputs(root, profile)
              if path.suffix not in (".png", ".pdf")}
-    return [*sorted(found), Path(reproduce.LOGS)]
+    return [*sorted(found), Path(reproduce.LOGS), Path(reproduce.SCALES)]
 
 
 PICTURES = {  # what is done to a picture and its sidecar
@@ -104,7 +103,9 @@ def main(root: Path) -> int:
         for profile in profiles:
             reproduce.derive(results[profile], root, out)
             missed += [f"unchanged, but {path}: {said}" for path, said in reproduce._differences(profile, root, out)]
-        reproduce.write_atomic(out / reproduce.LOGS, inventory.markdown(root))
+        shown = reproduce._of_readme(results, root)
+        for path, page in reproduce.shared_pages(shown, results, root).items():
+            reproduce.write_atomic(out / path, page)
         for path in outputs(root):
             committed, derived = ((folder / path).read_text(encoding="utf-8") for folder in (root, out))
             for place, changed in changes(path.suffix, committed):
@@ -116,8 +117,7 @@ def main(root: Path) -> int:
                 for name, spoil in PICTURES.items():
                     tried[name] += 1
                     missed += [] if picture_fault(root / path, out / "copy", spoil) else [f"{path}: {name}"]
-    text, block = (root / "README.md").read_text(encoding="utf-8"), reproduce.readme_block(
-        *reproduce._of_readme(results, root))
+    text, block = (root / "README.md").read_text(encoding="utf-8"), reproduce.readme_block(*shown)
     begin, end = text.index(reproduce.BEGIN) + len(reproduce.BEGIN), text.index(reproduce.END)
     for place, changed in changes(".md", text[begin:end]):
         tried["README"] += 1

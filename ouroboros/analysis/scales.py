@@ -1,0 +1,107 @@
+"""Where two models agree: the first screen's questions at the headline's profile and at a smaller one, and where their
+answers differ, what the smaller one, changed in one respect, says. Never imports torch."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import pandas as pd
+
+from .comparisons import Comparisons
+from .overview import QUESTIONS, Question, differences, is_planned
+from .results import Results, shown_depth
+from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, interval, verdicts
+from .text import NOT_RUN
+
+VARIANTS = {"deep": ("cut deeper", "the cut"), "other": ("on another base", "the base")}  # profiles <scale>-<name>
+YES, NO, OPEN, FEW = "yes", "no", "open", "too few seeds"
+SAID = {BETTER: YES, WORSE: NO, EQUIVALENT: EQUIVALENT, UNDECIDED: OPEN, NOT_JUDGED: FEW}
+DECIDED = (YES, NO, EQUIVALENT)
+
+
+class Scale(NamedTuple):
+    """A profile's results at a budget (its own, if none is named), and as what it is changed, if it is."""
+
+    results: Results
+    heading: str
+    cause: str = ""
+    updates: int | None = None
+
+
+class Answer(NamedTuple):
+    """`yes`, `no`, `equivalent`, `open`, `too few seeds`, `not run yet` or nothing, and the size in % of the gap."""
+
+    word: str
+    share: float = math.nan
+
+    def __str__(self) -> str:
+        size = f", {abs(self.share):.{0 if abs(self.share) >= 10 else 1}f} %"
+        return self.word + (size if self.word in (YES, NO) and math.isfinite(self.share) else "")
+
+
+def scales(results: Results, variants: Sequence[Results]) -> list[Scale]:
+    """The smaller profile at its own budget, changed in one respect, and with more tokens."""
+    name, own = results.profile.name, results.profile.training.updates
+    changed = [Scale(each, f"{name}, {VARIANTS[each.profile.name.removeprefix(name + '-')][0]}",
+                     VARIANTS[each.profile.name.removeprefix(name + "-")][1]) for each in variants]
+    longer = [Scale(results, f"{name}, {updates / own:g} x the tokens", f"the budget ({updates / own:g} x the tokens)",
+                    updates) for updates in results.profile.budgets if updates > own]
+    return [Scale(results, name), *changed, *longer]
+
+
+def answer(scale: Scale, question: Question, depth: int) -> Answer:
+    """What a scale says of a question at a depth, judged together with the other depths that the question has."""
+    if not is_planned(scale.results, question, depth):
+        return Answer("")
+    found = Comparisons(scale.results, "corrected", updates=scale.updates)
+    parts = differences(found, question, depth)
+    if not parts[depth].n:
+        return Answer("" if scale.updates else NOT_RUN)
+    judged = verdicts(parts)[depth]
+    word = next(word for said, word in SAID.items() if judged.startswith(said))
+    return Answer(word, 100 * parts[depth].mean / interval(found.difference("cut", "full")).mean)
+
+
+def why(first: Answer, changed: Sequence[tuple[str, Answer]]) -> str:
+    """Which changes make the smaller model say what the larger one says."""
+    decided = [(cause, each.word) for cause, each in changed if each.word in DECIDED]
+    causes = [cause for cause, word in decided if word == first.word]
+    if causes or not decided:
+        return " or ".join(causes) or "not tested yet"
+    return ("neither " if len(decided) > 1 else "not ") + " nor ".join(cause for cause, _ in decided)
+
+
+def table(first: Results, second: Results, variants: Sequence[Results] = ()) -> pd.DataFrame:
+    """A row a question that both profiles plan: both answers, whether they are the same, why not, and what the second
+    says changed."""
+    rows, depth = [], shown_depth(first)
+    for question in QUESTIONS:
+        small, *changed = scales(second, variants)
+        answers = {scale.heading: answer(scale, question, shown_depth(scale.results)) for scale in changed}
+        large, own = answer(Scale(first, ""), question, depth), answer(small, question, shown_depth(second))
+        if not large.word or not own.word:
+            continue
+        both = {large.word, own.word} <= {*DECIDED}
+        same = ("yes" if large.word == own.word else "no") if both else OPEN
+        reason = why(large, [(scale.cause, answers[scale.heading]) for scale in changed]) if same == "no" else ""
+        rows.append({"question": question.text, f"{first.profile.name}, depth {depth}": str(large),
+                     f"{small.heading}, depth {shown_depth(second)}": str(own), "the same?": same, "why not": reason}
+                    | {heading: str(each) for heading, each in answers.items()})
+    return pd.DataFrame(rows)
+
+
+def markdown(first: Results, second: Results, variants: Sequence[Results] = ()) -> str:
+    """The whole of results/scales.md."""
+    one, two = first.profile.name, second.profile.name
+    return f"""# Two scales: what `{one}` and `{two}` say
+
+Generated from the raw logs. Each answer is judged as in README's table, under `corrected`, on held-out text; sizes are
+in percent of each model's own gap, what cutting costs. *Yes* and *no*: the interval excludes 0. *Equivalent*: within
+the margin. *Open*: neither. Where both are decided and differ, the columns on the right change `{two}` in one respect,
+and a change explains the difference where `{two}`, changed so, says what `{one}` says.
+
+{table(first, second, variants).to_markdown(index=False, disable_numparse=True)}
+
+The paper's own claims at both, under both protocols, are README's second table; their reasons are in
+[{one}/claims.md]({one}/claims.md) and [{two}/claims.md]({two}/claims.md).
+"""
