@@ -38,14 +38,14 @@ help: ## this list
 
 # Installs the lock, unless this checkout was installed there since the lock changed: an environment
 # that two checkouts share is set up anew for each. What can't be used is refused before anything is
-# made or installed.
+# made or installed. Only torch has no hash, since its builds, for a CPU or for CUDA, differ.
 environment:
 	@fail() { printf 'error: %s\n' "$$1" >&2; exit 2; }; \
 	stamp="$$ENVIRONMENT/.ouroboros-installed"; python="$$ENVIRONMENT/bin/python"; \
 	case "$$ENVIRONMENT" in *[[:space:]]*) \
 	    fail "environment '$$(printf %s "$$ENVIRONMENT" | tr '\n' ' ')': its path holds a space"; esac; \
 	if [ "$$(cat "$$stamp" 2>/dev/null)" = "$$(pwd -P)" ] && \
-	    [ -z "$$(find requirements.lock pyproject.toml -newer "$$stamp")" ]; then exit 0; fi; \
+	    [ -z "$$(find requirements.lock .requirements.hashes pyproject.toml -newer "$$stamp")" ]; then exit 0; fi; \
 	if [ ! -x "$$python" ] && [ "$$ENVIRONMENT" != .venv ]; then \
 	    fail "environment '$$ENVIRONMENT': no bin/python there; deactivate it, or make it anew"; fi; \
 	first="$$python"; [ -x "$$first" ] || first="$${PYTHON:-python3}"; \
@@ -57,6 +57,7 @@ environment:
 	"$$python" -m pip --version >/dev/null 2>&1 || \
 	    fail "environment '$$ENVIRONMENT': no pip; add it ($$python -m ensurepip) or remove the folder"; \
 	echo "installing requirements.lock into $$ENVIRONMENT"; \
+	"$$python" -m pip install --quiet --no-deps --require-hashes -r .requirements.hashes && \
 	"$$python" -m pip install --quiet -r requirements.lock && \
 	"$$python" -m pip install --quiet --no-deps --no-build-isolation -e . && \
 	pwd -P > "$$stamp"
@@ -114,7 +115,7 @@ lab: environment ## open the notebooks in JupyterLab
 
 # What is installed beside the lock changes nothing of it; once it is there, no network is asked.
 site: environment ## README, docs, claims, executed notebooks and logs as a site: build/site/index.html
-	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -r docs/site/site.lock
+	$(RUN_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r docs/site/site.hashes
 	rm -rf build/site build/doctrees
 	$(RUN_PYTHON) -m sphinx -q -W --keep-going -c docs/site -d build/doctrees . build/site
 

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import lock_hashes
 import nbformat
 import pytest
 import yaml
@@ -42,6 +43,23 @@ def test_a_lock_pins_one_exact_version_a_line(lines, lock):
     assert list(lock) == sorted(lock) and len(lock) == len(lines)
 
 
+@pytest.mark.parametrize("lock, hashed", lock_hashes.HASHED.items())
+def test_a_file_is_installed_only_if_its_hash_is_known(lock, hashed, tmp_path):
+    """Every pin but torch's has hashes, and no other line stands beside it; pip refuses a file of another one."""
+    pins = [line for line in (ROOT / lock).read_text().splitlines() if not line.startswith(("#", "torch=="))]
+    entries = (ROOT / hashed).read_text().replace(" \\\n   ", "").splitlines()[1:]
+    assert [entry.split()[0] for entry in entries] == pins
+    assert all(re.fullmatch(r"\S+( --hash=sha256:[0-9a-f]{64})+", entry) for entry in entries)
+    name, version = pins[0].split("==")
+    (tmp_path / f"{name.replace('-', '_')}-{version}-py3-none-any.whl").write_bytes(b"another file")
+    asked = tmp_path / "asked.hashes"
+    asked.write_text(entries[0])
+    found = subprocess.run([sys.executable, "-m", "pip", "install", "--dry-run", "--isolated", "--ignore-installed",
+                            "--no-deps", "--no-index", f"--find-links={tmp_path}", "--require-hashes", "-r", asked],
+                           capture_output=True, text=True)
+    assert found.returncode and "DO NOT MATCH THE HASHES" in found.stderr
+
+
 def test_the_site_changes_nothing_of_the_lock():
     assert not set(SITE_LOCK) & set(LOCK)
 
@@ -71,8 +89,10 @@ def test_conda_installs_the_same_lock():
 
 def test_the_makefile_installs_the_same_lock():
     text = (ROOT / "Makefile").read_text()
-    assert text.count("pip install") == 3
-    assert "pip install --quiet --disable-pip-version-check --no-deps -r docs/site/site.lock" in text
+    assert text.count("pip install") == 4
+    assert ("pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r docs/site/site.hashes"
+            in text)
+    assert "pip install --quiet --no-deps --require-hashes -r .requirements.hashes" in text
     assert "pip install --quiet -r requirements.lock" in text
     assert "pip install --quiet --no-deps --no-build-isolation -e ." in text
 

@@ -37,7 +37,7 @@ def checkout(tmp_path):
     """A copy of what make reads, in a folder with a space."""
     folder = tmp_path / "my checkout"
     folder.mkdir()
-    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+    for name in ("Makefile", "requirements.lock", ".requirements.hashes", "pyproject.toml"):
         shutil.copy(ROOT / name, folder)
     (folder / "notebooks").mkdir()
     return folder
@@ -233,7 +233,7 @@ def test_an_environment_is_set_up_once_and_again_when_the_lock_or_the_checkout_c
 
     assert [installs(), installs()] == [1, 1]
     stamp = environment / ".ouroboros-installed"
-    os.utime(checkout / "requirements.lock", (stamp.stat().st_mtime + 10,) * 2)
+    os.utime(checkout / ".requirements.hashes", (stamp.stat().st_mtime + 10,) * 2)
     assert installs() == 2
     os.utime(stamp, (stamp.stat().st_mtime + 20,) * 2)
     assert installs() == 2
