@@ -15,7 +15,8 @@ from ouroboros.experiment.schema import SplitConfig
 from ouroboros.log import read_run
 from ouroboros.training import build, trainer
 from ouroboros.training.build import cut_layers
-from ouroboros.training.corpus import prepare
+from ouroboros.training.corpus import LOOK_AHEAD, prepare
+from ouroboros.training.ngram import Counts
 from ouroboros.training.run import execute
 
 IDS = torch.arange(40).view(2, 20)
@@ -170,6 +171,23 @@ def test_every_arm_makes_a_run(arm, profile, root):
     assert (run.manifest["rate"] is None) == (ARMS[arm].fit != "gradient")
     assert max(run.last(*name) for name in run.series if name[1].startswith("moved/")) > 0.9
     assert run.series["heldout", "loss_t+1"].updates == [profile.training.updates]
+
+
+def test_pairs_are_counted_in_what_a_run_trains_on_or_in_the_whole_split(profile, root, monkeypatch):
+    counted, corpus, count = [], prepare(profile, root), Counts.__init__
+
+    def recorded(self, text, *args, **kwargs):
+        counted.append(text)
+        count(self, text, *args, **kwargs)
+
+    monkeypatch.setattr(Counts, "__init__", recorded)
+    names = ("bigram_seen-corrected-s0", "bigram_seen-corrected-s1", "bigram-any-s0")
+    seen, other, whole = (read_run(execute(profile, name, root, progress=False)) for name in names)
+    blocks = trainer.training_blocks(RunSpec("controller", 2, 4, "corrected", 0), profile, corpus)
+    assert counted[0].tolist() == blocks[:, :-LOOK_AHEAD].flatten().tolist() != counted[1].tolist()
+    assert len(counted[2]) == sum(corpus.lengths("train") + 1) > len(counted[0]) == len(counted[1])
+    assert whole.last("heldout", "loss_t+1") < min(run.last("heldout", "loss_t+1") for run in (seen, other))
+    assert seen.manifest["trainable"] == 0 and seen.manifest["flops"] is None and not seen.manifest["hashes"]["trained"]
 
 
 def test_a_controller_that_reads_others_is_batched_with_distant_blocks(profile, root):

@@ -32,7 +32,7 @@ class Arm:
     """Between prelude and coda: every layer of the base; the recurrent layer once (and `more` of those after it); it
     once, between two linear maps; it, looped; a scale and a shift of each channel; nothing. `refine`: every layer, and
     the last one again, looped; `intact`: that system without its loop. `counts`: no network at all, but the frequencies
-    of tokens in the training text."""
+    of tokens in the training split, or with fit `counts` in the blocks that a run would train on."""
     modulation: str = "none"  # of a loop: a name in `modulation.MODULATIONS`
     module: str | None = None  # of an own arm: the class of its modulation, `path/to/file.py:Class`
     reads: bool = False  # whether its modulation reads the hidden state, so is computed for each token
@@ -50,7 +50,7 @@ class Arm:
     scans: bool = False  # the cut model with other layers kept, or passed again, is scored instead of it
     coda: bool = False  # trained whole
     ends: int | None = None  # layers kept at either end; None: the profile's split
-    fit: Literal["none", "least squares", "gradient"] = "gradient"
+    fit: Literal["none", "counts", "least squares", "gradient"] = "gradient"
 
     @property
     def loops(self) -> bool:
@@ -166,7 +166,9 @@ ARMS = {
     "affine": Arm("a scale and a shift of each channel", "affine"),
     "bare": Arm("the kept layers, nothing between them", "none", fit="none"),
     "unigram": Arm("unigram", "counts", fit="none"),
-    "bigram": Arm("counts of token pairs", "counts", fit="none"),  # under t+2 a skip-bigram
+    # under t+2 skip-bigrams
+    "bigram": Arm("counts of token pairs, all training text", "counts", fit="none"),
+    "bigram_seen": Arm("counts of token pairs, a run's own text", "counts", fit="counts"),
     # the loop before it learns anything
     "untrained": _like(NONE, "untrained", fit="none"),
     "untrained_matched": _like(NONE, "untrained, step norms from the stream's size", matched=True, fit="none"),

@@ -32,7 +32,7 @@ def update_flops(spec: RunSpec, profile: Profile) -> float:
     tokens = training.updates * training.tokens_per_update
     if spec.trained:
         return tokens * _mean(Cost.of(profile, spec.arm, spec.rank).training, _depths(spec), training.block)
-    return tokens * Cost.of(profile, "full").forward(1, training.block) if spec.fit != "none" else 0.0
+    return tokens * Cost.of(profile, "full").forward(1, training.block) if spec.fit == "least squares" else 0.0
 
 
 def evaluation_flops(spec: RunSpec, profile: Profile) -> float:

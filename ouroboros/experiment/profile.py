@@ -229,8 +229,8 @@ class Profile(Strict):
 
     @property
     def instead(self) -> tuple[str, ...]:
-        """The arms that learn something and have no loop: what one would do instead."""
-        return tuple(arm for arm in self.arms if ARMS[arm].fit != "none" and not ARMS[arm].loops)
+        """The arms that train a network without a loop: what one would do instead."""
+        return tuple(arm for arm in self.arms if ARMS[arm].fit not in ("none", "counts") and not ARMS[arm].loops)
 
     @property
     def seeds(self) -> tuple[int, ...]:

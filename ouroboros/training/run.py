@@ -23,7 +23,7 @@ from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
 from . import evaluation, measure, probes
 from .build import FIT_BATCH, build, fit_maps, load_base, part_of
-from .corpus import Corpus, content_sha256, prepare
+from .corpus import LOOK_AHEAD, Corpus, content_sha256, prepare
 from .ngram import Counts
 from .own_arm import load_own
 from .prelude_states import kept
@@ -140,7 +140,8 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     folder = profile.unfinished(spec.id, root) if path == profile.run_path(spec.id, root) else path.parent / spec.id
     log = WorkingLog(folder, fresh=rates is None) if accelerator.is_main_process else NoLog()
     stream = _measure_streams(model, base, spec, profile, corpus, sets, log)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if fit != "none" else {}
+    learns = fit in ("gradient", "least squares")
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if learns else {}
     before = {name: p.detach().clone() for name, p in trained.items()}
     if protocol and protocol["precision"] == "bfloat16":
         round_to_bfloat16(before.values())
@@ -164,7 +165,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
         status = "diverged"
     if not accelerator.is_main_process:
         return
-    if status == "finished" and (fit != "none" or stream):
+    if status == "finished" and (learns or stream):
         _describe(model, spec, before, stream, log, update)
     log.finish(path, {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, **profile.declared(spec), "arm": spec.arm,
@@ -185,8 +186,11 @@ def _build(spec: RunSpec, profile: Profile, base, corpus: Corpus, root: Path,
            device: torch.device) -> nn.Module | Counts:
     """The run's model, on its device."""
     if ARMS[spec.arm].middle == "counts":
-        text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
-        return Counts(text, base.config.vocab_size, pairs=spec.arm == "bigram")
+        if spec.fit == "counts":
+            text = training_blocks(spec, profile, corpus)[:, :-LOOK_AHEAD].ravel()  # blocks follow each other
+        else:
+            text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
+        return Counts(text, base.config.vocab_size, pairs=spec.arm != "unigram")
     load_own(spec.arm, profile, base.config, root)
     return build(spec, profile, base).to(device)
 

@@ -23,7 +23,7 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
             "controller_nonorm": 5.6, "static_nonorm": 5.7, "controller_nogate_nonorm": 7.0, "static_wide": 4.4,
             "controller_blind": 4.3, "controller_other": 4.3, "lora": 3.5, "lora_layer": 3.0,
             "linear_fit": 5.0, "linear": 4.5, "controller_matched": 3.9, "static_matched": 4.1, "none_matched": 5.4,
-            "affine": 5.8, "bare": 6.2, "unigram": 7.5, "bigram": 7.2,
+            "affine": 5.8, "bare": 6.2, "unigram": 7.5, "bigram": 7.2, "bigram_seen": 7.4,
             "refine": 3.0, "refine_nogate": 6.5, "refine_base": 6.3,
             **dict.fromkeys(("untrained", "untrained_matched", "untrained_nonorm"), 6.4),
             **{f"cut_{ends}": 7.0 - 0.1 * ends for ends in (2, 4, 6, 10, 12)}}
