@@ -369,7 +369,8 @@ def test_the_table_of_rates_has_every_depth_factor_and_step_outward(tmp_path):
     assert table.to_dict("records") == [{
         "arm": "static", "depth": 1, "updates": 200, "dev loss at 0.0003": 5.0, "dev loss at 0.001": 4.0,
         "dev loss at 0.003": 3.0, "dev loss at 0.01": 3.5, "elementwise x10": 2.5, "elementwise x30": 2.75,
-        "best rate": 3e-3, "best factor": 10, "at the grid's end": False, "diverged at": ""}]
+        "best rate": 3e-3, "best factor": 10, "at the grid's end": False, "missing": 0,
+        "diverged at": ""}]
     assert list(table)[3:7] == [f"dev loss at {rate:g}" for rate in dev]
 
 

@@ -58,10 +58,12 @@ def test_the_opening_follows_the_first_two_answers(tmp_path, loop, lora, said):
 
 
 def test_the_first_screen_says_what_counting_wins_back_and_what_more_tokens_do(results, tmp_path):
-    assert "Counting pairs" not in overview.opening(results) and not overview.on_more_tokens(results)  # not planned
+    assert "counting pairs" not in overview.opening(results) and not overview.on_more_tokens(results)  # not planned
     found = results_of(tmp_path, profile="smollm2", keep=lambda spec: spec.purpose == "matrix")
-    assert overview.opening(found).endswith("Counting pairs of tokens in the training text: -30 %.")  # 7.2, gap 6 - 2
-    assert "counting pairs of tokens -30 %" in overview.on_other_text(found)
+    assert overview.opening(found).endswith(
+        "; counting pairs of tokens in the text that a run sees -35 %; in the whole training split -30 %.")
+    assert "a table in the Controller's place 47 %; the gate alone 5 %; " in overview.opening(found)
+    assert overview.on_other_text(found) == "; on text of packages that no run saw, 50 and 62 %"
     assert overview.on_more_tokens(found) == ("With 4 times the tokens a single pass wins back 50 %, LoRA 62 % "
                                                "(n = 1). ")
 

@@ -55,11 +55,11 @@ def sentences() -> list[tuple[str, str]]:
         ("README.md", "the full model finds [the last word](results/smollm2/last_word.md) of "
                       f"{share[ARMS['full'].label]} % of sentences, LoRA {share[ARMS['lora'].label]} %, "
                       f"loops {loops.min()} to {loops.max()} %"),
-        ("README.md", f"trained on {tokens(paper) / tokens(smollm2):,.0f} times the"),
-        ("README.md", f"wins back {told['rec'].reported} % of the loss"),
+        ("README.md", f"train on {tokens(paper) / tokens(smollm2):,.0f} times the"),
+        ("README.md", f"wins back {told['rec'].reported} % of what cutting cost"),
         ("README.md", f"cut from {layers} layers to {kept}"),
         ("README.md", f"the {round(tokens(smollm2), -3):,} tokens that a run sees"),
-        ("README.md", f"`tiny-first` ({narrow},"),
+        ("README.md", f"`tiny-first` ({narrow})"),
         ("README.md", f"[{NUMBERS[len(protocol_.SWITCHES)]} settings](docs/protocol.md)"),
         ("README.md", f'prelude["prelude: {paper.split.prelude} layers, frozen"]'),
         ("README.md", f'coda["coda: {paper.split.coda} layers, frozen"]'),

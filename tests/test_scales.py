@@ -30,7 +30,7 @@ def row(*found) -> dict:
 
 def test_the_same_answer_needs_no_reason(tmp_path):
     found = row(results_of(tmp_path, "smollm2", 5.0), results_of(tmp_path, "tiny", 4.4))
-    assert found["smollm2, depth 8"] == "yes, 25 %" and found["tiny, depth 8"] == "yes, 10 %"
+    assert found["smollm2, depth 8"] == "yes, by 25 %" and found["tiny, depth 8"] == "yes, by 10 %"
     assert (found["the same?"], found["why not"]) == ("yes", "")
 
 
@@ -51,7 +51,7 @@ def test_an_opposite_answer_is_explained_by_what_makes_it_the_same(tmp_path, dee
     if deep is not None:
         results_of(tmp_path, "tiny-deep", deep)
     found = row(results_of(tmp_path, "smollm2", 5.0), tiny, [results_at_hand("tiny-deep", tmp_path)])
-    assert found["tiny, depth 8"] == "no, 25 %" and (found["the same?"], found["why not"]) == ("no", why)
+    assert found["tiny, depth 8"] == "no, by 25 %" and (found["the same?"], found["why not"]) == ("no", why)
 
 
 def test_what_is_open_or_not_run_is_said_to_be_so(tmp_path):

@@ -100,6 +100,8 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
         verdict, why = Verdict.UNDECIDED, f"{why}, but a diverged run, which has no loss, says otherwise"
     if protocol in claim.notes:
         why += f"; {claim.notes[protocol]}"
+    if verdict == Verdict.NOT_PLANNED:
+        return Judged({}, verdict, why)
     short = [arm for arm in loops if any(found.norms_near(arm, depth) is False
                                          for depth in results.profile.depths_of(arm))]
     if short:
@@ -212,6 +214,8 @@ def records(claim: Claim, results: Results) -> list[dict]:
     for protocol in results.profile.protocols:
         with results.reading() as read:
             judged = judge(claim, results, protocol)
+        if judged.verdict == Verdict.NOT_PLANNED:
+            read = set()  # of its other arms
         rows.append({
             "id": claim.id, "claim": claim.what, "reported": claim.reported_text, "source": claim.sources,
             "recomputed": "" if again is None else f"{again:.{claim.decimals}f}", "protocol": protocol,

@@ -404,8 +404,8 @@ def overview(results: Results):
     """Every way to live without the removed layers, and counts of token pairs, minus the cut model, `corrected`; loops
     at one depth: README's."""
     depth, found = shown_depth(results), Comparisons(results, "corrected")
-    arms = ("full", *results.profile.instead, "bigram", "none_nogate", "none_nonorm", "none", "static", "controller",
-            "static_nonorm", "controller_nonorm")
+    arms = ("full", *results.profile.instead, "bigram", "bigram_seen", "none_nogate", "none_nonorm", "none", "static",
+            "controller", "static_nonorm", "controller_nonorm")
     shown = [(_name(arm, depth, found), arm, interval(found.difference(arm, "cut", depth=depth))) for arm in arms]
     figure = _forest({f"loops at depth {depth}; left of 0: better than the cut model": shown},
                      text.shown_overview(results), ARM_CUT)

@@ -83,7 +83,7 @@ def _section(rows: pd.DataFrame) -> str:
     """A claim: what is reported, and under each protocol the verdict, what was measured, why, the runs."""
     first = rows.iloc[0]
     lines = [f"## {first['id']}", "", f"{first['claim'][0].upper()}{first['claim'][1:]}. Reported: {first['reported']} "
-             f"(source {first['source']}).", ""]
+             f"(source {first['source']}).{_difference(find(first['id']))}", ""]
     for row in rows.itertuples():
         measured = f" {row.measured}." if row.measured not in ("", row.verdict) else ""
         lines += [f"- **`{row.protocol}`: {row.verdict}.**{measured} {row.why[0].upper()}{row.why[1:]}."]
@@ -94,6 +94,15 @@ def _section(rows: pd.DataFrame) -> str:
             lines += ["", f"  <details><summary>read: {count} run{'s' * (count != 1)}</summary>", "", f"  {links}", "",
                       "  </details>"]
     return "\n".join([*lines, ""])
+
+
+def _difference(claim: Claim) -> str:
+    """Of what a claim's measured differences are."""
+    measure = claim.measure
+    if measure is None or not measure.minus and measure.statistic == "loss":
+        return ""
+    what = f"{measure.arm} - {measure.minus}" if measure.minus else measure.arm
+    return f" Measured: `{what}`" + (f", its {measure.statistic}." if measure.statistic != "loss" else ".")
 
 
 def _values(rows: pd.DataFrame) -> pd.DataFrame:

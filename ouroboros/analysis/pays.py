@@ -17,6 +17,7 @@ from .comparisons import Comparisons
 from .results import Results
 from .statistics import FEWEST, NOTHING, BySeed, Interval, interval, minus
 from .tables import columns, sized
+from .text import missing_of
 
 HEADLINE = "values"  # the class of docs/hypotheses.md that pays.json is about
 WINS, CLOSE = 0.02, 0.01  # of the gap
@@ -201,7 +202,8 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
 
 def answer(results: Results) -> list[str]:
     """The verdict, its size, and what each step has said so far."""
-    return [*_verdict(results), *_screen_said(results), *_scan_said(results)]
+    wanted = {spec.id for entry in results.profile.plan if entry.role for spec in results.profile.runs_of(entry)}
+    return [*_verdict(results), missing_of(results, wanted), *_screen_said(results), *_scan_said(results)]
 
 
 def _verdict(results: Results) -> list[str]:

@@ -35,7 +35,7 @@ class Answer(NamedTuple):
     share: float = math.nan
 
     def __str__(self) -> str:
-        size = f", {abs(self.share):.{0 if abs(self.share) >= 10 else 1}f} %"
+        size = f", by {abs(self.share):.{0 if abs(self.share) >= 10 else 1}f} %"
         return self.word + (size if self.word in (YES, NO) and math.isfinite(self.share) else "")
 
 
@@ -93,12 +93,14 @@ def table(first: Results, second: Results, variants: Sequence[Results] = ()) -> 
 def markdown(first: Results, second: Results, variants: Sequence[Results] = ()) -> str:
     """The whole of results/scales.md."""
     one, two = first.profile.name, second.profile.name
+    changes = (f"The columns on the right change `{two}` in one respect; a change explains a difference where `{two}`, "
+               f"changed so, says what `{one}` says." if len(scales(second, variants)) > 1 else
+               f"Nothing that would explain a difference, `{two}` changed in one respect, is run.")
     return f"""# Two scales: what `{one}` and `{two}` say
 
-Generated from the raw logs. Each answer is judged as in README's table, under `corrected`, on held-out text; sizes are
-in percent of each model's own gap, what cutting costs. *Yes* and *no*: the interval excludes 0. *Equivalent*: within
-the margin. *Open*: neither. Where both are decided and differ, the columns on the right change `{two}` in one respect,
-and a change explains the difference where `{two}`, changed so, says what `{one}` says.
+Generated from the raw logs. Each answer is judged as in README's table, which has other depths too, under `corrected`,
+on held-out text; sizes are in percent of each model's own gap, what cutting costs. *Yes* and *no*: the interval
+excludes 0. *Equivalent*: within the margin. *Open*: neither. {changes}
 
 {table(first, second, variants).to_markdown(index=False, disable_numparse=True)}
 

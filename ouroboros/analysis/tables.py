@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -257,14 +258,17 @@ def last_slope(losses: pd.DataFrame) -> float:
 
 def search_table(results: Results) -> pd.DataFrame:
     """The learning-rate searches: dev loss of every arm, depth and budget searched (rows) at every matrix rate, then,
-    at the best of these, with the elementwise rate every factor above it (columns); the best of both; a run's updates.
+    at the best of these, with the elementwise rate every factor above it (columns); the best of both; a run's updates;
+    how many of the search's runs are missing.
     """
-    profile, searches = results.profile, {}
+    profile, searches, missing = results.profile, {}, Counter()
     for spec in planned(profile, results.runs):
+        place = spec.arm, spec.depth, spec.updates
         if spec.purpose == "rate" and spec.id in results.runs:
-            searches.setdefault((spec.arm, spec.depth, spec.updates), {})[spec] = dev_loss(results.runs[spec.id])
+            searches.setdefault(place, {})[spec] = dev_loss(results.runs[spec.id])
+        missing[place] += spec.purpose == "rate" and spec.id not in results.runs
     rows = []
-    for (arm, depth, _), losses in searches.items():
+    for (arm, depth, updates), losses in searches.items():
         rates = {spec.rate: dev for spec, dev in losses.items() if spec.rate}
         factors = {spec.factor: dev for spec, dev in losses.items() if spec.factor}
         best = min(rates, key=rates.get)
@@ -274,8 +278,10 @@ def search_table(results: Results) -> pd.DataFrame:
                     | {f"elementwise x{factor:g}": factors[factor] for factor in sorted(factors)}
                     | {"best rate": best, "best factor": factor,
                        "at the grid's end": best in (min(rates), max(rates)) or factor == max(factors, default=0),
+                       "missing": missing[arm, depth, updates],
                        "diverged at": " ".join(f"{rate:g}" for rate in sorted(rates) if math.isinf(rates[rate]))})
-    first, last = ["arm", "depth", "updates"], ["best rate", "best factor", "at the grid's end", "diverged at"]
+    first = ["arm", "depth", "updates"]
+    last = ["best rate", "best factor", "at the grid's end", "missing", "diverged at"]
     frame = pd.DataFrame(rows, columns=None if rows else [*first, *last])
     measured = sorted(set(frame) - {*first, *last}, key=lambda name: (name[0], float(name.split()[-1].strip("x"))))
     return frame[[*first, *measured, *last]].replace(math.inf, math.nan).astype({"depth": "Int64"})

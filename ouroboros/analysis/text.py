@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from ..experiment.arms import ARMS
 from ..experiment.protocol import COLUMNS, switches
 from . import reference_losses, reported, statistics
-from .comparisons import BLIND, Comparisons
+from .comparisons import BLIND, LOOPS, Comparisons
 from .ledger import Claim
 from .results import Results, shown_depth
-from .statistics import ALPHA, NOT_JUDGED, NOTHING, BySeed, Interval, family, holm, interval, verdict, verdicts
+from .statistics import ALPHA, NOT_JUDGED, NOTHING, BySeed, Interval, family, holm, interval, minus, verdict, verdicts
 from .tables import CONVERGED_SLOPE, sized
 
 Words = tuple[str, str, str]  # above 0, below 0, open
@@ -22,6 +22,7 @@ CUT_WORDS = ("is worse than the cut model", "is better than the cut model", "is 
 CONTROLLER_WORDS = ("is behind the Controller", "is ahead of the Controller",
                     "is indistinguishable from the Controller")
 STATIC_WORDS = ("the Controller is ahead", "static is ahead", "the two are indistinguishable")
+DEEPER = ("the loss is higher", "the loss is lower", "no detectable change of the loss")
 ADDED = ("raises the loss", "lowers the loss", "no detectable effect on the loss")
 NEEDED = ("the loss rises, so the trained model relies on what it sees", "the loss falls",
           "no detectable change of the loss")
@@ -226,12 +227,13 @@ def by_text(results: Results, protocol: str) -> str:
 
 def newer(results: Results, protocol: str) -> str:
     """Whether a verdict on held-out text is another one on text that is newer than the base."""
-    found, pairs = Comparisons(results, protocol), (("controller", "cut"), ("static", "controller"))
+    found = Comparisons(results, protocol)
+    pairs = {"Controller - cut": ("controller", "cut"), "static - Controller": ("static", "controller"),
+             "LoRA - Controller": ("lora", "controller"), "Controller - token pairs": ("controller", "bigram_seen")}
 
     def judged_on(split: str) -> dict[str, str]:
-        cut, static = (found.compare(*pair, by="depth", column=split) for pair in pairs)
-        return verdicts(family({f"{name}, {depth}": part[depth] for depth in cut for name, part in
-                                (("Controller - cut", cut), ("static - Controller", static))}))
+        return verdicts(family({f"{name}, {depth}": part for name, pair in pairs.items()
+                                for depth, part in found.compare(*pair, by="depth", column=split).items()}))
 
     old, new = judged_on("heldout"), judged_on("newer")
     judged = [name for name in old if NOT_JUDGED not in (old[name], new[name])]
@@ -240,8 +242,25 @@ def newer(results: Results, protocol: str) -> str:
     differ = [f"{name} ({old[name]} on held-out, {new[name]} on newer text)"
               for name in judged if old[name] != new[name]]
     same = (f"`{protocol}`: {len(judged) - len(differ)} of {len(judged)} verdicts on held-out text are the same on "
-            "text that is newer than the base.")
+            f"text that is newer than the base ({', '.join(pairs)}; at each depth).")
     return f"{same} Others: {'; '.join(differ)}." if differ else same
+
+
+def other_depths(results: Results) -> str:
+    """What the Controller's runs of the base depth lose or gain when they are scored at other depths."""
+    found, base = Comparisons(results, "corrected"), results.profile.depth
+    losses = found.at_other_depths("controller")
+    own = losses.pop(f"depth {base}", BySeed())
+    against = {f"at {depth}": minus(part, own) for depth, part in losses.items()}
+    return _listed(found, f"the Controller trained at depth {base}, scored at another", against, DEEPER)
+
+
+def matched(results: Results) -> str:
+    """Loops whose step norms begin at the stream's size, minus the same that begin at 1."""
+    found = Comparisons(results, "corrected")
+    against = {f"{ARMS[arm].label}, depth {depth}": found.difference(f"{arm}_matched", arm, depth=depth)
+               for arm in LOOPS for depth in found.results.profile.depths_of(f"{arm}_matched")}
+    return _listed(found, "step norms that begin at the stream's size, minus at 1", against, ADDED) if against else ""
 
 
 def coda(results: Results) -> str:
