@@ -20,12 +20,7 @@ class _Quiet(DisplayHook):
     """Keeps a cell's last value without printing it."""
 
     def __call__(self, result=None):
-        if result is not None:
-            self.fill_exec_result(result)
-
-
-class _Shell(InteractiveShell):
-    displayhook_class = _Quiet
+        self.fill_exec_result(result)
 
 
 class InProcess(Engine):
@@ -37,7 +32,7 @@ class InProcess(Engine):
     @classmethod
     def execute_managed_notebook(cls, nb_man, kernel_name, **_):
         """Execute `nb_man`'s notebook, whose code is this Python's whatever the kernel is called."""
-        shell = _Shell.instance(config=Config(HistoryManager={"enabled": False}))
+        shell = InteractiveShell.instance(displayhook_class=_Quiet, config=Config(HistoryManager={"enabled": False}))
         with pd.option_context("display.max_columns", COLUMNS):
             code = [(index, cell) for index, cell in enumerate(nb_man.nb.cells) if cell.cell_type == "code"]
             for count, (index, cell) in enumerate(code, 1):
@@ -45,7 +40,7 @@ class InProcess(Engine):
                     nb_man.cell_exception(cell, index)
                     break
         shell.restore_sys_module_state()
-        _Shell.clear_instance()
+        InteractiveShell.clear_instance()
 
 
 def _execute(shell: InteractiveShell, cell, count: int) -> bool:

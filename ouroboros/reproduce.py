@@ -5,7 +5,6 @@ digits, figures by the arrays plotted (their pixels may differ between machines)
 """
 
 import base64
-import contextlib
 import csv
 import html
 import io
@@ -42,6 +41,7 @@ TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 PAYS = "12_pays.ipynb"  # of profiles that plan docs/hypotheses.md
 LOGS = "results/README.md"  # which logs are committed
 SCALES = "results/scales.md"  # where the README's profiles agree
+README = "README.md"
 JOBS = 2  # notebooks that execute side by side
 README_PROFILES = ("smollm2", "tiny-first")  # whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
@@ -192,18 +192,6 @@ def _clean(notebook):
     return notebook
 
 
-@contextlib.contextmanager
-def _notebook_processes(results: Results) -> Iterator[ProcessPoolExecutor]:
-    """Processes that see these runs. Raises InputError when one is killed, which a pool says in two ways."""
-    try:
-        with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn"), _hand_over,
-                                 (results.profile, results.runs)) as pool:
-            yield pool
-    except (BrokenProcessPool, BrokenPipeError):
-        raise InputError("a process that executes notebooks was killed, as when memory runs out; run the same command "
-                         "again") from None
-
-
 def derive(results: Results, root: Path, out: Path, pictures: bool = True) -> None:
     """Derive everything of a profile below `out`: notebooks, tables, figures, claims.md, checkpoints' cards. Figures
     are drawn only with `pictures`, which no comparison reads."""
@@ -211,20 +199,25 @@ def derive(results: Results, root: Path, out: Path, pictures: bool = True) -> No
     folder = out / "results" / profile
     unasked = {TOUR} if any(entry.role for entry in results.profile.plan) else {TOUR, PAYS}
     notebooks = {path for path in (root / "notebooks").glob("*.ipynb") if path.name not in unasked}
-    with _notebook_processes(results) as pool:
-        environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
-        environment |= {} if pictures else {"OUROBOROS_UNDRAWN": "1"}
-        running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name, {"profile": profile},
-                               environment)  # the longest first
-                   for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
-        write_atomic(folder / "claims.md", pages.markdown(results))
-        if found := pays.as_json(results):
-            write_atomic(folder / "pays.json", found)
-        write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
-        for path, card in cards.cards(results, root):
-            write_atomic(out / path, card)
-        for notebook in running:
-            notebook.result()  # what it raised
+    environment = {"OUROBOROS_ROOT": str(root), "OUROBOROS_OUT": str(out)}
+    environment |= {} if pictures else {"OUROBOROS_UNDRAWN": "1"}
+    try:
+        with ProcessPoolExecutor(JOBS, multiprocessing.get_context("spawn"), _hand_over, (results.profile, results.runs)
+                                 ) as pool:
+            running = [pool.submit(execute_notebook, notebook, folder / "notebooks" / notebook.name,
+                                   {"profile": profile}, environment)  # the longest first
+                       for notebook in sorted(notebooks, key=lambda path: path.stat().st_size, reverse=True)]
+            write_atomic(folder / "claims.md", pages.markdown(results))
+            if found := pays.as_json(results):
+                write_atomic(folder / "pays.json", found)
+            write_atomic(folder / "tables" / "claims.csv", claims.with_runs(results).to_csv(index=False))
+            for path, card in cards.cards(results, root):
+                write_atomic(out / path, card)
+            for notebook in running:
+                notebook.result()  # what it raised
+    except (BrokenProcessPool, BrokenPipeError):  # a pool says in two ways that a process of it was killed
+        raise InputError("a process that executes notebooks was killed, as when memory runs out; run the same command "
+                         "again") from None
 
 
 def _outputs(root: Path, profile: str) -> set[Path]:
@@ -393,6 +386,8 @@ def shared_pages(shown: list[Results], all_results: dict[str, Results], root: Pa
         names = [f"{README_PROFILES[1]}-{variant}" for variant in scales.VARIANTS]
         texts[SCALES] = scales.markdown(*shown, [all_results.get(name) or results_at_hand(name, root)
                                                  for name in names if (PROFILES / f"{name}.yaml").exists()])
+    if shown and (root / README).exists():
+        texts[README] = _readme_with(readme_block(*shown), (root / README).read_text(encoding="utf-8"))
     return texts
 
 
@@ -419,11 +414,8 @@ def reproduce(profiles: list[str], root: Path) -> None:
         print(f"{pages.summary(results)}\n\n{changed} outputs written; all of them: results/{profile}/ and figures/"
               f"{profile}/")
     if set(profiles) - set(inventory.UNCOMMITTED):
-        shown = _of_readme(all_results, root)
-        for path, page in shared_pages(shown, all_results, root).items():
+        for path, page in shared_pages(_of_readme(all_results, root), all_results, root).items():
             _rewrite(root / path, page)
-        if shown and (readme := root / "README.md").exists():
-            _rewrite(readme, _readme_with(readme_block(*shown), readme.read_text(encoding="utf-8")))
 
 
 def _rewrite(path: Path, text: str) -> None:
@@ -473,22 +465,10 @@ def verify(profiles: list[str], root: Path) -> list[str]:
             derive(results, root, Path(temporary), pictures=False)
             faults += [f"{path}: {found}" for path, found in _differences(profile, root, Path(temporary))]
     if set(profiles) - set(inventory.UNCOMMITTED):
-        shown = _of_readme(all_results, root)
-        for path, page in shared_pages(shown, all_results, root).items():
+        for path, page in shared_pages(_of_readme(all_results, root), all_results, root).items():
             found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
-            faults += [f"{path}: {difference}"] if (difference := _same_text(found, page)) else []
-        faults += _readme_faults(shown, root)
+            if path == README and not found.count(BEGIN) == found.count(END) == 1:
+                faults.append(f"{path}: the marks {BEGIN} and {END} must stand there, once each")
+            elif difference := _same_text(found, page):
+                faults.append(f"{path}: {difference}")
     return faults
-
-
-def _readme_faults(shown: list[Results], root: Path) -> Iterator[str]:
-    """Where README isn't what the logs say: all of it, whichever profiles were asked for."""
-    readme = root / "README.md"
-    if not readme.exists():
-        return
-    text = readme.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        yield f"README.md: the marks {BEGIN} and {END} must stand there, once each"
-        return
-    if found := _same_text(text, _readme_with(readme_block(*shown), text)):
-        yield f"README.md: {found}"

@@ -6,8 +6,6 @@ An arm is one entry of `ARMS`. `docs/own-arm.md` adds one without changing the p
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..errors import InputError
-
 
 @dataclass(frozen=True)
 class Passes:
@@ -180,10 +178,3 @@ ARMS = {
 
 # the seven modulated projections, as in model/configuration.py
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-def register(name: str, arm: Arm) -> None:
-    """Add an own arm for this process. Raises InputError where its name is that of one of the package's."""
-    if name in ARMS and not ARMS[name].module:
-        raise InputError(f"arm '{name}': an arm of the package has that name ({ARMS[name].label}); choose another")
-    ARMS[name] = arm

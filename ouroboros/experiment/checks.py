@@ -14,13 +14,21 @@ if TYPE_CHECKING:
 def check(profile: "Profile", file: str) -> None:
     """Raises InputError at the first thing that doesn't fit; own arms are registered by then."""
     _check_base(profile, file)
-    _check_blocks(profile, file)
+    if profile.evaluation.points > profile.training.updates + 1:
+        raise InputError(f"{file}: evaluation.points: {profile.evaluation.points}: a run has "
+                         f"{profile.training.updates} updates; lower it")
+    if profile.probes.blocks > profile.evaluation.final_blocks:
+        raise InputError(f"{file}: probes.blocks: {profile.probes.blocks}: they are the first of "
+                         f"evaluation.final_blocks, {profile.evaluation.final_blocks}; lower it")
     for number, entry in enumerate(profile.plan):
         _check_entry(entry, f"{file}: plan.{number}")
         if unknown := [arm for arm in entry.arms if ARMS[arm].scanned and profile.scanned is None]:
             raise InputError(f"{file}: plan.{number}.arms: '{unknown[0]}': loops or keeps layers that a scan chose; "
                              "make the run 'scan', and write what it says into 'scanned'")
-    _check_checkpoints(profile, file)
+    for run_id in profile.checkpoints:
+        if not ARMS[profile.find(run_id).arm].loadable:
+            raise InputError(f"{file}: checkpoints: '{run_id}': no library loads what this arm trains; list loops "
+                             "whose coda is frozen, or arm 'lora'")
     _check_rates(profile, file)
 
 
@@ -40,15 +48,6 @@ def _check_base(profile: "Profile", file: str) -> None:
                                                   for rank in entry.ranks)]:
         if rank > most:
             raise InputError(f"{file}: {place}: {rank}: the base's smallest projection has rank {most}; lower it")
-
-
-def _check_blocks(profile: "Profile", file: str) -> None:
-    if profile.evaluation.points > profile.training.updates + 1:
-        raise InputError(f"{file}: evaluation.points: {profile.evaluation.points}: a run has "
-                         f"{profile.training.updates} updates; lower it")
-    if profile.probes.blocks > profile.evaluation.final_blocks:
-        raise InputError(f"{file}: probes.blocks: {profile.probes.blocks}: they are the first of "
-                         f"evaluation.final_blocks, {profile.evaluation.final_blocks}; lower it")
 
 
 def _check_entry(entry: Entry, where: str) -> None:
@@ -73,13 +72,6 @@ def _check_entry(entry: Entry, where: str) -> None:
     if entry.purpose in ("screen", "pays") and None in (entry.role, entry.budget):
         raise InputError(f"{where}.class: {entry.role}: an entry of purpose '{entry.purpose}' names its class, "
                          "baseline or candidate, and its budget")
-
-
-def _check_checkpoints(profile: "Profile", file: str) -> None:
-    for run_id in profile.checkpoints:
-        if not ARMS[profile.find(run_id).arm].loadable:
-            raise InputError(f"{file}: checkpoints: '{run_id}': no library loads what this arm trains; list loops "
-                             "whose coda is frozen, or arm 'lora'")
 
 
 def _check_rates(profile: "Profile", file: str) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ..errors import InputError
-from .arms import ARMS, register
+from .arms import ARMS
 
 FAMILIES = ("qwen2", "qwen3", "llama", "mistral")  # of model/configuration.py, those whose costs cost.py counts
 SHAPE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -239,13 +239,16 @@ class OwnArm(Strict):
     sha256: Hash | None = None  # of the file: a run is of one version of it
 
     def add_to_arms(self, name: str, where: str) -> None:
-        """Add it to `ARMS`. Raises InputError where it is like no arm that has a modulation."""
+        """Add it to `ARMS`, for this process. Raises InputError where it is like no arm that has a modulation, or its
+        name is that of one of the package's."""
         like = ARMS.get(self.like)
         if not (like and like.middle == "loop" and like.modulated):
             choices = (name for name, arm in ARMS.items() if arm.middle == "loop" and arm.modulated and not arm.module)
             raise InputError(f"{where}: like: '{self.like}': no arm with a modulation; one of {', '.join(choices)}")
-        register(name, replace(like, label=self.label, modulation=name, module=self.modulation, reads=self.reads,
-                               tables=self.elementwise))
+        if name in ARMS and not ARMS[name].module:
+            raise InputError(f"arm '{name}': an arm of the package has that name ({ARMS[name].label}); choose another")
+        ARMS[name] = replace(like, label=self.label, modulation=name, module=self.modulation, reads=self.reads,
+                             tables=self.elementwise)
 
 
 class Resources(Strict):

@@ -89,27 +89,13 @@ def cut_layers(model: nn.Module, split: Split, more: int = 0) -> nn.Module:
                              f"fewer than {more} removed layers follow the recurrent one, so they can't be kept too")
         kept[split.prelude + 1:split.prelude + 1] = range(split.recurrent + 1, split.recurrent + more + 1)
         config = take_layers(copy.deepcopy(model.config), kept)
-    cut, cut.model = _shell(model), _shell(model.model)
-    cut._modules["model"] = cut.model
+    # the modules are copied, the weights are not
+    cut = copy.deepcopy(model, memo={id(p): p for p in model.parameters()})
     cut.model.config = cut.config = config
-    cut.model.layers = nn.ModuleList(_renumbered(model.model.layers[old], new) for new, old in enumerate(kept))
+    cut.model.layers = nn.ModuleList(cut.model.layers[old] for old in kept)
+    for index, layer in enumerate(cut.model.layers):
+        layer.self_attn.layer_idx = index  # its slot in a key/value cache
     return cut
-
-
-def _shell(module: nn.Module) -> nn.Module:
-    """A module of its own, hooks too, with the same submodules and parameters."""
-    shell = copy.copy(module)
-    own = {name: copy.copy(value) for name, value in vars(module).items() if name == "_modules" or "_hooks" in name}
-    shell.__dict__ |= own
-    return shell
-
-
-def _renumbered(layer: nn.Module, index: int) -> nn.Module:
-    """The layer, sharing its weights, with another slot in a key/value cache."""
-    layer = _shell(layer)
-    layer.self_attn, layer.mlp = _shell(layer.self_attn), _shell(layer.mlp)
-    layer.self_attn.layer_idx = index
-    return layer
 
 
 def load_base(profile: Profile, root: Path) -> nn.Module:

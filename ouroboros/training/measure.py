@@ -1,6 +1,6 @@
 """What an arm costs, counted on its model, and how fast this machine is."""
 
-import time
+import timeit
 from collections.abc import Callable
 
 import numpy as np
@@ -89,9 +89,4 @@ def speed(profile: Profile) -> tuple[float, float]:
 
 def _seconds(call: Callable[[], None]) -> float:
     """Seconds of a call, the median of three after one that warms up."""
-    taken = []
-    for _ in range(4):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return float(np.median(taken[1:]))
+    return float(np.median(timeit.repeat(call, number=1, repeat=4)[1:]))

@@ -15,25 +15,21 @@ from torch import nn
 
 from ..experiment.profile import Profile
 from ..log import write_atomic
+from .build import Nothing
 
 
 class KeptPrelude(nn.Module):
     """In the place of a model's first layer: the state after the last layer of the prelude, (B, T, d), read from
-    `folder` where a run has met this batch of tokens before, else computed and written there."""
+    `folder` where a run has met this batch of embeddings before, else computed and written there."""
 
     def __init__(self, layers: list[nn.Module], folder: Path):
         super().__init__()
         self.layers, self.folder = nn.ModuleList(layers), folder
-        self.ids: torch.Tensor | None = None
-
-    def note(self, module: nn.Module, inputs: tuple) -> None:
-        """A hook of the embedding: the tokens whose states are asked for next."""
-        self.ids = inputs[0]
 
     def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """(B, T, d) embeddings -> (B, T, d)."""
-        content = self.ids.cpu().contiguous()
-        name = hashlib.sha256(f"{tuple(content.shape)} {h.dtype}".encode() + content.numpy().tobytes()).hexdigest()
+        content = h.detach().float().cpu().contiguous().numpy()
+        name = hashlib.sha256(f"{content.shape} {h.dtype}".encode() + content.tobytes()).hexdigest()
         file = self.folder / f"{name}.npy"
         if file.exists():
             return torch.from_numpy(np.load(file, allow_pickle=False)).to(h.device)
@@ -42,14 +38,6 @@ class KeptPrelude(nn.Module):
         buffer = io.BytesIO()
         np.save(buffer, h.detach().cpu().numpy(), allow_pickle=False)
         write_atomic(file, buffer.getvalue())
-        return h
-
-
-class Passed(nn.Module):
-    """In the place of the prelude's other layers."""
-
-    def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        """(B, T, d) -> the same."""
         return h
 
 
@@ -65,17 +53,10 @@ def kept(model: nn.Module, profile: Profile, root: Path, base_sha256: str):
     if not (profile.keep_prelude and count) or any(p.requires_grad for module in prelude for p in module.parameters()):
         yield
         return
-    folder, layers = Path(root) / ".cache" / "prelude" / f"{base_sha256[:16]}-{count}", list(inner.layers[:count])
-    states = KeptPrelude(layers, folder)
-    hook = inner.embed_tokens.register_forward_pre_hook(states.note)
-    _put(inner.layers, [states, *(Passed() for _ in layers[1:])])
+    folder, layers = Path(root) / ".cache" / "prelude" / f"{base_sha256[:16]}-{count}", inner.layers
+    states = KeptPrelude(list(layers[:count]), folder)
+    inner.layers = nn.ModuleList([states, *(Nothing() for _ in layers[1:count]), *layers[count:]])
     try:
         yield
     finally:  # what is saved is the model as it is made
-        hook.remove()
-        _put(inner.layers, layers)
-
-
-def _put(places: nn.ModuleList, layers: list[nn.Module]) -> None:
-    for index, layer in enumerate(layers):
-        places[index] = layer
+        inner.layers = layers

@@ -19,6 +19,7 @@ from .build import cut_layers
 from .corpus import Corpus, content_sha256, prepare
 from .ngram import Trigram
 from .status import hold
+from .trainer import plain_loss
 
 EVALUATION_BLOCKS = 64
 
@@ -115,7 +116,7 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: WorkingLog) -> None:
     for update in tqdm(range(recipe.updates + 1), desc="base", mininterval=5):
         if update in points:
             for split, blocks in evaluation.items():
-                log.row(update, split, "curve/loss_t+1", block_loss(model, blocks))
+                log.row(update, split, "curve/loss_t+1", plain_loss(model.eval(), blocks))
         if update == recipe.updates:
             break
         inputs, targets = next(batches)
@@ -131,18 +132,6 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: WorkingLog) -> None:
             optimizer.step()
             optimizer.zero_grad()
         log.row(update + 1, "train", "loss", loss.item())
-
-
-@torch.no_grad()
-def block_loss(model, blocks: np.ndarray) -> float:
-    """Mean next-token loss in nats per token over (blocks, block + 2) tokens."""
-    model.eval()
-    losses = []
-    for chunk in torch.from_numpy(blocks).long().to(model.device).split(16):
-        logits = model(chunk[:, :-2], use_cache=False).logits
-        losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), chunk[:, 1:-1].flatten(),
-                                                        reduction="none"))
-    return torch.cat(losses).mean().item()
 
 
 @torch.no_grad()

@@ -187,22 +187,14 @@ class Refiner(Intact):
         """
         depth = self.depth if depth is None else depth
         check_whole("depth", depth, least=0)
-        h, arguments = self._applied_once(input_ids)
+        seen = []  # the last layer's output in the intact model, not normed, and what it was called with
+        with torch.no_grad(), self.base.model.layers[-1].register_forward_hook(
+                lambda module, inputs, keywords, out: seen.extend((out, keywords)), with_kwargs=True):
+            self.base.model(input_ids, use_cache=False)
+        h, arguments = seen
         states = [h]
         for step in range(depth):
             h = self.recurrence(h, step, self.layer, [id(linear) for linear in self.projections], **arguments)
             states.append(h)
         states[-1] = self.base.model.norm(h)
         return states
-
-    @torch.no_grad()
-    def _applied_once(self, input_ids: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """The last layer's output in the intact model, not normed, and what it was called with."""
-        seen = []
-
-        def note(module, inputs, keywords, out) -> None:
-            seen[:] = out, keywords
-
-        with self.base.model.layers[-1].register_forward_hook(note, with_kwargs=True):
-            self.base.model(input_ids, use_cache=False)
-        return tuple(seen)

@@ -21,7 +21,7 @@ from ..experiment.profile import Profile
 from ..experiment.protocol import switches, travel
 from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
-from . import evaluation, measure, probes
+from . import evaluation, measure, probes, trainer
 from .build import FIT_BATCH, build, fit_maps, load_base, part_of
 from .corpus import LOOK_AHEAD, Corpus, content_sha256, prepare
 from .ngram import Counts
@@ -32,17 +32,6 @@ from .scan import scan
 from .status import hold, made, refuse_frozen
 from .trained import folder_of
 from .trained import save as save_checkpoint
-from .trainer import (
-    Diverged,
-    as_hidden,
-    check_finite,
-    make_accelerator,
-    processes,
-    round_to_bfloat16,
-    score,
-    train,
-    training_blocks,
-)
 
 STREAM_BLOCKS = 4  # of training text, on which the stream's size is measured
 LATER = ("plan", "siblings", "packages", "checkpoints", "prompts", "keep_prelude")  # of a profile: they change no run
@@ -54,10 +43,10 @@ def score_run(model, base: nn.Module, spec: RunSpec, profile: Profile, corpus: C
     """The last evaluation: both targets on every token set either column reads; of the seeds that the profile probes,
     what else it asks of a loop."""
     if ARMS[spec.arm].scans:
-        for name, losses in scan(base, profile, sets["dev"]):
+        for name, losses in scan(base.to(model.device), profile, sets["dev"]):
             log.row(update, "dev", f"loss_t+1/{name}", losses)
         return
-    watch = score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
+    watch = trainer.score(model, sets, spec, profile, log, update, evaluation.TARGETS, curve=False)
     if spec.fit == "none":  # once for all arms: they are scored on the same blocks
         for split in ("heldout", *profile.corpus.unseen):
             lengths = corpus.packed(split, sets[split].shape[0] * profile.training.block)
@@ -70,7 +59,7 @@ def score_run(model, base: nn.Module, spec: RunSpec, profile: Profile, corpus: C
     if spec.seed in (profile.probes.seeds or (spec.seed,)):
         few = evaluation.spaced(sets["heldout"][:profile.probes.blocks])
         for name, losses in _probed(model, spec, profile, few, watch):
-            check_finite(losses)
+            trainer.check_finite(losses)
             log.row(update, "heldout", f"loss_t+1/{name}", float(np.mean(losses)))
 
 
@@ -78,7 +67,7 @@ def _probed(model, spec: RunSpec, profile: Profile, blocks: np.ndarray, watch: p
     """The block losses, each with its name, of held-out text at other depths, for a run of the base depth; and with
     interventions on what it sees, for one with a Controller."""
     def again(depth: int | str) -> list[float]:
-        return evaluation.block_losses(as_hidden(model), blocks, evaluation.Depths(depth, spec.seed),
+        return evaluation.block_losses(trainer.as_hidden(model), blocks, evaluation.Depths(depth, spec.seed),
                                        evaluation.GIVEN_DEPTH_BATCH, ("t+1",))["t+1"]
 
     for depth in profile.probes.depths if spec.depth in (profile.depth, "mixed") else ():
@@ -92,8 +81,8 @@ def _probed(model, spec: RunSpec, profile: Profile, blocks: np.ndarray, watch: p
         with probes.intervened(model, kind, mean):
             yield kind, again(spec.depth)
     for name, other in (("first_half", False), ("first_half/other_future", True)):
-        yield name, evaluation.first_half_losses(as_hidden(model), blocks, evaluation.Depths(spec.depth, spec.seed),
-                                                 other)
+        yield name, evaluation.first_half_losses(trainer.as_hidden(model), blocks,
+                                                 evaluation.Depths(spec.depth, spec.seed), other)
 
 
 def base_sha256(profile: Profile, root: Path) -> str:
@@ -111,7 +100,7 @@ def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None,
     Of several processes (`accelerate launch`) the first one writes. Raises Busy when the run is being made elsewhere,
     InputError when something doesn't fit, Preempted when asked to stop.
     """
-    spec, root, main = profile.find(run_id), Path(root), processes().is_main_process
+    spec, root, main = profile.find(run_id), Path(root), trainer.processes().is_main_process
     refuse_frozen(profile)
     with hold(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
             asked_to_stop() as stop:
@@ -128,7 +117,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     fit, protocol = spec.fit, switches(spec.protocol) if spec.fit != "none" else None
     rates = rates_of(spec, profile, read_searches(profile, root)) if fit == "gradient" else None
     profile = profile.at(spec)
-    accelerator, environment = make_accelerator(profile), provenance(root)
+    accelerator, environment = trainer.make_accelerator(profile), provenance(root)
     config = profile.model_dump(mode="json", exclude=set(LATER))  # they change no run
     with accelerator.main_process_first():  # the first one fetches and builds, the others find it there
         corpus, base = prepare(profile, root), load_base(profile, root)
@@ -144,7 +133,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad} if learns else {}
     before = {name: p.detach().clone() for name, p in trained.items()}
     if protocol and protocol["precision"] == "bfloat16":
-        round_to_bfloat16(before.values())
+        trainer.round_to_bfloat16(before.values())
     # a checkpoint of other code, text, base or configuration is another run's; where it is made doesn't matter
     identity = {"id": spec.id, **_rate_fields(rates), "code": code_sha256(), "lock": environment["lock"],
                 "packages": environment["packages"], **hashes, **profile.identity(spec)}
@@ -154,14 +143,14 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     try:
         with kept(model, profile, root, hashes["base"]) if prelude_from_disk else nullcontext():
             if fit == "least squares":
-                blocks = training_blocks(spec, profile, corpus)
+                blocks = trainer.training_blocks(spec, profile, corpus)
                 fit_maps(model, base.to(accelerator.device), profile.split,
                          (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
             if fit == "gradient":
-                train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
+                trainer.train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
                       Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
             score_run(model, base, spec, profile, corpus, sets, log, update)
-    except Diverged:
+    except trainer.Diverged:
         status = "diverged"
     if not accelerator.is_main_process:
         return
@@ -187,7 +176,7 @@ def _build(spec: RunSpec, profile: Profile, base, corpus: Corpus, root: Path,
     """The run's model, on its device."""
     if ARMS[spec.arm].middle == "counts":
         if spec.fit == "counts":
-            text = training_blocks(spec, profile, corpus)[:, :-LOOK_AHEAD].ravel()  # blocks follow each other
+            text = trainer.training_blocks(spec, profile, corpus)[:, :-LOOK_AHEAD].ravel()  # blocks follow each other
         else:
             text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
         return Counts(text, base.config.vocab_size, pairs=spec.arm != "unigram")
@@ -203,7 +192,7 @@ def _measure_streams(model, base, spec: RunSpec, profile: Profile, corpus: Corpu
             log.row(0, "model", name, rms)
     if not ARMS[spec.arm].step_norm:
         return None
-    stream = probes.stream_rms(model, training_blocks(spec, profile, corpus)[:STREAM_BLOCKS], _steps(spec))
+    stream = probes.stream_rms(model, trainer.training_blocks(spec, profile, corpus)[:STREAM_BLOCKS], _steps(spec))
     if not ARMS[spec.arm].matched:  # its norms stay at 1
         nn.init.ones_(model.recurrence.step_norm.weight)
     return stream

@@ -6,10 +6,9 @@ import numpy as np
 from torch import nn
 
 from ..experiment.profile import Profile
-from . import evaluation
 from .build import cut_layers
 from .extra_passes import Repeated
-from .trainer import as_hidden
+from .trainer import plain_loss
 
 PASSES = {1: (1, 3, 7), 2: (1,), 3: (1,)}  # {neighbours that are passed together: how often, beside their own pass}
 GATES = (0.1, 0.3, 1.0)
@@ -21,13 +20,10 @@ def scan(base: nn.Module, profile: Profile, blocks: np.ndarray) -> Iterator[tupl
     `kept`: one entry a middle layer that could be kept. `again_<layers>x<passes>_g<gate>`: one a first layer, by its
     place in the cut model.
     """
-    def loss(model: nn.Module) -> float:
-        found = evaluation.block_losses(as_hidden(model), blocks, evaluation.Depths(None, 0), 1, ("t+1",))
-        return float(np.mean(found["t+1"]))
-
     split = profile.split
     middle = range(split.prelude, len(base.model.layers) - split.coda)
-    yield "kept", [loss(cut_layers(base, split.model_copy(update={"recurrent": index}))) for index in middle]
+    yield "kept", [
+        plain_loss(cut_layers(base, split.model_copy(update={"recurrent": index})), blocks) for index in middle]
     cut = cut_layers(base, split)
     layers = list(cut.model.layers)
     for count, often in PASSES.items():
@@ -38,6 +34,6 @@ def scan(base: nn.Module, profile: Profile, blocks: np.ndarray) -> Iterator[tupl
                     place = Repeated(layers[last], cut.config.hidden_size, passes, tuple(layers[last - count + 1:last]))
                     nn.init.constant_(place.passes["gate"], gate)
                     cut.model.layers[last] = place
-                    losses.append(loss(cut))
+                    losses.append(plain_loss(cut, blocks))
                     cut.model.layers[last] = layers[last]
                 yield f"again_{count}x{passes}_g{gate:g}", losses

@@ -45,6 +45,12 @@ def as_hidden(model: nn.Module) -> evaluation.Hidden:
     return hidden
 
 
+def plain_loss(model: nn.Module, blocks: np.ndarray) -> float:
+    """The mean next-token loss of a model without a loop on (n, T + 2) tokens, nats per token."""
+    losses = evaluation.block_losses(as_hidden(model), blocks, evaluation.Depths(None, 0), 1, ("t+1",))
+    return float(np.mean(losses["t+1"]))
+
+
 @torch.no_grad()
 def round_to_bfloat16(parameters) -> None:
     """Trained tensors as if kept in bf16, computed in float32 (protocol.md `precision`)."""
