@@ -82,15 +82,9 @@ def test_the_last_table_has_a_row_a_switch_that_was_flipped_and_tells_only_what_
     table = audit_summary.last_table(results).set_index("switch")
     assert list(table.index) == ["target", "depth", "pooling", "precision", "alpha", "evaluation", "rate", "reference",
                                  "all"]
-    assert table.loc["target", "effect on static - Controller"] == \
-        "all else `released`: everywhere -0.5 [-0.5, -0.5]; all else `corrected`: everywhere +0.5 [+0.5, +0.5]"
     assert "static - Controller lower (all else `released`: depth 1, depth 4)" in table.loc["target", "finding"]
     assert "loss reduction" not in table.loc["target", "finding"]  # that of the Controller, which doesn't move
-    assert table.loc["target", "effect on loss reduction (%)"] == \
-        "all else `released`: everywhere unchanged; all else `corrected`: everywhere unchanged"
     assert table.loc["rate", "finding"] == "fewer than 3 seeds: not judged"
-    assert table.loc["rate", "effect on static - Controller"].endswith("all else `corrected`: everywhere -0.25")
-    assert table.loc["alpha", "effect on static - Controller"].endswith("all else `corrected`: rank 2 +0.125")
     assert table["what we don't know"].str.len().gt(0).all() and set(audit_summary.UNKNOWN) >= set(table.index)
 
 

@@ -163,7 +163,7 @@ def test_absolute_values_are_judged_at_the_papers_scale_only(results):
         judged = judge(LEDGER[name], results, "corrected")
         seeds = FEW if name in ("range", "nogate_cut") else SEEDS
         assert judged.verdict == "not testable at this scale" and judged.parts[""].n == seeds
-    paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
+    paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs)
     assert judge(LEDGER["L36"], paper, "corrected").verdict == "fails"  # 2 and a little, not 1.378
     mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS
     for typed in (f"{mean}", [f"{mean - 0.005}", "9.0"], ["1.0", f"{mean + 0.005}"]):
@@ -269,10 +269,11 @@ def test_small_is_a_share_of_what_is_gained_and_nothing_is_no_gain(tmp_path):
 
 
 def test_a_reported_value_is_meant_to_its_last_digit(results):
-    paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs, results.cells)
+    paper = Results(results.profile.model_copy(update={"name": "paper"}), results.runs)
     mean = 2 + 0.01 * sum(TINY.seeds) / SEEDS  # 2.02, the same in no two seeds
     steady = paper.cells.assign(loss=paper.cells["loss"].where(paper.cells["arm"] != "full", mean + 0.004))
-    paper = Results(paper.profile, paper.runs, steady)
+    paper = Results(paper.profile, paper.runs)
+    vars(paper)["cells"] = steady
     for typed, verdict in (("2.02", "holds"), ("2.020", "fails"), ("2.0201", "fails")):
         claim = LEDGER["L36"].model_copy(update={"reported": typed})
         assert judge(claim, paper, "corrected").verdict == verdict, typed
@@ -281,7 +282,7 @@ def test_a_reported_value_is_meant_to_its_last_digit(results):
 # ------------------------------------------------------------------------------------------------------------ ledger
 
 def test_the_ledger_has_a_row_a_claim_and_protocol(results):
-    table = claims.table(results)
+    table = claims.with_runs(results)
     assert len(table) == len(LEDGER) * 2 and not table[["claim", "reported", "verdict", "why"]].eq("").any(axis=None)
     row = table[(table["id"] == "rec") & (table["protocol"] == "corrected")].iloc[0]
     assert row["reported"] == "51.3 %" and row["recomputed"] == "51.3" and row["measured"].startswith("50 ")

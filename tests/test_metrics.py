@@ -14,7 +14,7 @@ from synthetic import loss, plain, write, write_run, write_searches
 from ouroboros.analysis import audit, claims, reference_losses, tables, text
 from ouroboros.analysis.comparisons import LADDER, Comparisons
 from ouroboros.analysis.ledger import read_claims
-from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, base_run, cells, load_results, read_blocks
+from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, base_run, load_results, read_blocks
 from ouroboros.analysis.statistics import (
     BySeed,
     Ratio,
@@ -174,8 +174,8 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     assert by_rank["rank 2"] == pytest.approx(dict.fromkeys(range(3), 3.125)) and by_rank["rank 16"] == {}
     row = table.query("arm == 'controller' and depth == 8 and protocol == 'corrected'")
     assert len(row) == 1 and row["loss"].item() == pytest.approx(4 + 0.01 * np.mean(SEEDS))
-    curve = tables.curves(results, ("controller",), 8).query("protocol == 'corrected'")
-    assert (curve.groupby("update")["seed"].nunique() == len(SEEDS)).all()
+    curves = tables.curves(comparisons, "controller", 8)
+    assert list(curves) == list(SEEDS) and curves.notna().all(axis=None)
 
 
 def test_what_each_part_adds_is_the_arm_with_it_minus_the_arm_without_it(results):
@@ -321,10 +321,10 @@ def test_a_kept_table_says_again_what_it_read(results):
     read = []
     for _ in range(2):
         with results.reading() as found:
-            table = tables.arm_table(results, ("static",))
+            table = audit.switch_table(results, True)
         read.append((found, table))
     assert read[0][0] == read[1][0] and read[0][1] is read[1][1]
-    assert {results.runs[name].manifest["arm"] for name in read[0][0]} == {"static", "full", "cut"}
+    assert {results.runs[name].manifest["arm"] for name in read[0][0]} == {"controller", "static", "full", "cut"}
 
 
 # ------------------------------------------------------------------------------------------------------------ cells
@@ -347,10 +347,10 @@ TABLES = {
     "arms": tables.arm_table, "instead": tables.instead_table,
     "search": tables.search_table, "switches": audit.switch_table, "target": audit.target_table,
     "leak": audit.leak_table, "moved": audit.moved_table, "reach": audit.reach_table, "depth": audit.depth_table,
-    "rate": audit.rate_table, "reference": audit.reference_table, "claims": claims.table,
+    "rate": audit.rate_table, "reference": audit.reference_table, "claims": claims.with_runs,
     "steps": lambda r: tables.steps_table(r, 4),
     "modulation": lambda r: tables.modulation_table(r, 4),
-    "curves": lambda r: tables.curves(r, ("controller", "static"), 4),
+    "curves": lambda r: tables.curves(Comparisons(r, "corrected"), "controller", 4),
     "configurations": lambda r: tables.difference_table(r, Comparisons.compare, "static", by="configuration"),
     "advantage": lambda r: tables.difference_table(r, Comparisons.compare, "static", "controller", by="depth"),
     "interventions": lambda r: tables.difference_table(r, Comparisons.interventions, 4),
@@ -434,7 +434,7 @@ def test_a_log_without_a_series_that_is_read_is_refused(tmp_path):
         run.last("moon", "loss_t+1")
     del run.series["foreign", "loss_t+1"]
     with pytest.raises(InputError, match="'full-any-s0': .* split 'foreign'"):
-        cells(profile, {"full-any-s0": run})
+        len(Results(profile, {"full-any-s0": run}).cells)
 
 
 # ------------------------------------------------------------------------------------- seeds and blocks together
@@ -504,14 +504,12 @@ def test_what_no_seed_enters_is_judged_by_its_documents_alone(documented):
     assert gap.judged and not gap.trained and gap.n == 3 and "not trained" in str(gap)
 
 
-def test_gap_recovery_covers_the_documents_too_and_may_be_counted_from_a_unigram(documented):
+def test_gap_recovery_covers_the_documents_too(documented):
     comparisons = Comparisons(documented, "corrected")
     cut, full = (np.repeat([BLOCKS[arm]], 3, 0) for arm in ("cut", "full"))
     arm = np.array(BLOCKS["static"]) + 0.1 * np.outer([0, 1, 2], [1, 1, 2, 0])
     found, expected = interval(comparisons.recovery("static", 4)), block_ratio(cut - arm, cut - full, np.arange(4))
     assert (found.low, found.mean, found.high) == pytest.approx((expected.low, expected.mean, expected.high))
-    best = interval(comparisons.recovery_from_best("static", 4))  # the unigram's 5.5 is below the cut's 6
-    assert best.mean == pytest.approx(100 * (5.5 - 4.85) / 3.5)
 
 
 def test_a_difference_of_losses_on_other_texts_has_no_blocks(documented):
@@ -610,9 +608,9 @@ def test_levels_are_told_for_both_targets(documented):
 
 def test_the_slope_is_of_the_last_fifth(results):
     run = results.runs["none-d4-corrected-s0"]
-    points = tables.curve(run, "heldout", "loss_t+1")
-    assert points["update"].is_unique and len(points) == results.profile.evaluation.points
-    late = points[points["update"] >= 160]["value"].tolist()  # of 200 updates
+    points = tables.curve(run)
+    assert points.index.is_unique and len(points) == results.profile.evaluation.points
+    late = points[points.index >= 160].tolist()  # of 200 updates
     assert tables.last_slope(points) == pytest.approx(late[-1] - late[0])
     table = tables.arm_table(results)
     assert np.allclose(table["last_slope"].dropna(), late[-1] - late[0])
@@ -621,10 +619,9 @@ def test_the_slope_is_of_the_last_fifth(results):
 
 
 def test_curves_are_of_finished_seeds(results):
-    curves = tables.curves(results, ("static", "none"), 4)
-    assert set(curves["arm"]) == {"static", "none"} and set(curves["protocol"]) == {"released", "corrected"}
-    last = curves.query("arm == 'none' and protocol == 'corrected' and update == update.max()").set_index("seed")
-    assert last["value"].to_dict() == pytest.approx({seed: 5.5 + 0.01 * seed + math.exp(-5) for seed in SEEDS})
+    curves = tables.curves(Comparisons(results, "corrected"), "none", 4)
+    assert curves.iloc[-1].to_dict() == pytest.approx({seed: 5.5 + 0.01 * seed + math.exp(-5) for seed in SEEDS})
+    assert tables.curves(Comparisons(results, "corrected"), "none", 3).empty
 
 
 # ------------------------------------------------------------------------------------------------------------- base
@@ -733,13 +730,12 @@ def test_a_spread_is_over_all_configurations_and_of_seeds_that_have_all(tmp_path
         loss("static", 1, "corrected", 0) - loss("static", 4, "corrected", 0))
 
 
-def test_a_recovery_is_counted_from_the_cut_model_or_from_a_better_unigram(tmp_path):
-    words = {"full": 2.0, "cut": 6.0, "unigram": 5.0, "controller": 4.0}
+def test_reduction_and_recovery_divide_by_the_cut_loss_and_by_the_gap(tmp_path):
+    words = {"full": 2.0, "cut": 6.0, "controller": 4.0}
     write(tmp_path, "smoke", loss=lambda arm, *_: words[arm], keep=lambda spec: plain(spec) and spec.arm in words)
     found = Comparisons(load_results("smoke", tmp_path), "corrected")
-    of = {name: interval(getattr(found, name)("controller", 4)).mean
-          for name in ("reduction", "recovery", "recovery_from_best")}
-    assert of == pytest.approx({"reduction": 100 * 2 / 6, "recovery": 100 * 2 / 4, "recovery_from_best": 100 * 1 / 3})
+    of = {name: interval(getattr(found, name)("controller", 4)).mean for name in ("reduction", "recovery")}
+    assert of == pytest.approx({"reduction": 100 * 2 / 6, "recovery": 100 * 2 / 4})
 
 
 def test_a_claim_by_rank_of_a_profile_without_ranks_is_of_no_runs(tmp_path):

@@ -1,6 +1,5 @@
 """The answer of notebook 11, the audit, and its two summaries. Never imports torch."""
 
-import math
 
 import pandas as pd
 
@@ -56,25 +55,18 @@ def planned(results: Results) -> str:
 
 
 def last_table(results: Results) -> pd.DataFrame:
-    """One row a switch: what its released setting moves, against the corrected one; the runs behind that, the
-    effect on each headline number in both columns, and what isn't known. It contains completed runs only."""
+    """One row a switch: what its released setting moves, against the corrected one, and what isn't known. Contains
+    completed runs only."""
     rows, table = [], audit.switch_table(results)
     table = table[table["quantity"].isin(audit.HEADLINES)]
     # of all ten switches together there is nothing else that a column would be of
     table = table.assign(column=("all else `" + table["column"] + "`: ").mask(table["switch"] == "all", ""))
     for switch in (*SWITCHES, "all"):
         part = table[table["switch"] == switch]
-        seeds = sorted({int(n) for n in part["effect_n"]} - {0})
-        if not seeds:
-            continue
-        evidence = (f"seeds: {' to '.join(map(str, dict.fromkeys((seeds[0], seeds[-1]))))}; table `switches`, figure "
-                    "`audit`")
-        part = part[(part["effect_n"] > 0) | (part["quantity"] == "gap recovery (%)")]  # which may be undefined
-        rows.append({"switch": switch, "finding": _finding(part), "evidence": evidence}
-                    | {f"effect on {name}": _effects(part[part["quantity"] == name]) for name in audit.HEADLINES}
-                    | {"what we don't know": UNKNOWN[switch]})
-    return pd.DataFrame(rows, columns=["switch", "finding", "evidence", *(f"effect on {q}" for q in audit.HEADLINES),
-                                       "what we don't know"])
+        if part["effect_n"].gt(0).any():
+            part = part[(part["effect_n"] > 0) | (part["quantity"] == "gap recovery (%)")]  # which may be undefined
+            rows.append({"switch": switch, "finding": _finding(part), "what we don't know": UNKNOWN[switch]})
+    return pd.DataFrame(rows, columns=["switch", "finding", "what we don't know"])
 
 
 def effects_table(results: Results) -> pd.DataFrame:
@@ -121,21 +113,3 @@ def _directions(rows: pd.DataFrame) -> str:
         f"{'higher' if up else 'lower'} ({column}{', '.join(map(audit.place, part.itertuples()))})"
         for (column, up), part in found.groupby(["column", found["effect"] > 0], sort=False))
         for quantity, found in rows.groupby("quantity", sort=False))
-
-
-def _effects(part: pd.DataFrame) -> str:
-    """A switch's effects on one quantity, by column and place; once where all places have one run."""
-    found: dict[str, dict[str, str]] = {}
-    for row in part.itertuples():
-        bounds = "" if math.isnan(row.effect_low) else f" [{row.effect_low:+.3g}, {row.effect_high:+.3g}]"
-        said = f"{row.effect:+.3g}{bounds}"
-        if math.isnan(row.effect):
-            said = "undefined"
-        elif row.effect_low == row.effect_high == 0:
-            said = "unchanged"
-        found.setdefault(row.column, {})[audit.place(row)] = said
-    for column, texts in found.items():
-        if len(texts) > 1 and len(set(texts.values())) == 1:
-            found[column] = {"everywhere": next(iter(texts.values()))}
-    return "; ".join(column + ", ".join(f"{where} {text}" for where, text in texts.items())
-                     for column, texts in found.items())

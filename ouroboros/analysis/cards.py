@@ -11,7 +11,7 @@ from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from .comparisons import Comparisons
 from .results import Results, shown_depth
-from .statistics import NOTHING, BySeed, interval, minus
+from .statistics import NOTHING, interval
 from .tables import sized
 from .text import NOT_RUN, compared
 
@@ -103,24 +103,15 @@ def _what(results: Results, spec: RunSpec, base: str) -> str:
             f"{profile.training.tokens_per_update:,} tokens of {profile.corpus.kind}; all else is the base's.")
 
 
-def _loss(found: Comparisons, spec: RunSpec, arm: str) -> BySeed:
-    """An arm's losses by seed; of the checkpoint's own arm at its place."""
-    return found.loss(arm, *_place(spec)) if arm == spec.arm else found.loss(arm)
-
-
-def _place(spec: RunSpec) -> tuple:
-    return spec.depth if isinstance(spec.depth, int) else None, spec.rank, spec.level or ""
-
-
 def _verdict(results: Results, spec: RunSpec) -> str:
     """This seed's loss, and the arm against LoRA; of LoRA, against the Controller at the depth shown first."""
     found = Comparisons(results, spec.protocol, updates=spec.updates)
     own, depth = results.runs[spec.id].last("heldout", "loss_t+1"), shown_depth(results)
     if spec.arm == "lora":
-        other = found.loss("controller", depth)
-        said = compared(interval(minus(found.loss("lora"), other)), "LoRA", f"the Controller at depth {depth}")
+        against = interval(found.difference("lora", "controller", depth=depth))
+        said = compared(against, "LoRA", f"the Controller at depth {depth}")
     else:
-        against = interval(minus(_loss(found, spec, spec.arm), found.loss("lora")))
+        against = interval(found.difference(spec.arm, "lora", depth=spec.depth, rank=spec.rank))
         said = compared(against, "the loop", "LoRA on the cut model")
     return f"Its held-out loss is {own:.3f} nats per token. {said}, over the seeds below."
 
@@ -129,10 +120,10 @@ def _table(results: Results, spec: RunSpec) -> str:
     """The full and the cut model, LoRA and the checkpoint's arm, lowest loss first."""
     found, rows = Comparisons(results, spec.protocol, updates=spec.updates), []
     for arm in dict.fromkeys(("full", "cut", "lora", spec.arm)):
-        losses = _loss(found, spec, arm)
+        losses = interval(found.loss(arm, spec.depth, spec.rank))
         label = ARMS[arm].label + (f" at depth {spec.depth}" if ARMS[arm].loops else "")
-        recovered = interval(found.share(minus(found.loss("cut"), losses))) if ARMS[arm].fit != "none" else NOTHING
-        rows.append((interval(losses), label + " (as this one)" * (arm == spec.arm), recovered))
+        recovered = interval(found.recovery(arm, spec.depth, spec.rank)) if ARMS[arm].fit != "none" else NOTHING
+        rows.append((losses, label + " (as this one)" * (arm == spec.arm), recovered))
     rows.sort(key=lambda row: (row[0].n == 0, row[0].mean))
     return pd.DataFrame([{"model": label, "loss": sized(loss) if loss.n else NOT_RUN,
                           "gap recovered (%)": sized(gap) if gap.n else "",

@@ -231,12 +231,6 @@ def with_runs(results: Results) -> pd.DataFrame:
     return pd.DataFrame([row for claim in read_claims() for row in records(claim, results)])
 
 
-def table(results: Results, ids: list[str] | None = None) -> pd.DataFrame:
-    """One row a claim, of all or some, and protocol, without the runs."""
-    found = with_runs(results).drop(columns=["runs", "diverged"])
-    return found[found["id"].isin(ids)] if ids else found
-
-
 def find(name: str) -> Claim:
     """The claim of an id. Raises InputError naming those that there are."""
     claims = {claim.id: claim for claim in read_claims()}

@@ -209,14 +209,6 @@ class Comparisons:
         """Gap recovery, (L17 - Lc) / (L17 - L36), in percent."""
         return self.share(minus(self.loss("cut"), self.loss(arm, depth, rank)))
 
-    def recovery_from_best(self, arm: str, depth: int | None = None) -> Ratio:
-        """Gap recovery counted from the lower of the cut model and a unigram, in percent: what is worse than a unigram
-        has a gap that anything closes."""
-        start = min((self.loss(name) for name in ("cut", "unigram")),
-                    key=lambda losses: float(np.mean(list(losses.values()))) if losses else math.inf)
-        gap = minus(start, self.loss("full"))
-        return Ratio(minus(start, self.loss(arm, depth)), gap, bool(gap) and np.mean(list(gap.values())) > 0)
-
     def share(self, values: BySeed, column: str = "loss") -> Ratio:
         """A quantity in percent of the gap, cut - full; undefined where the blocks that were read leave open whether
         there is one (no seed enters full or cut, so seeds can't tell)."""

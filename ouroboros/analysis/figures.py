@@ -296,16 +296,16 @@ def advantage(results: Results):
     """Loss against depth of the loops, between the full and the cut model, `corrected`; and static minus Controller,
     paired by seed, under each protocol: above 0 the Controller is ahead."""
     beside, depths = {"full": ":", "cut": "--", "unigram": "-."}, results.profile.depths
-    table = tables.arm_table(results, (*beside, *LOOPS), ("corrected",))
+    found = Comparisons(results, "corrected")
     figure, (left, right) = plt.subplots(1, 2)
     for arm, dashes in beside.items():
-        for loss in table[table["arm"] == arm]["loss"].dropna():
-            left.axhline(loss, color=LOOKS[arm][0], linestyle=dashes, label=_words(arm))
+        if losses := found.loss(arm):
+            left.axhline(interval(losses).mean, color=LOOKS[arm][0], linestyle=dashes, label=_words(arm))
     for arm in LOOPS:
-        rows = table[table["arm"] == arm]
-        short = SHORT_OF_NORMS * bool(rows["norms near the stream's"].eq(False).any())
-        _points(left, ((row["depth"], interval_of(row, "loss")) for row in rows.to_dict("records")),
-                _words(arm) + short, **_style(arm))
+        at = found.depths_of(arm)
+        _points(left, ((depth, interval(found.loss(arm, depth))) for depth in at),
+                _words(arm) + SHORT_OF_NORMS * any(found.norms_near(arm, depth) is False for depth in at),
+                **_style(arm))
     right.axhline(0, color="black", linewidth=0.8)
     leads = {found.protocol: found.compare("static", "controller", by="depth") for found in by_protocol(results)}
     for protocol, parts in leads.items():
@@ -314,7 +314,6 @@ def advantage(results: Results):
     _named(left, "corrected", DEPTH, "loss (nats per token)", depths)
     _named(right, "above 0 the Controller is ahead", DEPTH, "static table - Controller\n(nats per token)", depths)
     _legend(figure)
-    found = Comparisons(results, "corrected")
     return _titled(figure, text.shown_by_depth(
         {depth: interval(found.difference("controller", "static", depth=depth)) for depth in (depths[0], depths[-1])}))
 
@@ -376,25 +375,21 @@ def steps(results: Results, depth: int):
 @_shows_runs
 def training_curves(results: Results, arms: tuple[str, ...], depth: int):
     """Held-out next-token loss during training at one depth: the mean over seeds with its interval, or each seed."""
-    curves = tables.curves(results, arms, depth)
-
     def draw(axis, found: Comparisons) -> None:
         for arm in arms:
-            part = curves[(curves["protocol"] == found.protocol) & (curves["arm"] == arm)]
-            if part.empty:
+            losses = tables.curves(found, arm, depth)
+            if losses.empty:
                 continue
-            means = part.groupby("update")["value"].mean()
-            axis.plot(means.index, means, label=_name(arm, depth, found), **_style(arm))
-            if part["seed"].nunique() >= FEWEST:
-                _band(axis, means.index, [t_interval(each) for _, each in part.groupby("update")["value"]], _style(arm))
+            axis.plot(losses.index, losses.mean(axis=1), label=_name(arm, depth, found), **_style(arm))
+            if len(losses.columns) >= FEWEST:
+                _band(axis, losses.index, [t_interval(row) for row in losses.to_numpy()], _style(arm))
             else:
-                _seeds(axis, ((each["update"], each["value"]) for _, each in part.groupby("seed")), _style(arm))
+                _seeds(axis, ((losses.index, losses[seed]) for seed in losses), _style(arm))
 
-    own = curves[curves["protocol"] == "corrected"]
-    slopes = {_words(arm): tables.last_slope(part.groupby("update", as_index=False)["value"].mean())
-              for arm, part in own.groupby("arm", sort=False)}
-    return _lines(results, text.shown_slopes(depth, slopes), "update", "next-token loss (nats per token)",
-                  draw)
+    own = Comparisons(results, "corrected")
+    means = {arm: tables.curves(own, arm, depth).mean(axis=1) for arm in arms}
+    slopes = {_words(arm): tables.last_slope(losses) for arm, losses in means.items() if len(losses)}
+    return _lines(results, text.shown_slopes(depth, slopes), "update", "next-token loss (nats per token)", draw)
 
 
 # ------------------------------------------------------------------------------------------------------ side by side

@@ -25,7 +25,6 @@ class Results:
 
     profile: Profile
     runs: Mapping[str, Run]
-    given: pd.DataFrame | None = None  # other rows than those of the runs
     _read: list[set[str]] = field(default_factory=list)
 
     @contextmanager
@@ -58,8 +57,29 @@ class Results:
 
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
-        """See the function `cells`."""
-        return cells(self.profile, self.runs) if self.given is None else self.given
+        """One row a declared cell: arm, depth, rank, protocol, seed, level of the rate, run, shared, status and losses.
+
+        `shared`: the run is shown in several rows, since the protocol makes them one. `status` is `missing` where no
+        run was made; the losses of a run that isn't `finished` are NaN, so no mean is taken over it unseen.
+        """
+        profile, plan = self.profile, self.profile.cells()
+        # full and cut aren't trained: both columns read one log, which makes no two results one
+        times = pd.Series([(cell.run.id, cell.protocol) for cell in plan]).value_counts()
+        rows = []
+        for cell in plan:
+            run = self.runs.get(cell.run.id)
+            status = run.manifest["status"] if run else "missing"
+            row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol,
+                   "seed": cell.seed, "level": cell.level or "",
+                   "updates": cell.updates or profile.training.updates, "run": cell.run.id,
+                   "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status, "loss": math.nan}
+            row |= dict.fromkeys(splits(profile), math.nan)
+            if status == "finished":
+                row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
+                # the release scores held-out text on the next token: in both columns (protocol.md `target`)
+                row |= {split: run.last(split, "loss_t+1") for split in splits(profile)}
+            rows.append(row)
+        return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
     @functools.cached_property
     def places(self) -> dict[tuple, list]:
@@ -134,31 +154,6 @@ def read_blocks(run: Run, arm: str, protocol: str) -> np.ndarray:
     if arm == "cut":
         losses = losses[:CUT_STREAM_BATCHES * run.manifest["config"]["training"]["micro_batch"]]
     return np.array(losses)
-
-
-def cells(profile: Profile, runs: Mapping[str, Run]) -> pd.DataFrame:
-    """One row a declared cell: arm, depth, rank, protocol, seed, level of the rate, run, shared, status and losses.
-
-    `shared`: the run is shown in several rows, since the protocol makes them one. `status` is `missing` where no run
-    was made; the losses of a run that isn't `finished` are NaN, so no mean is taken over it unseen.
-    """
-    plan = profile.cells()
-    # full and cut aren't trained: both columns read one log, which makes no two results one
-    times = pd.Series([(cell.run.id, cell.protocol) for cell in plan]).value_counts()
-    rows = []
-    for cell in plan:
-        run = runs.get(cell.run.id)
-        status = run.manifest["status"] if run else "missing"
-        row = {"arm": cell.arm, "depth": cell.depth, "rank": cell.rank, "protocol": cell.protocol, "seed": cell.seed,
-               "level": cell.level or "", "updates": cell.updates or profile.training.updates, "run": cell.run.id,
-               "shared": bool(times[cell.run.id, cell.protocol] > 1), "status": status, "loss": math.nan}
-        row |= dict.fromkeys(splits(profile), math.nan)
-        if status == "finished":
-            row["loss"] = float(read_blocks(run, cell.arm, cell.protocol).mean())
-            # the release scores held-out text on the next token: in both columns (protocol.md `target`)
-            row |= {split: run.last(split, "loss_t+1") for split in splits(profile)}
-        rows.append(row)
-    return pd.DataFrame(rows).astype({"depth": "Int64", "rank": "Int64"})
 
 
 def base_run(profile: Profile, root: Path) -> Run | None:

@@ -89,22 +89,15 @@ def _cell(row: Mapping, column: str) -> str:
     return "" if value is pd.NA else str(value)
 
 
-def _base_cells(results: Results) -> pd.DataFrame:
-    """The rows at the base rank and the chosen rate."""
-    cells = results.cells
-    return cells[(cells["rank"].fillna(results.profile.rank) == results.profile.rank) & (cells["level"] == "")
-                 & (cells["updates"] == results.profile.training.updates)]
-
-
 # ----------------------------------------------------------------------------------------------------- every arm
 
 @per_results
-def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str, ...] = ()) -> pd.DataFrame:
-    """Per protocol and arm (of all, or of some) and depth: loss, held-out loss, loss reduction, gap recovery, also
-    counted from the lower of cut and unigram; whether the run and its step norms converged. A uniform guess, ln V,
-    stands before the arms."""
-    rows, cells = [], _base_cells(results)
-    cells = cells[cells["arm"].isin(arms or cells["arm"]) & cells["protocol"].isin(protocols or cells["protocol"])]
+def arm_table(results: Results) -> pd.DataFrame:
+    """Per protocol, arm and depth, at the base rank and the chosen rate: loss, held-out loss, loss reduction, gap
+    recovery; whether the run and its step norms converged."""
+    profile, cells, rows = results.profile, results.cells, []
+    cells = cells[(cells["rank"].fillna(profile.rank) == profile.rank) & (cells["level"] == "")
+                  & (cells["updates"] == profile.training.updates)]
     groups = cells.groupby(["protocol", "arm", "depth"], dropna=False, sort=False)
     for (protocol, arm, depth), group in groups:
         depth = None if pd.isna(depth) else int(depth)
@@ -114,11 +107,10 @@ def arm_table(results: Results, arms: tuple[str, ...] = (), protocols: tuple[str
         row |= columns("loss", interval(found.loss(arm, depth)))
         row |= columns("heldout", interval(found.loss(arm, depth, column="heldout")))
         if ARMS[arm].fit != "none":
-            row |= columns("from best", interval(found.recovery_from_best(arm, depth)))
             row |= columns("reduction", interval(found.reduction(arm, depth)))
             row |= columns("recovery", interval(found.recovery(arm, depth)))
         if ARMS[arm].trained:
-            slopes = [last_slope(curve(results.runs[name], "heldout", "loss_t+1"))
+            slopes = [last_slope(curve(results.runs[name]))
                       for name in group[group["status"] == "finished"]["run"]]
             row["last_slope"] = max(slopes, key=abs, default=math.nan)  # the least settled seed's
             row["converged"] = None if math.isnan(row["last_slope"]) else abs(row["last_slope"]) <= CONVERGED_SLOPE
@@ -224,36 +216,27 @@ def modulation_table(results: Results, depth: int) -> pd.DataFrame:
 
 # ------------------------------------------------------------------------------------------------------ training
 
-def curve(run: Run, split: str, metric: str) -> pd.DataFrame:
-    """update and value of one metric over a run, always on the same few blocks."""
-    updates, values = run.series.get((split, f"curve/{metric}"), Series([], []))
-    return pd.DataFrame({"update": updates, "value": np.array(values, dtype=float)})
+def curve(run: Run) -> pd.Series:
+    """The held-out next-token loss at each evaluation of a run, by update, always on the same few blocks."""
+    updates, values = run.series.get(("heldout", "curve/loss_t+1"), Series([], []))
+    return pd.Series(values, updates, dtype=float)
 
 
-def curves(results: Results, arms: tuple[str, ...], depth: int) -> pd.DataFrame:
-    """The held-out next-token loss at each evaluation of some arms at one depth: protocol (a whole column), arm, seed,
-    update, value."""
-    parts, cells = [pd.DataFrame(columns=["protocol", "arm", "seed", "update", "value"])], _base_cells(results)
-    cells = cells[cells["arm"].isin(arms) & cells["depth"].eq(depth).fillna(False)
-                  & cells["protocol"].isin(results.profile.protocols)]
-    for row in cells[cells["status"] == "finished"].itertuples():
-        if ARMS[row.arm].trained:
-            results.note([row.run])
-            part = curve(results.runs[row.run], "heldout", "loss_t+1")
-            parts.append(part.assign(protocol=row.protocol, arm=row.arm, seed=row.seed))
-    return pd.concat(parts[1:] or parts)[list(parts[0])]
+def curves(found: Comparisons, arm: str, depth: int) -> pd.DataFrame:
+    """The same of an arm's finished runs at one depth, a column a seed."""
+    return pd.DataFrame({run.manifest["seed"]: curve(run) for run in found.runs_of(arm, depth)})
 
 
-def last_slope(losses: pd.DataFrame) -> float:
-    """Change of a held-out loss (columns update, value) over the last fifth of the updates, nats per token.
+def last_slope(losses: pd.Series) -> float:
+    """Change of a held-out loss, by update, over the last fifth of the updates, nats per token.
 
     Held-out blocks are always the same ones: the training loss, on new blocks at each update, is too noisy.
     """
-    losses = losses[losses["update"] >= losses["update"].max() * (1 - LAST_SHARE)]
+    losses = losses[losses.index >= losses.index.max() * (1 - LAST_SHARE)]
     if len(losses) < 2:
         return math.nan
-    slope = np.polyfit(losses["update"], losses["value"], 1)[0]
-    return float(slope * (losses["update"].max() - losses["update"].min()))
+    slope = np.polyfit(losses.index, losses, 1)[0]
+    return float(slope * (losses.index.max() - losses.index.min()))
 
 
 def search_table(results: Results) -> pd.DataFrame:
