@@ -38,7 +38,8 @@ help: ## this list
 
 # Installs the lock, unless this checkout was installed there since the lock changed: an environment
 # that two checkouts share is set up anew for each. What can't be used is refused before anything is
-# made or installed. Only torch has no hash, since its builds, for a CPU or for CUDA, differ.
+# made or installed. torch has no hash, since its builds, for a CPU or for CUDA, differ, nor has what
+# the lock doesn't name.
 environment:
 	@fail() { printf 'error: %s\n' "$$1" >&2; exit 2; }; \
 	stamp="$$ENVIRONMENT/.ouroboros-installed"; python="$$ENVIRONMENT/bin/python"; \
@@ -53,10 +54,13 @@ environment:
 	    fail "python '$$first': not found; name another: make PYTHON=python3.11 ..."; \
 	"$$first" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	    fail "python '$$first': no Python 3.11 or newer; name another: make PYTHON=python3.11 ..."; \
+	[ "$$(sed '/^#/d; /^torch==/d' requirements.lock)" = "$$(sed -n 's/^\([a-z][^ ]*\).*/\1/p' .requirements.hashes)" ] || \
+	    fail "requirements.lock: .requirements.hashes has other versions; tests/helpers/lock_hashes.py writes it"; \
 	[ -x "$$python" ] || "$$first" -m venv .venv || exit; \
 	"$$python" -m pip --version >/dev/null 2>&1 || \
 	    fail "environment '$$ENVIRONMENT': no pip; add it ($$python -m ensurepip) or remove the folder"; \
 	echo "installing requirements.lock into $$ENVIRONMENT"; \
+	export PIP_DISABLE_PIP_VERSION_CHECK=1; \
 	"$$python" -m pip install --quiet --no-deps --require-hashes -r .requirements.hashes && \
 	"$$python" -m pip install --quiet -r requirements.lock && \
 	"$$python" -m pip install --quiet --no-deps --no-build-isolation -e . && \

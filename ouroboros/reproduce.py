@@ -383,9 +383,9 @@ def shared_pages(shown: list[Results], all_results: dict[str, Results], root: Pa
     """The pages that speak of several profiles, {path: text}; `shown` are README's."""
     texts = {LOGS: inventory.markdown(root)}
     if len(shown) == len(README_PROFILES):
-        names = [f"{README_PROFILES[1]}-{variant}" for variant in scales.VARIANTS]
+        names = [name for name in scales.variants(README_PROFILES[1]) if (PROFILES / f"{name}.yaml").exists()]
         texts[SCALES] = scales.markdown(*shown, [all_results.get(name) or results_at_hand(name, root)
-                                                 for name in names if (PROFILES / f"{name}.yaml").exists()])
+                                                 for name in names])
     if shown and (root / README).exists():
         texts[README] = _readme_with(readme_block(*shown), (root / README).read_text(encoding="utf-8"))
     return texts

@@ -49,6 +49,13 @@ def test_the_effect_of_a_switch_is_the_difference_that_it_makes(results, column)
     assert effect(table, "corrected", "target", "loss reduction (%)")["value"] == pytest.approx(100 / 3)
 
 
+def test_a_row_a_switch_has_its_effect_on_the_headlines_in_both_columns(results):
+    table = audit_summary.effects_table(results).set_index("switch")
+    lead = "static - Controller, all else {}"
+    assert table.loc["target", lead.format("corrected")] == "0.5 (the same in all 3 seeds)"
+    assert table.loc["rate", lead.format("corrected")].startswith("-0.25 (n = 1")
+
+
 def test_all_ten_are_the_other_column(results):
     table = audit.switch_table(results)
     assert effect(table, "corrected", "all", "static")["effect"] == pytest.approx(1)

@@ -281,6 +281,16 @@ def test_a_reported_value_is_meant_to_its_last_digit(results):
 
 # ------------------------------------------------------------------------------------------------------------ ledger
 
+def test_a_claim_without_runs_names_none_and_each_says_what_is_measured(results, tmp_path):
+    write(tmp_path, "smollm2", keep=lambda spec: spec.arm == "cut", base=False)
+    rows = claims.with_runs(load_results("smollm2", tmp_path)).set_index(["id", "protocol"])
+    assert rows.loc[("ahead_ranks", "corrected"), "verdict"] == "not planned"
+    assert rows.loc[["ahead_ranks", "helps"], "runs"].eq("").all() and rows.loc[("L17", "corrected"), "runs"]
+    text = pages.markdown(results)
+    assert "What is measured: the loss of `static` minus that of `controller`." in text
+    assert "What is measured: the loss of `controller`, its rise from depth 1." in text
+
+
 def test_the_ledger_has_a_row_a_claim_and_protocol(results):
     table = claims.with_runs(results)
     assert len(table) == len(LEDGER) * 2 and not table[["claim", "reported", "verdict", "why"]].eq("").any(axis=None)

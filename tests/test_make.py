@@ -233,13 +233,24 @@ def test_an_environment_is_set_up_once_and_again_when_the_lock_or_the_checkout_c
 
     assert [installs(), installs()] == [1, 1]
     stamp = environment / ".ouroboros-installed"
-    os.utime(checkout / ".requirements.hashes", (stamp.stat().st_mtime + 10,) * 2)
-    assert installs() == 2
-    os.utime(stamp, (stamp.stat().st_mtime + 20,) * 2)
-    assert installs() == 2
+    now = stamp.stat().st_mtime
+    for count, name in enumerate(("requirements.lock", ".requirements.hashes", "pyproject.toml"), 2):
+        os.utime(stamp, (now + 10 * count,) * 2)
+        os.utime(checkout / name, (now + 10 * count + 5,) * 2)
+        assert installs() == count
+        os.utime(stamp, (now + 10 * count + 6,) * 2)
+        assert installs() == count
     stamp.write_text("/another/checkout\n")
-    os.utime(stamp, (stamp.stat().st_mtime + 20,) * 2)
-    assert installs() == 3
+    os.utime(stamp, (now + 100,) * 2)
+    assert installs() == 5
+
+
+@pytest.mark.parametrize("old, new", [(r"tqdm==.*", "tqdm==1.0"), (r"tqdm==.*\n", ""), (r"tqdm", "extra==1.0\ntqdm")])
+def test_a_lock_whose_hashes_are_of_other_versions_installs_nothing(old, new, checkout, environment):
+    lock = checkout / "requirements.lock"
+    lock.write_text(re.sub(old, new, lock.read_text(), count=1))
+    refused(make(checkout, "verify", VIRTUAL_ENV=environment), "requirements.lock", ".requirements.hashes")
+    assert "install" not in (environment / "bin/python.calls").read_text()
 
 
 def test_a_command_that_fails_fails_make(checkout, environment):

@@ -582,13 +582,32 @@ def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results
     assert float(table.loc["travel of a norm weight", "tiny-first"]) == pytest.approx(0.001 * 200 / 2, rel=0.02)
 
 
+def test_sentences_of_other_depths_and_of_norms_that_begin_elsewhere(results, tmp_path):
+    said = text.other_depths(results)  # 0.01 nats for each step away from depth 8
+    assert "the Controller trained at depth 8, scored at another. The loss is higher: at depth 1 (0.07)" in said
+    assert text.matched(results) == ""  # not planned
+    write(tmp_path, "smollm2", keep=lambda spec: spec.arm.removesuffix("_matched") in ("none", "static", "controller"))
+    said = text.matched(load_results("smollm2", tmp_path))
+    assert "minus at 1. Can't be judged from one seed: Controller, depth 1 (-0.1)" in said
+
+
+def test_a_search_that_is_under_way_says_how_many_runs_are_missing(tmp_path):
+    profile = load_profile("smoke")
+    first = [spec for spec in profile.search_runs() if spec.arm == "lora"][0]
+    write_run(tmp_path, profile, first, 4.0)
+    table = tables.search_table(load_results("smoke", tmp_path)).set_index("arm")
+    assert table.index.tolist() == ["lora"] and table.loc["lora", "missing"] >= 1
+
+
 def test_a_verdict_that_differs_on_newer_text_is_named(tmp_path):
     root, profile = tmp_path, load_profile("smoke")
     for spec in profile.runs():
         if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
             write_run(root, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed))
     same = load_results("smoke", root)
-    assert "`corrected`: 4 of 4 verdicts on held-out text are the same on text" in text.newer(same, "corrected")
+    said = text.newer(same, "corrected")
+    assert said.startswith("`corrected`: 4 of 4 verdicts on held-out text are the same on text that is newer than")
+    assert said.endswith("(Controller - cut, static - Controller; at each depth).")  # the pairs that were run
     for name, run in same.runs.items():
         if name.startswith("static-d1") and "corrected" in name:
             run.series["newer", "loss_t+1"] = Series([8], [1.0])

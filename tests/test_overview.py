@@ -60,10 +60,10 @@ def test_the_opening_follows_the_first_two_answers(tmp_path, loop, lora, said):
 def test_the_first_screen_says_what_counting_wins_back_and_what_more_tokens_do(results, tmp_path):
     assert "counting pairs" not in overview.opening(results) and not overview.on_more_tokens(results)  # not planned
     found = results_of(tmp_path, profile="smollm2", keep=lambda spec: spec.purpose == "matrix")
-    assert overview.opening(found).endswith(
-        "; counting pairs of tokens in the text that a run sees -35 %; in the whole training split -30 %.")
+    assert overview.opening(found).endswith("; counting pairs of tokens in the text that a run sees -35 %; counting "
+                                            "them in the whole training split -30 %.")
     assert "a table in the Controller's place 47 %; the gate alone 5 %; " in overview.opening(found)
-    assert overview.on_other_text(found) == "; on text of packages that no run saw, 50 and 62 %"
+    assert overview.foreign_share(found) == "; on text of packages that no run saw, 50 and 62 %"
     assert overview.on_more_tokens(found) == ("With 4 times the tokens a single pass wins back 50 %, LoRA 62 % "
                                                "(n = 1). ")
 
@@ -78,6 +78,28 @@ def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):
     assert "![Too few seeds to judge the Controller against the cut model at depth 4. " in page  # the figure's text
     assert "`smoke`, depth 4" in page and "`tiny-first`, depth 8" in page
     assert f"{len(few.runs)} of {len(few.profile.runs())} planned runs" in page
+
+
+def test_what_the_plan_has_at_another_depth_alone_is_said_to_be_there(tmp_path):
+    found = results_of(tmp_path, profile="smollm2", keep=lambda spec: spec.purpose == "matrix")
+    answer = cells(found)[QUESTIONS["controller/controller_blind"]][0]
+    assert answer.startswith("not planned at depth 8. At depth 1: too few seeds to judge: better by 0.3")
+    norms = cells(found)[QUESTIONS["none/none_nonorm"]][0]
+    assert norms.endswith("With norms begun at the stream's size its loss is 0.10 nats lower (depth 1, n = 1)")
+
+
+def test_the_paper_is_answered_first_and_what_an_interval_leaves_out_is_said(results):
+    page = overview.page(results)
+    assert page.startswith("**Are the paper's numbers true?** Their arithmetic is right: 43.4 % and 51.3 % follow")
+    assert "changes by +0.305 nats, the cut model's by -3.285 nats" in page and "recovery is -6.8 %" in page
+    assert "(of `tiny-first` over seeds alone)" in page
+    assert overview.seeds_alone([]) == ""
+
+
+def test_a_diverged_run_is_not_said_to_be_missing(tmp_path):
+    found = results_of(tmp_path, diverged={f"lora-corrected-s{seed}" for seed in range(5)},
+                       keep=lambda spec: spec.arm in ("full", "cut", "controller", "lora") and "+" not in spec.protocol)
+    assert cells(found)[QUESTIONS["controller/lora"]][0] == "no loss: a run diverged"
 
 
 def test_another_depth_with_another_answer_is_named(tmp_path):

@@ -5,7 +5,9 @@ import synthetic
 from synthetic import write
 
 from ouroboros.analysis import scales
+from ouroboros.analysis.overview import QUESTIONS
 from ouroboros.analysis.results import load_results, results_at_hand
+from ouroboros.experiment.plan import RunSpec
 
 ARMS = ("full", "cut", "controller", "static", "lora", "none_nonorm")
 QUESTION = "Is the Controller better than a learned table?"
@@ -55,12 +57,33 @@ def test_an_opposite_answer_is_explained_by_what_makes_it_the_same(tmp_path, dee
 
 
 def test_what_is_open_or_not_run_is_said_to_be_so(tmp_path):
-    tiny = results_of(tmp_path, "tiny", 4.0)  # equal to the Controller
+    results_of(tmp_path, "tiny", 4.0)  # equal to the Controller
     for path in tmp_path.glob("results/tiny/runs/lora-corrected-s[12].jsonl"):
         path.unlink()
     found = scales.table(results_of(tmp_path, "smollm2", 5.0), load_results("tiny", tmp_path)).set_index("question")
     assert found.loc[QUESTION, "tiny, depth 8"] == "equivalent" and found.loc[QUESTION, "the same?"] == "no"
     lora = found[found.index.str.contains("LoRA")].iloc[0]
     assert lora["tiny, depth 8"] == "too few seeds" and lora["the same?"] == "open"
-    assert tiny.profile.name == "tiny" and "not run yet" in set(found["tiny, depth 8"])
+    assert "not run yet" in set(found["tiny, depth 8"])
     assert "Does the loop need its gate?" not in found.index  # smollm2 doesn't plan it
+    assert "Does what the Controller reads matter, or does a constant do?" not in found.index  # nor this at depth 8
+
+
+def test_counts_of_a_longer_run_are_of_a_longer_runs_text(tmp_path):
+    """At four times the tokens the loop isn't set against pairs that were counted in a quarter of them."""
+    tiny = results_of(tmp_path, "tiny", 4.4)
+    question = next(question for question in QUESTIONS if question.other == "bigram_seen")
+    longer = scales.scales(tiny, [])[1]
+    assert longer.updates == 1600 and str(scales.answer(longer, question, 8)) == "not run yet"
+    profile = tiny.profile
+    for seed, updates, value in [(s, u, v) for s in range(3) for u, v in ((None, 5.0), (1600, 3.0))]:
+        spec = RunSpec("bigram_seen", None, None, "corrected", seed, updates=updates)
+        synthetic.write_run(tmp_path, profile, spec, value + 0.001 * seed)
+    own, longer = scales.scales(load_results("tiny", tmp_path), [])[:2]
+    assert [str(scales.answer(scale, question, 8)) for scale in (own, longer)] == ["yes, by 25 %", "no, by 25 %"]
+
+
+def test_the_page_names_what_is_changed(tmp_path):
+    deep, first = results_of(tmp_path, "tiny-deep", 5.0), results_of(tmp_path, "smollm2", 5.0)
+    page = scales.markdown(first, results_of(tmp_path, "tiny", 3.0), [deep])
+    assert "| tiny, cut deeper" in page and "columns on the right change `tiny` in one respect" in page

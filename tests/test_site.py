@@ -84,7 +84,7 @@ def pages(site) -> list[Page]:
 
 
 def test_every_document_claim_and_executed_notebook_is_a_page(site):
-    sources = [ROOT / "README.md", ROOT / "results/README.md", *ROOT.glob("docs/*.md"),
+    sources = [ROOT / "README.md", ROOT / "results/README.md", ROOT / "results/scales.md", *ROOT.glob("docs/*.md"),
                *ROOT.glob("results/*/claims.md"), *ROOT.glob("results/*/continuations.md"),
                *ROOT.glob("results/*/last_word.md"), *ROOT.glob("results/*/notebooks/*.ipynb")]
     expected = {path.relative_to(ROOT).with_suffix(".html") for path in sources if "smoke" not in path.parts}

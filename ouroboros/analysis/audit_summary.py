@@ -1,6 +1,5 @@
 """The answer of notebook 11, the audit, and its two summaries. Never imports torch."""
 
-
 import pandas as pd
 
 from ..experiment.protocol import COLUMNS, SWITCHES

@@ -103,15 +103,20 @@ def _what(results: Results, spec: RunSpec, base: str) -> str:
             f"{profile.training.tokens_per_update:,} tokens of {profile.corpus.kind}; all else is the base's.")
 
 
+def _shown(spec: RunSpec) -> int | None:
+    """The depth at which a checkpoint's loss is shown: of drawn ones the profile's."""
+    return spec.depth if isinstance(spec.depth, int) else None
+
+
 def _verdict(results: Results, spec: RunSpec) -> str:
     """This seed's loss, and the arm against LoRA; of LoRA, against the Controller at the depth shown first."""
-    found = Comparisons(results, spec.protocol, updates=spec.updates)
+    found, at = Comparisons(results, spec.protocol, updates=spec.updates), {"depth": _shown(spec), "rank": spec.rank}
     own, depth = results.runs[spec.id].last("heldout", "loss_t+1"), shown_depth(results)
     if spec.arm == "lora":
         against = interval(found.difference("lora", "controller", depth=depth))
         said = compared(against, "LoRA", f"the Controller at depth {depth}")
     else:
-        against = interval(found.difference(spec.arm, "lora", depth=spec.depth, rank=spec.rank))
+        against = interval(found.difference(spec.arm, "lora", **at))
         said = compared(against, "the loop", "LoRA on the cut model")
     return f"Its held-out loss is {own:.3f} nats per token. {said}, over the seeds below."
 
@@ -120,9 +125,9 @@ def _table(results: Results, spec: RunSpec) -> str:
     """The full and the cut model, LoRA and the checkpoint's arm, lowest loss first."""
     found, rows = Comparisons(results, spec.protocol, updates=spec.updates), []
     for arm in dict.fromkeys(("full", "cut", "lora", spec.arm)):
-        losses = interval(found.loss(arm, spec.depth, spec.rank))
+        losses = interval(found.loss(arm, _shown(spec), spec.rank))
         label = ARMS[arm].label + (f" at depth {spec.depth}" if ARMS[arm].loops else "")
-        recovered = interval(found.recovery(arm, spec.depth, spec.rank)) if ARMS[arm].fit != "none" else NOTHING
+        recovered = interval(found.recovery(arm, _shown(spec), spec.rank)) if ARMS[arm].fit != "none" else NOTHING
         rows.append((losses, label + " (as this one)" * (arm == spec.arm), recovered))
     rows.sort(key=lambda row: (row[0].n == 0, row[0].mean))
     return pd.DataFrame([{"model": label, "loss": sized(loss) if loss.n else NOT_RUN,

@@ -214,8 +214,8 @@ def records(claim: Claim, results: Results) -> list[dict]:
     for protocol in results.profile.protocols:
         with results.reading() as read:
             judged = judge(claim, results, protocol)
-        if judged.verdict == Verdict.NOT_PLANNED:
-            read = set()  # of its other arms
+        if not any(part.n for part in judged.parts.values()):
+            read = set()  # what else was looked for measures nothing
         rows.append({
             "id": claim.id, "claim": claim.what, "reported": claim.reported_text, "source": claim.sources,
             "recomputed": "" if again is None else f"{again:.{claim.decimals}f}", "protocol": protocol,

@@ -51,14 +51,20 @@ class Comparisons:
     def _rows(self, arm: str, depth: int | None = None, rank: int | None = None, level: str = "") -> list:
         """The declared rows of an arm under this protocol, a seed each, at a depth (the base depth), rank (the base
         rank) and level of the rate; these mean nothing to an arm without a loop."""
-        profile = self.results.profile
-        place = (depth or profile.depth, rank or profile.rank_of(arm)) if ARMS[arm].loops else (None, None)
-        rows = self._declared(arm, *place, level)
+        rows = self._declared(arm, *self._place(arm, depth, rank), level)
         self.results.note(row.run for row in rows)
         return rows
 
+    def plans(self, arm: str, depth: int | None = None) -> bool:
+        """Whether the plan has an arm at a depth, the base rank and the chosen rate."""
+        return bool(self._declared(arm, *self._place(arm, depth), ""))
+
+    def _place(self, arm: str, depth: int | None, rank: int | None = None) -> tuple[int | None, int | None]:
+        profile = self.results.profile
+        return (depth or profile.depth, rank or profile.rank_of(arm)) if ARMS[arm].loops else (None, None)
+
     def _declared(self, arm: str, *place) -> list:
-        updates = self.updates if ARMS[arm].fit == "gradient" else self.results.profile.training.updates
+        updates = self.updates if ARMS[arm].longer else self.results.profile.training.updates
         return self.results.places.get((self.protocol, arm, *place, updates), [])
 
     def loss(self, arm: str, depth: int | None = None, rank: int | None = None, level: str = "",

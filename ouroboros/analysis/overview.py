@@ -61,7 +61,7 @@ QUESTIONS = (
              "Yes, better than a constant", "No, a constant is better", "06_parts"),
     Question("Does a loop without modulation need its step norms, which begin at 1?", "none", "none_nonorm",
              "Yes, better with them", "No, better without", "06_parts", also=("none_matched", "none",
-             "Begun at the stream's size")),
+             "With norms begun at the stream's size")),
     Question("Does the loop need its gate?", "controller", "controller_nogate", "Yes, better with it",
              "No, better without", "04_gate"),
 )
@@ -77,8 +77,9 @@ OPENING = {  # by the verdicts on the first two questions: loop against cut, loo
 }
 BESIDE = {"static": "a table in the Controller's place", "none_nonorm": "the gate alone",
           "bigram_seen": "counting pairs of tokens in the text that a run sees",
-          "bigram": "in the whole training split"}
+          "bigram": "counting them in the whole training split"}
 OPEN = {EQUIVALENT: "Equivalent", UNDECIDED: "No detectable difference"}
+DIVERGED = "no loss: a run diverged"
 OTHERWISE = "Nothing is decided yet; the table says what is known."
 
 
@@ -114,23 +115,24 @@ def _depths(results: Results) -> str:
 
 
 def opening(results: Results) -> str:
-    """In one or two sentences, whether the method works."""
+    """Whether the method works, in a few sentences."""
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
     judged = tuple(_direction(interval(found.difference(question.arm, question.other, depth=depth)))
                    for question in QUESTIONS[:2])
+    if judged not in OPENING:
+        return OTHERWISE
     loop, lora, first = (_recovered(found, arm, at) for arm, at in
                          (("controller", depth), ("lora", depth), ("controller", 1)))
     once = f" ({first} with a single pass)" if depth > 1 and found.loss("controller", 1) else ""
     beside = [f"{what} {_recovered(found, arm, depth)}" for arm, what in BESIDE.items() if found.loss(arm, depth)]
-    beside = f" For comparison: {'; '.join(beside)}." if beside else ""
-    opened = OPENING.get(judged, OTHERWISE)
-    return opened.format(loop=loop, lora=lora, once=once, foreign=on_other_text(results)) + beside
+    said = OPENING[judged].format(loop=loop, lora=lora, once=once, foreign=foreign_share(results))
+    return said + (f" For comparison: {'; '.join(beside)}." if beside else "")
 
 
 def _recovered(found: Comparisons, arm: str, depth: int) -> str:
     """The share of the gap that an arm wins back, and of how few seeds that is."""
     share = interval(found.recovery(arm, depth))
-    few = ARMS[arm].trained and share.n < FEWEST
+    few = ARMS[arm].fit != "none" and share.n < FEWEST
     return f"{share.mean:.0f} %" + (f" (n = {share.n})" if few else "")
 
 
@@ -138,12 +140,12 @@ def paper_said() -> str:
     """What the paper's own numbers allow, by their arithmetic alone."""
     checked = reported.table().set_index("quantity")["recomputed"]
     full, cut = (checked[f"{name} model, passages - training text"] for name in ("full", "cut"))
-    return (f"**Are the paper's numbers true?** Their arithmetic is: {checked['loss reduction, depth 8']} and "
+    return (f"**Are the paper's numbers true?** Their arithmetic is right: {checked['loss reduction, depth 8']} and "
             f"{checked['gap recovery, depth 8']} follow from the losses that it reports. What these losses mean is "
             "doubtful. The authors' code scores the full model on the next token and all others on the one after it; "
             "whether the numbers come from that code isn't known. From the training text to 12 other passages the full "
-            f"model's reported loss changes by {full}, the cut model's by {cut}; on these passages, the only text of "
-            f"which one source has all three losses, gap recovery is {checked['gap recovery on the passages']}. The "
+            f"model's reported loss changes by {full}, the cut model's by {cut}; on these passages, the only text for "
+            f"which one source gives all three losses, gap recovery is {checked['gap recovery on the passages']}. The "
             "evidence for the gate is of another system, an intact model. "
             "[The arithmetic](results/smollm2/notebooks/01_target.ipynb). We had the abstract, the authors' README and "
             "code, and a third party's digest, [not the full text](docs/system.md).")
@@ -171,8 +173,8 @@ def at_what_cost(results: Results) -> str:
             f"{share['lora']}. ")
 
 
-def on_other_text(results: Results) -> str:
-    """What loop and LoRA win back on text of sources never trained on."""
+def foreign_share(results: Results) -> str:
+    """Half a sentence: what loop and LoRA win back on text of sources never trained on."""
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
     shares = [interval(found.share(found.difference("cut", arm, depth=depth, column="foreign"), "foreign")).mean
               for arm in ("controller", "lora")]
@@ -200,7 +202,7 @@ def questions(*several: Results) -> pd.DataFrame:
         for results in several:
             depth = shown_depth(results)
             said = cells[f"`{results.profile.name}`, depth {depth}"] = answer(results, question, depth)
-            if said not in (text.NOT_RUN, Verdict.NOT_PLANNED):
+            if not said.endswith((text.NOT_RUN, Verdict.NOT_PLANNED)):
                 shown = shown or results.profile.name
         if set(cells.values()) != {Verdict.NOT_PLANNED}:
             link = f"results/{shown or several[0].profile.name}/notebooks/{question.notebook}.ipynb"
@@ -208,18 +210,28 @@ def questions(*several: Results) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def judged(found: Comparisons, question: Question) -> tuple[dict[int, Interval], dict[int, str]]:
+    """What a question's arms differ by at each depth where both are planned, and the verdicts, corrected over these."""
+    parts = family({at: minus(found.loss(question.arm, at), found.loss(question.other, question.at or at))
+                    for at in found.results.profile.depths if at != question.at
+                    and found.plans(question.arm, at) and found.plans(question.other, question.at or at)})
+    return parts, verdicts(parts)
+
+
 def answer(results: Results, question: Question, depth: int) -> str:
     """A cell: the answer at a depth with its size, and at each other depth of the plan where it is another one."""
-    if not is_planned(results, question, depth):
-        return Verdict.NOT_PLANNED
     found = Comparisons(results, "corrected")
+    parts, words = judged(found, question)
+    if not parts:
+        return Verdict.NOT_PLANNED
     gap = interval(found.difference("cut", "full")).mean
-    parts = differences(found, question, depth)
-    judged = verdicts(parts)
-    said = {at: _said(question, part, judged[at], gap) for at, part in parts.items()}
+    said = {at: _said(question, part, words[at], gap) if part.n or not found.diverged else (DIVERGED, "")
+            for at, part in parts.items()}
+    own = ["".join(said[depth])] if depth in parts else [f"{Verdict.NOT_PLANNED} at depth {depth}"]
     others = [f"At depth {at}: {said[at][0][0].lower()}{said[at][0][1:]}{said[at][1]}" for at, part in parts.items()
-              if said[at][0] != said[depth][0] and (part.judged or part.n and part.mean * parts[depth].mean < 0)]
-    return ". ".join(["".join(said[depth]), *others, *_beside(found, question)])
+              if depth not in parts or said[at][0] != said[depth][0] and (
+                  part.judged or part.n and part.mean * parts[depth].mean < 0)]
+    return ". ".join([*own, *others, *_beside(found, question)])
 
 
 def _beside(found: Comparisons, question: Question) -> Iterator[str]:
@@ -228,19 +240,8 @@ def _beside(found: Comparisons, question: Question) -> Iterator[str]:
         arm, other, what = question.also
         parts = {at: interval(found.difference(arm, other, depth=at)) for at in found.depths_of(arm)}
         for at, part in [(at, part) for at, part in parts.items() if part.n][:1]:
-            yield f"{what} (depth {at}) they end {abs(part.mean):.2f} nats {'higher' if part.mean > 0 else 'lower'} " \
-                  f"(n = {part.n})"
-
-
-def is_planned(results: Results, question: Question, depth: int) -> bool:
-    """Whether a profile plans the two arms of a question, and it asks something at a depth."""
-    return {question.arm, question.other} <= set(results.profile.arms) and question.at != depth
-
-
-def differences(found: Comparisons, question: Question, depth: int) -> dict[int, Interval]:
-    """What a question's arms differ by at a depth and at each other one of the plan; they are judged together."""
-    return family({at: minus(found.loss(question.arm, at), found.loss(question.other, question.at or at))
-                   for at in (depth, *found.results.profile.depths) if at != question.at})
+            side = "higher" if part.mean > 0 else "lower"
+            yield f"{what} its loss is {abs(part.mean):.2f} nats {side} (depth {at}, n = {part.n})"
 
 
 def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple[str, str]:
@@ -250,10 +251,10 @@ def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple
     seeds = f"n = {found.n}"
     if judged in OPEN:
         return OPEN[judged], f": at most {max(-found.low, found.high):.2g} nats either way ({seeds})"
-    size = sized(found if found.mean >= 0 else replace(found, mean=-found.mean, low=-found.high, high=-found.low))
     if judged == NOT_JUDGED:
         side = BETTER if found.mean < 0 else WORSE
         return text.TOO_FEW.capitalize(), f": {side} by {abs(found.mean):.2f} nats ({seeds})"
+    size = sized(found if found.mean >= 0 else replace(found, mean=-found.mean, low=-found.high, high=-found.low))
     share = 100 * abs(found.mean) / gap
     part = f", {share:.{0 if share >= 10 else 1}f} % of the gap" if math.isfinite(share) else ""
     answer = question.lower if judged.startswith(BETTER) else question.higher

@@ -101,8 +101,9 @@ def _difference(claim: Claim) -> str:
     measure = claim.measure
     if measure is None or not measure.minus and measure.statistic == "loss":
         return ""
-    what = f"{measure.arm} - {measure.minus}" if measure.minus else measure.arm
-    return f" Measured: `{what}`" + (f", its {measure.statistic}." if measure.statistic != "loss" else ".")
+    what = " minus that of ".join(f"`{arm}`" for arm in (measure.arm, measure.minus) if arm)
+    statistic = "" if measure.statistic == "loss" else f", its {measure.statistic}"
+    return f" What is measured: the loss of {what}{statistic}."
 
 
 def _values(rows: pd.DataFrame) -> pd.DataFrame:

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import pandas as pd
 
 from .comparisons import Comparisons
-from .overview import QUESTIONS, Question, differences, is_planned
+from .overview import QUESTIONS, Question, judged
 from .results import Results, shown_depth
-from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, interval, verdicts
+from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, interval
 from .text import NOT_RUN
 
 VARIANTS = {"deep": ("cut deeper", "the cut"), "other": ("on another base", "the base")}  # profiles <scale>-<name>
-YES, NO, OPEN, FEW = "yes", "no", "open", "too few seeds"
+YES, NO, OPEN, FEW, DIVERGED = "yes", "no", "open", "too few seeds", "diverged"
 SAID = {BETTER: YES, WORSE: NO, EQUIVALENT: EQUIVALENT, UNDECIDED: OPEN, NOT_JUDGED: FEW}
 DECIDED = (YES, NO, EQUIVALENT)
 
@@ -29,7 +29,8 @@ class Scale(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """`yes`, `no`, `equivalent`, `open`, `too few seeds`, `not run yet` or nothing, and the size in % of the gap."""
+    """`yes`, `no`, `equivalent`, `open`, `too few seeds`, `diverged`, `not run yet`, or nothing where none is planned;
+    and the size in % of the gap."""
 
     word: str
     share: float = math.nan
@@ -39,26 +40,30 @@ class Answer(NamedTuple):
         return self.word + (size if self.word in (YES, NO) and math.isfinite(self.share) else "")
 
 
-def scales(results: Results, variants: Sequence[Results]) -> list[Scale]:
+def variants(scale: str) -> list[str]:
+    """The profiles that are a scale changed in one respect."""
+    return [f"{scale}-{name}" for name in VARIANTS]
+
+
+def scales(results: Results, changed: Sequence[Results]) -> list[Scale]:
     """The smaller profile at its own budget, changed in one respect, and with more tokens."""
     name, own = results.profile.name, results.profile.training.updates
-    changed = [Scale(each, f"{name}, {VARIANTS[each.profile.name.removeprefix(name + '-')][0]}",
-                     VARIANTS[each.profile.name.removeprefix(name + "-")][1]) for each in variants]
+    words = dict(zip(variants(name), VARIANTS.values(), strict=True))
+    other = [Scale(each, f"{name}, {words[each.profile.name][0]}", words[each.profile.name][1]) for each in changed]
     longer = [Scale(results, f"{name}, {updates / own:g} x the tokens", f"the budget ({updates / own:g} x the tokens)",
                     updates) for updates in results.profile.budgets if updates > own]
-    return [Scale(results, name), *changed, *longer]
+    return [Scale(results, name), *other, *longer]
 
 
 def answer(scale: Scale, question: Question, depth: int) -> Answer:
     """What a scale says of a question at a depth, judged together with the other depths that the question has."""
-    if not is_planned(scale.results, question, depth):
-        return Answer("")
     found = Comparisons(scale.results, "corrected", updates=scale.updates)
-    parts = differences(found, question, depth)
+    parts, words = judged(found, question)
+    if depth not in parts:
+        return Answer("")
     if not parts[depth].n:
-        return Answer("" if scale.updates else NOT_RUN)
-    judged = verdicts(parts)[depth]
-    word = next(word for said, word in SAID.items() if judged.startswith(said))
+        return Answer(DIVERGED if found.diverged else NOT_RUN)
+    word = next(word for said, word in SAID.items() if words[depth].startswith(said))
     return Answer(word, 100 * parts[depth].mean / interval(found.difference("cut", "full")).mean)
 
 
@@ -71,38 +76,39 @@ def why(first: Answer, changed: Sequence[tuple[str, Answer]]) -> str:
     return ("neither " if len(decided) > 1 else "not ") + " nor ".join(cause for cause, _ in decided)
 
 
-def table(first: Results, second: Results, variants: Sequence[Results] = ()) -> pd.DataFrame:
+def table(first: Results, second: Results, changed: Sequence[Results] = ()) -> pd.DataFrame:
     """A row a question that both profiles plan: both answers, whether they are the same, why not, and what the second
     says changed."""
     rows, depth = [], shown_depth(first)
+    small, *others = scales(second, changed)
     for question in QUESTIONS:
-        small, *changed = scales(second, variants)
-        answers = {scale.heading: answer(scale, question, shown_depth(scale.results)) for scale in changed}
+        answers = {scale: answer(scale, question, shown_depth(scale.results)) for scale in others}
         large, own = answer(Scale(first, ""), question, depth), answer(small, question, shown_depth(second))
         if not large.word or not own.word:
             continue
         both = {large.word, own.word} <= {*DECIDED}
         same = ("yes" if large.word == own.word else "no") if both else OPEN
-        reason = why(large, [(scale.cause, answers[scale.heading]) for scale in changed]) if same == "no" else ""
+        reason = why(large, [(scale.cause, each) for scale, each in answers.items()]) if same == "no" else ""
         rows.append({"question": question.text, f"{first.profile.name}, depth {depth}": str(large),
                      f"{small.heading}, depth {shown_depth(second)}": str(own), "the same?": same, "why not": reason}
-                    | {heading: str(each) for heading, each in answers.items()})
+                    | {scale.heading: str(each) for scale, each in answers.items()})
     return pd.DataFrame(rows)
 
 
-def markdown(first: Results, second: Results, variants: Sequence[Results] = ()) -> str:
+def markdown(first: Results, second: Results, changed: Sequence[Results] = ()) -> str:
     """The whole of results/scales.md."""
     one, two = first.profile.name, second.profile.name
     changes = (f"The columns on the right change `{two}` in one respect; a change explains a difference where `{two}`, "
-               f"changed so, says what `{one}` says." if len(scales(second, variants)) > 1 else
-               f"Nothing that would explain a difference, `{two}` changed in one respect, is run.")
+               f"changed so, says what `{one}` says." if len(scales(second, changed)) > 1 else
+               f"No variant of `{two}` has been run that could explain a difference.")
     return f"""# Two scales: what `{one}` and `{two}` say
 
 Generated from the raw logs. Each answer is judged as in README's table, which has other depths too, under `corrected`,
 on held-out text; sizes are in percent of each model's own gap, what cutting costs. *Yes* and *no*: the interval
-excludes 0. *Equivalent*: within the margin. *Open*: neither. {changes}
+excludes 0 after correction for the depths that are asked. *Equivalent*: within the margin. *Open*: neither.
+{changes}
 
-{table(first, second, variants).to_markdown(index=False, disable_numparse=True)}
+{table(first, second, changed).to_markdown(index=False, disable_numparse=True)}
 
 The paper's own claims at both, under both protocols, are README's second table; their reasons are in
 [{one}/claims.md]({one}/claims.md) and [{two}/claims.md]({two}/claims.md).

@@ -78,7 +78,7 @@ def _lost(found: Comparisons) -> str:
 
 
 def by_protocol(sentence: Callable[[Results, str], str], results: Results) -> list[str]:
-    """One of the sentences below under each protocol, the text's first."""
+    """One of the sentences below under each protocol, `corrected` first."""
     return [sentence(results, protocol) for protocol in results.profile.protocols[::-1]]
 
 
@@ -242,7 +242,8 @@ def newer(results: Results, protocol: str) -> str:
     differ = [f"{name} ({old[name]} on held-out, {new[name]} on newer text)"
               for name in judged if old[name] != new[name]]
     same = (f"`{protocol}`: {len(judged) - len(differ)} of {len(judged)} verdicts on held-out text are the same on "
-            f"text that is newer than the base ({', '.join(pairs)}; at each depth).")
+            f"text that is newer than the base ({', '.join(name for name in pairs if name in ' '.join(judged))}; at "
+            "each depth).")
     return f"{same} Others: {'; '.join(differ)}." if differ else same
 
 

@@ -44,6 +44,7 @@ class Arm:
     more: int = 0  # layers kept after the recurrent one
     other: bool = False  # keeps the middle layer that the profile's scan chose instead
     passes: Passes | None = None
+    pairs: bool = False  # of counts: of pairs of tokens, not of tokens alone
     teacher: Literal["none", "states", "logits"] = "none"  # what of the full model is learned from, beside the text
     scans: bool = False  # the cut model with other layers kept, or passed again, is scored instead of it
     coda: bool = False  # trained whole
@@ -62,6 +63,11 @@ class Arm:
     @property
     def trained(self) -> bool:
         return self.fit == "gradient"
+
+    @property
+    def longer(self) -> bool:
+        """Whether more updates make another run of it: it trains on more text, or counts more."""
+        return self.fit in ("gradient", "counts")
 
     @property
     def loadable(self) -> bool:
@@ -165,8 +171,8 @@ ARMS = {
     "bare": Arm("the kept layers, nothing between them", "none", fit="none"),
     "unigram": Arm("unigram", "counts", fit="none"),
     # under t+2 skip-bigrams
-    "bigram": Arm("counts of token pairs, all training text", "counts", fit="none"),
-    "bigram_seen": Arm("counts of token pairs, a run's own text", "counts", fit="counts"),
+    "bigram": Arm("counts of token pairs, all training text", "counts", pairs=True, fit="none"),
+    "bigram_seen": Arm("counts of token pairs, a run's own text", "counts", pairs=True, fit="counts"),
     # the loop before it learns anything
     "untrained": _like(NONE, "untrained", fit="none"),
     "untrained_matched": _like(NONE, "untrained, step norms from the stream's size", matched=True, fit="none"),

@@ -26,9 +26,12 @@ def check(profile: "Profile", file: str) -> None:
             raise InputError(f"{file}: plan.{number}.arms: '{unknown[0]}': loops or keeps layers that a scan chose; "
                              "make the run 'scan', and write what it says into 'scanned'")
     for run_id in profile.checkpoints:
-        if not ARMS[profile.find(run_id).arm].loadable:
-            raise InputError(f"{file}: checkpoints: '{run_id}': no library loads what this arm trains; list loops "
-                             "whose coda is frozen, or arm 'lora'")
+        spec = profile.find(run_id)
+        if not ARMS[spec.arm].loadable or spec.level:
+            raise InputError(f"{file}: checkpoints: '{run_id}': no library loads what this arm trains, or its rate "
+                             "isn't the chosen one; list loops whose coda is frozen, or arm 'lora'")
+    if profile.keep_prelude and profile.base.dtype == "bfloat16":
+        raise InputError(f"{file}: keep_prelude: true: states in bfloat16 can't be kept; leave it out")
     _check_rates(profile, file)
 
 

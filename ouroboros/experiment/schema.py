@@ -246,7 +246,8 @@ class OwnArm(Strict):
             choices = (name for name, arm in ARMS.items() if arm.middle == "loop" and arm.modulated and not arm.module)
             raise InputError(f"{where}: like: '{self.like}': no arm with a modulation; one of {', '.join(choices)}")
         if name in ARMS and not ARMS[name].module:
-            raise InputError(f"arm '{name}': an arm of the package has that name ({ARMS[name].label}); choose another")
+            raise InputError(f"{where}: '{name}': an arm of the package has that name ({ARMS[name].label}); choose "
+                             "another")
         ARMS[name] = replace(like, label=self.label, modulation=name, module=self.modulation, reads=self.reads,
                              tables=self.elementwise)
 

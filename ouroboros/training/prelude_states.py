@@ -28,7 +28,7 @@ class KeptPrelude(nn.Module):
 
     def forward(self, h: torch.Tensor, *args, **kwargs) -> torch.Tensor:
         """(B, T, d) embeddings -> (B, T, d)."""
-        content = h.detach().float().cpu().contiguous().numpy()
+        content = h.detach().cpu().contiguous().numpy()
         name = hashlib.sha256(f"{content.shape} {h.dtype}".encode() + content.tobytes()).hexdigest()
         file = self.folder / f"{name}.npy"
         if file.exists():

@@ -148,7 +148,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
                          (blocks[i:i + FIT_BATCH] for i in range(0, len(blocks), FIT_BATCH)))
             if fit == "gradient":
                 trainer.train(model, spec, profile, corpus, rates, log, progress and accelerator.is_main_process,
-                      Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
+                              Checkpoints(folder / "checkpoint.safetensors", identity, stop, began))
             score_run(model, base, spec, profile, corpus, sets, log, update)
     except trainer.Diverged:
         status = "diverged"
@@ -179,7 +179,7 @@ def _build(spec: RunSpec, profile: Profile, base, corpus: Corpus, root: Path,
             text = trainer.training_blocks(spec, profile, corpus)[:, :-LOOK_AHEAD].ravel()  # blocks follow each other
         else:
             text = np.concatenate([np.append(document, corpus.end_of_text) for document in corpus.documents("train")])
-        return Counts(text, base.config.vocab_size, pairs=spec.arm != "unigram")
+        return Counts(text, base.config.vocab_size, pairs=ARMS[spec.arm].pairs)
     load_own(spec.arm, profile, base.config, root)
     return build(spec, profile, base).to(device)
 

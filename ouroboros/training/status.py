@@ -137,7 +137,7 @@ def status(profile: Profile, root: Path) -> Iterator[Status]:
 
 def _status(spec: RunSpec, profile: Profile, root: Path, searches: Mapping[str, Run]) -> Status:
     path = profile.run_path(spec.id, root)
-    updates = profile.at(spec).training.updates if spec.trained else 0
+    updates = profile.at(spec).training.updates if spec.fit != "none" else 0
     if path.exists():
         run = read_run(path)
         if why := profile.mismatch(run.manifest, spec):

@@ -13,6 +13,7 @@ from pathlib import Path
 from urllib.request import Request, urlopen
 
 from packaging.utils import InvalidSdistFilename, InvalidWheelFilename, parse_sdist_filename, parse_wheel_filename
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 HASHED = {"requirements.lock": ".requirements.hashes", "docs/site/site.lock": "docs/site/site.hashes"}
@@ -20,12 +21,12 @@ UNHASHED = ("torch",)
 HEAD = "# The hashes of every file of {}'s versions; made by tests/helpers/lock_hashes.py.\n"
 
 
-def version_of(file: str) -> str:
+def version_of(file: str) -> Version | None:
     """The version of a wheel or source archive; nothing of another file."""
     try:
-        return str((parse_wheel_filename if file.endswith(".whl") else parse_sdist_filename)(file)[1])
+        return (parse_wheel_filename if file.endswith(".whl") else parse_sdist_filename)(file)[1]
     except (InvalidWheelFilename, InvalidSdistFilename):
-        return ""
+        return None
 
 
 def entry(index: str, pin: str) -> str:
@@ -34,7 +35,9 @@ def entry(index: str, pin: str) -> str:
     asked = Request(f"{index.rstrip('/')}/{name}/", headers={"Accept": "application/vnd.pypi.simple.v1+json"})
     with urlopen(asked, timeout=60) as answer:
         files = json.load(answer)["files"]
-    hashes = sorted(file["hashes"]["sha256"] for file in files if version_of(file["filename"]) == version)
+    hashes = sorted(file["hashes"]["sha256"] for file in files if version_of(file["filename"]) == Version(version))
+    if not hashes:
+        raise SystemExit(f"{pin}: the index has no file of it")
     return " \\\n".join([pin, *(f"    --hash=sha256:{found}" for found in hashes)]) + "\n"
 
 
@@ -48,4 +51,6 @@ def main(index: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    main(sys.argv[1])
