@@ -35,7 +35,7 @@ from .training.corpus import content_sha256
 
 NUMBER = re.compile(r"(?<![\w.])[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?!\w)")  # not one within a name or a hash
 DIGITS = 1e-6  # relative: 6 significant digits
-NOISE = 1e-9  # nats: a difference that is 0 but for rounding has no digits to compare
+NOISE = 1e-13  # nats: a difference that is 0 but for rounding has no digits to compare
 PICTURE = re.compile(r'"image/png": "([^"]*)"|"(?:png|pdf)": "[0-9a-f]{64}"')  # in notebooks, in sidecars
 TOUR = "00_model.ipynb"  # trains a model, so it derives nothing from raw logs
 PAYS = "12_pays.ipynb"  # of profiles that plan docs/hypotheses.md
