@@ -43,7 +43,7 @@ LOOKS = {  # colour and marker
     "full": ("#000000", "*"), "cut": ("#7f7f7f", "x"), "controller": ("#0072B2", "o"), "static": ("#D55E00", "s"),
     "none": ("#009E73", "^"), "controller_nogate": ("#CC79A7", "v"), "controller_nogate_nonorm": ("#E69F00", "D"),
     "lora": ("#CC79A7", "P"), "linear": ("#E69F00", "X"), "affine": ("#56B4E9", "p"), "refine": ("#F0E442", "d"),
-    "bare": ("#7f7f7f", "+"), "unigram": ("#7f7f7f", "1"), "bigram": ("#7f7f7f", "2"),  # nothing was trained for these
+    "bare": ("#7f7f7f", "+"), "unigram": ("#7f7f7f", ">"), "bigram": ("#7f7f7f", "<"),  # nothing was trained for these
     "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # protocols, where no arm is told apart
 PLAIN = [{"color": color, "marker": marker} for color, marker in (("#000000", "o"), ("#666666", "s"), ("#a0a0a0", "^"))]
 SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation"}
