@@ -63,6 +63,7 @@ def test_what_is_captured_of_the_cut_model_stays_its_own(profile, base):
 @pytest.mark.parametrize("arm", [*ADAPTED, *CUT_CODA])
 def test_without_a_loop_an_arm_starts_as_its_kept_layers_and_leaves_the_base_alone(arm, profile, base):
     kept, whole = cut_layers(base, profile.split, ARMS[arm].more), logits(base)
+    kept = base if ARMS[arm].middle == "all" else kept
     model, weights = built(arm, profile, base), {name: p.clone() for name, p in base.named_parameters()}
     assert torch.equal(logits(model), logits(kept))
     stir(model)
@@ -81,7 +82,7 @@ def test_one_more_layer_is_the_one_after_the_recurrent_one(profile, base):
         cut_layers(base, SplitConfig(prelude=1, recurrent=4, coda=1), more=1)
 
 
-@pytest.mark.parametrize("arm", ("lora", "lora_layer"))
+@pytest.mark.parametrize("arm", ("lora", "lora_layer", "full_lora"))
 @pytest.mark.parametrize("width", (16, 48, 128))
 def test_lora_trains_what_the_controllers_arm_trains(text, arm, width):
     data = profile_data(text)

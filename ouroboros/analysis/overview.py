@@ -95,9 +95,9 @@ def page(*several: Results) -> str:
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds and the documents "
         f"scored{seeds_alone(several)}. The gap is what cutting costs; more than all of it can be won back, since the "
-        f"full model was not trained further on this text. {at_what_cost(first)}{on_more_tokens(first)}`{name}`: "
-        f"{sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there, searches of rates "
-        f"included. {why_released(first)}",
+        f"full model was not trained further on this text{adapted(first)}. {at_what_cost(first)}{on_more_tokens(first)}"
+        f"`{name}`: {sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there, searches of "
+        f"rates included. {why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
         f"Depths: {'; '.join(_depths(found) for found in several)}. *Holds*: our runs say what the paper says. "
@@ -155,6 +155,12 @@ def seeds_alone(several: Iterable[Results]) -> str:
     """Which profiles' intervals don't cover the documents."""
     names = [f"`{results.profile.name}`" for results in several if not results.clusters]
     return f" (of {', '.join(names)} over seeds alone)" if names else ""
+
+
+def adapted(results: Results) -> str:
+    """Half a sentence: what the full model itself wins back by LoRA."""
+    found = Comparisons(results, "corrected")
+    return f" (it wins back {_recovered(found, 'full_lora', 1)} by LoRA)" if found.loss("full_lora") else ""
 
 
 def at_what_cost(results: Results) -> str:

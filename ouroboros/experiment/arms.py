@@ -158,6 +158,8 @@ ARMS = {
     # what one would do instead of looping
     "lora": LORA,
     "lora_layer": Arm("LoRA on the cut model with a layer more", "one", lora="kept", more=1),
+    # how much of a recovery is that the text is trained on
+    "full_lora": Arm("LoRA on the intact model", "all", lora="kept"),
     "linear_fit": Arm("fitted linear maps", "maps", fit="least squares"),
     "linear": Arm("trained linear maps", "maps"),
     "cut_coda_lora": _like(CUT, "LoRA on the coda", fit="gradient", lora="coda"),

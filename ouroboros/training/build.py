@@ -130,7 +130,7 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     arm = ARMS[spec.arm]
     torch.manual_seed(spec.seed)
     base.requires_grad_(False)
-    if arm.middle in ("all", "counts"):
+    if arm.middle == "counts" or arm.middle == "all" and not arm.trained:
         return base
     released = spec.protocol.startswith("released")
     if arm.middle == "intact":
@@ -138,7 +138,12 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     if arm.middle == "refine":
         return Refiner(base, spec.depth, max(1, profile.rank // REFINE_RANK), gate=arm.gate, dead=released,
                        pooling=switches(spec.protocol)["pooling"], max_steps=profile.max_steps, **widths(profile))
-    model = _loop(spec, profile, base) if arm.loops else cut_layers(base, profile.split_of(spec.arm), arm.more)
+    if arm.loops:
+        model = _loop(spec, profile, base)
+    elif arm.middle == "all":
+        model = copy.deepcopy(base, memo={id(p): p for p in base.parameters()})
+    else:
+        model = cut_layers(base, profile.split_of(spec.arm), arm.more)
     if arm.middle == "maps":
         layers, place = model.model.layers, profile.split.prelude
         layers[place] = MappedLayer(layers[place], model.config.hidden_size).to(model.device)

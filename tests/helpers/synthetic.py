@@ -21,7 +21,7 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
     base = {"full": 2.0, "cut": 6.0, "controller": 4.0, "static": depth and 4.0 + 1.0 / depth, "none": 5.5,
             "controller_nogate": 6.5, "static_nogate": 6.6, "none_nogate": 6.7, "none_nonorm": 5.8,
             "controller_nonorm": 5.6, "static_nonorm": 5.7, "controller_nogate_nonorm": 7.0, "static_wide": 4.4,
-            "controller_blind": 4.3, "controller_other": 4.3, "lora": 3.5, "lora_layer": 3.0,
+            "controller_blind": 4.3, "controller_other": 4.3, "lora": 3.5, "full_lora": 1.5, "lora_layer": 3.0,
             "linear_fit": 5.0, "linear": 4.5, "controller_matched": 3.9, "static_matched": 4.1, "none_matched": 5.4,
             "affine": 5.8, "bare": 6.2, "unigram": 7.5, "bigram": 7.2, "bigram_seen": 7.4,
             "refine": 3.0, "refine_nogate": 6.5, "refine_base": 6.3,
