@@ -380,8 +380,8 @@ def _of_readme(all_results: dict[str, Results], root: Path) -> list[Results]:
 
 
 def shared_pages(shown: list[Results], all_results: dict[str, Results], root: Path) -> dict[str, str]:
-    """The pages that speak of several profiles, {path: text}; `shown` are README's."""
-    texts = {LOGS: inventory.markdown(root)}
+    """The pages that speak of several profiles, {path: text, empty where there is none}; `shown` are README's."""
+    texts = {LOGS: inventory.markdown(root), SCALES: ""}
     if len(shown) == len(README_PROFILES):
         names = [name for name in scales.variants(README_PROFILES[1]) if (PROFILES / f"{name}.yaml").exists()]
         texts[SCALES] = scales.markdown(*shown, [all_results.get(name) or results_at_hand(name, root)
@@ -389,6 +389,12 @@ def shared_pages(shown: list[Results], all_results: dict[str, Results], root: Pa
     if shown and (root / README).exists():
         texts[README] = _readme_with(readme_block(*shown), (root / README).read_text(encoding="utf-8"))
     return texts
+
+
+def _unmarked(readme: str) -> str | None:
+    """None if README has both marks, else what is said of it."""
+    marked = readme.count(BEGIN) == readme.count(END) == 1
+    return None if marked else f"the marks {BEGIN} and {END} must stand there, once each"
 
 
 def _readme_with(block: str, text: str) -> str:
@@ -405,7 +411,12 @@ def committed(root: Path) -> list[str]:
 
 
 def reproduce(profiles: list[str], root: Path) -> None:
-    """Derive everything and print the verdicts; a committed output is rewritten only where verify would fault it."""
+    """Derive everything and print the verdicts; a committed output is rewritten only where verify would fault it.
+
+    Raises InputError where README has no place for them.
+    """
+    if (root / README).exists() and (fault := _unmarked((root / README).read_text(encoding="utf-8"))):
+        raise InputError(f"{root / README}: {fault}")
     all_results = {profile: load_results(profile, root) for profile in profiles}
     for profile, results in all_results.items():
         with tempfile.TemporaryDirectory() as temporary:
@@ -419,7 +430,9 @@ def reproduce(profiles: list[str], root: Path) -> None:
 
 
 def _rewrite(path: Path, text: str) -> None:
-    if not path.exists() or _same_text(path.read_text(encoding="utf-8"), text):
+    if not text:
+        path.unlink(missing_ok=True)
+    elif not path.exists() or _same_text(path.read_text(encoding="utf-8"), text):
         write_atomic(path, text)
 
 
@@ -467,8 +480,7 @@ def verify(profiles: list[str], root: Path) -> list[str]:
     if set(profiles) - set(inventory.UNCOMMITTED):
         for path, page in shared_pages(_of_readme(all_results, root), all_results, root).items():
             found = (root / path).read_text(encoding="utf-8") if (root / path).exists() else ""
-            if path == README and not found.count(BEGIN) == found.count(END) == 1:
-                faults.append(f"{path}: the marks {BEGIN} and {END} must stand there, once each")
-            elif difference := _same_text(found, page):
-                faults.append(f"{path}: {difference}")
+            fault = _unmarked(found) if path == README else None
+            if fault := fault or _same_text(found, page):
+                faults.append(f"{path}: {fault}")
     return faults

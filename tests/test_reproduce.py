@@ -371,6 +371,18 @@ def test_the_page_of_two_scales_is_derived_and_checked(two, capsys, monkeypatch)
     assert verified(capsys, two) == []
     edit(two / reproduce.SCALES, r"\| yes, ", "| no, ")
     assert [line.partition(": line")[0] for line in verified(capsys, two, "--profile", "tiny")] == [reproduce.SCALES]
+    monkeypatch.setattr(reproduce, "README_PROFILES", ("tiny-first", "small"))  # of which one has no logs
+    assert verified(capsys, two)[0].startswith(f"{reproduce.SCALES}: line 1: committed '# Two scales")
+    reproduce.reproduce(["tiny"], two)
+    assert not (two / reproduce.SCALES).exists() and verified(capsys, two) == []
+
+
+def test_a_readme_without_a_place_for_the_verdicts_is_refused_before_anything_is_written(two):
+    edit(two / "README.md", reproduce.END, "")
+    edit(two / "results/tiny/claims.md", "no runs", "holds")
+    with pytest.raises(InputError, match="README.md: the marks .* must stand there, once each"):
+        reproduce.reproduce(["tiny"], two)
+    assert "holds" in (two / "results/tiny/claims.md").read_text()
 
 
 def test_a_profile_whose_logs_are_not_committed_has_no_part_in_the_readmes(two, capsys):
