@@ -97,6 +97,13 @@ def test_the_paper_is_answered_first_and_what_an_interval_leaves_out_is_said(res
     assert overview.seeds_alone([]) == ""
 
 
+def test_what_the_authors_code_learns_is_said_on_the_next_token_too(results, tmp_path):
+    assert overview.why_released(results).endswith(
+        "On the next token a Controller trained by it wins back 50 % of the gap (n = 3).")  # 4 between 6 and 2
+    found = results_of(tmp_path, keep=lambda spec: spec.protocol in ("any", "corrected"))
+    assert overview.why_released(found).endswith("so don't cite them.")
+
+
 def test_a_diverged_run_is_not_said_to_be_missing(tmp_path):
     found = results_of(tmp_path, diverged={f"lora-corrected-s{seed}" for seed in range(5)},
                        keep=lambda spec: spec.arm in ("full", "cut", "controller", "lora") and "+" not in spec.protocol)
