@@ -431,7 +431,8 @@ def reproduce(profiles: list[str], root: Path) -> None:
 
 def _rewrite(path: Path, text: str) -> None:
     if not text:
-        path.unlink(missing_ok=True)
+        if path.exists():  # a read-only folder refuses to lose even what isn't there
+            path.unlink()
     elif not path.exists() or _same_text(path.read_text(encoding="utf-8"), text):
         write_atomic(path, text)
 
