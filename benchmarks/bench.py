@@ -11,8 +11,10 @@ import functools
 import json
 import math
 import multiprocessing
+import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +36,7 @@ from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost
 from ouroboros.experiment.profile import Profile, load_profile
 from ouroboros.experiment.schema import SplitConfig
-from ouroboros.log import NoLog, write_atomic
+from ouroboros.log import NoLog, read_runs, write_atomic
 from ouroboros.model.configuration import PROJECTIONS
 from ouroboros.model.modeling import OuroborosForCausalLM
 from ouroboros.model.modulation import ModulatedLinear
@@ -43,6 +45,7 @@ from ouroboros.provenance import provenance
 from ouroboros.training import resume
 from ouroboros.training.corpus import LOOK_AHEAD
 from ouroboros.training.evaluation import targets
+from ouroboros.training.run import RERUN_TOLERANCE
 from ouroboros.training.trained import folder_of
 from ouroboros.training.trainer import training_loss
 
@@ -475,8 +478,39 @@ def checkpoints(profile: Profile, root: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+SMOKE = """import sys
+from pathlib import Path
+from ouroboros.cli import main
+for command in ("base", "runs"):
+    assert main([command, "--profile", "smoke"], Path(sys.argv[1])) == 0
+"""
+WITHOUT = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+
+
+def instructions(profile: Profile, root: Path) -> pd.DataFrame:
+    """How far `smoke` ends elsewhere on a CPU that rounds otherwise: its base and runs made with this one's vector
+    instructions and with none beyond SSE4.1. A row an arm: its final losses, the median and the largest difference in
+    nats per token, how many differ by more than `RERUN_TOLERANCE`; runs whose status or rate is another."""
+    with tempfile.TemporaryDirectory() as own, tempfile.TemporaryDirectory() as other:
+        for folder, variables in ((own, {}), (other, WITHOUT)):
+            subprocess.run([sys.executable, "-c", SMOKE, folder], check=True, env=os.environ | variables)
+        runs, again = (read_runs(load_profile("smoke").folder(Path(folder))) for folder in (own, other))
+    gaps, otherwise = {}, {}
+    for name, run in runs.items():
+        made, same = run.manifest, again[name].manifest
+        place = made["arm"], made["purpose"]
+        found = [abs(run.last(*key) - again[name].last(*key)) for key in run.series if key[1] in ("loss_t+1", "loss_t+2")]
+        gaps[place] = gaps.get(place, []) + found
+        otherwise[place] = otherwise.get(place, 0) + ((made["status"], made["rate"]) != (same["status"], same["rate"]))
+    return pd.DataFrame([{"arm": arm, "purpose": purpose, "losses": len(found), "median": statistics.median(found),
+                          "largest": max(found), "beyond": sum(gap > RERUN_TOLERANCE for gap in found),
+                          "runs that end otherwise": otherwise[arm, purpose]}
+                         for (arm, purpose), found in gaps.items()])
+
+
 BENCHES = {"updates": updates, "vocabulary": vocabulary, "checkpoints": checkpoints, "svd": svd,
-           "conversion": conversion, "generation": generation, "drafts": drafts, "gpu": gpu}
+           "conversion": conversion, "generation": generation, "drafts": drafts, "gpu": gpu,
+           "instructions": instructions}
 ONE_THREAD = ("drafts",)
 
 
