@@ -499,8 +499,8 @@ def instructions(profile: Profile, root: Path) -> pd.DataFrame:
     for name, run in runs.items():
         made, same = run.manifest, again[name].manifest
         place = made["arm"], made["purpose"]
-        found = [abs(run.last(*key) - again[name].last(*key)) for key in run.series if key[1] in ("loss_t+1", "loss_t+2")]
-        gaps[place] = gaps.get(place, []) + found
+        gaps[place] = gaps.get(place, []) + [abs(run.last(*key) - again[name].last(*key)) for key in run.series
+                                             if key[1] in ("loss_t+1", "loss_t+2")]
         otherwise[place] = otherwise.get(place, 0) + ((made["status"], made["rate"]) != (same["status"], same["rate"]))
     return pd.DataFrame([{"arm": arm, "purpose": purpose, "losses": len(found), "median": statistics.median(found),
                           "largest": max(found), "beyond": sum(gap > RERUN_TOLERANCE for gap in found),

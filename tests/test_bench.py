@@ -3,6 +3,7 @@
 import copy
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import bench
@@ -12,10 +13,11 @@ import torch
 from bench import excess_error, gigabyte, scaled_residual, take_turns
 from conftest import profile_data
 from models import convert, ids, shake
+from synthetic import write_run
 
 from ouroboros.cli import main
 from ouroboros.errors import InputError
-from ouroboros.experiment.profile import parse_profile
+from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.model.surgery import FULL_SVD, truncated_svd
 
 
@@ -158,4 +160,21 @@ def test_an_unknown_bench_is_refused_and_the_command_line_passes_names_and_exit_
     assert [*map(str, asked[0])] == [sys.executable, bench.__file__, "speed"]
     assert bench.main(["speed"]) == 2
     assert capsys.readouterr().err == ("error: bench 'speed': unknown; one of updates, vocabulary, checkpoints, svd, "
-                                      "conversion, generation, drafts, gpu\n")
+                                      "conversion, generation, drafts, gpu, instructions\n")
+
+
+def test_two_makings_of_smoke_are_compared_by_arm(monkeypatch, tmp_path):
+    smoke = load_profile("smoke")
+
+    def made(command, check, env):
+        """`lora` ends 0.02 elsewhere without the vector instructions, `static` takes another rate there."""
+        bare = env.get("ATEN_CPU_CAPABILITY") == "default"
+        write_run(Path(command[-1]), smoke, smoke.find("lora-corrected-s0"), 3.02 if bare else 3.0)
+        write_run(Path(command[-1]), smoke, smoke.find("cut-any-s0"), 6.0)
+        write_run(Path(command[-1]), smoke, smoke.find("static-d4-r4-corrected-s0"), 4.0, rate=2.0 if bare else 1.0)
+
+    monkeypatch.setattr(bench.subprocess, "run", made)
+    table = bench.instructions(smoke, tmp_path).set_index("arm")
+    assert table.loc["lora", "largest"] == pytest.approx(0.02) and table.loc["lora", "beyond"] == 12
+    assert table.loc["cut", "largest"] == 0 and table["losses"].eq(12).all()
+    assert table["runs that end otherwise"].to_dict() == {"cut": 0, "lora": 0, "static": 1}
