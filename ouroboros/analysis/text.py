@@ -241,9 +241,9 @@ def newer(results: Results, protocol: str) -> str:
         return f"`{protocol}`: no comparison with three seeds is scored on newer text."
     differ = [f"{name} ({old[name]} on held-out, {new[name]} on newer text)"
               for name in judged if old[name] != new[name]]
+    named = [name for name in pairs if any(each.startswith(name) for each in judged)]
     same = (f"`{protocol}`: {len(judged) - len(differ)} of {len(judged)} verdicts on held-out text are the same on "
-            f"text that is newer than the base ({', '.join(name for name in pairs if name in ' '.join(judged))}; at "
-            "each depth).")
+            f"text that is newer than the base ({', '.join(named)}; at each depth).")
     return f"{same} Others: {'; '.join(differ)}." if differ else same
 
 
