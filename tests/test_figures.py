@@ -115,7 +115,11 @@ def test_a_finding_turns_with_the_numbers_and_claims_nothing_from_few_seeds():
     assert text.compared(behind, "the loop", "the table") == "The loop is 0.125 nats behind the table"
     open_ = replace(ahead, low=-1.0, high=1.0)
     assert "no detectable difference" in text.compared(open_, "the loop", "the table").lower()
-    assert text.compared(replace(ahead, n=2), "the loop", "the table").startswith("Too few seeds to judge the loop")
+    assert text.compared(replace(ahead, n=2), "the loop", "the table")== (
+        "The loop is 0.125 nats ahead of the table (n = 2, too few to judge)")
+    one = replace(behind, mean=0.00449512, low=math.nan, high=math.nan, n=1)
+    assert text.compared(one, "the loop", "the table") == (
+        "The loop is 0.0045 nats behind the table (n = 1, too few to judge)")
     assert text.compared(NOTHING, "the loop", "the table") == "Not run yet: the loop against the table"
 
 
@@ -140,7 +144,7 @@ def test_the_audits_title_names_the_largest_effect_that_is_judged():
     assert "rate changes" in text.shown_switches(effects) and "-0.7 nats, all else corrected" in (
         text.shown_switches(effects))
     assert "target changes" in text.shown_switches(effects[:1] + effects[2:])
-    assert text.shown_switches(effects[2:]).endswith("too few seeds to judge")
+    assert text.shown_switches(effects[2:]).endswith("+9 nats, all else released (n = 1, too few to judge)")
     assert text.shown_switches([]).endswith("not run yet")
 
 
@@ -252,7 +256,7 @@ def test_the_sidecar_holds_what_was_plotted_intervals_too(results, saved):
 def test_a_line_that_is_one_run_says_so(saved):
     labels = {(line["axes"], line["label"]) for line in saved("advantage")[1]["plotted"]}
     assert {(0, "Controller"), (0, "static table"), (0, "cut model"), (0, "full model"), (1, "corrected"),
-            (1, "released (one Controller run)")} <= labels
+            (1, "released, Controller's depth drawn")} <= labels
 
 
 def test_smoke_is_watermarked(few, tmp_path):
@@ -283,5 +287,5 @@ def test_an_arm_whose_norms_did_not_reach_the_stream_says_so_in_each_legend(irre
             runs[name] = Run(run.manifest, run.series | far)
     results = Results(irregular.profile, runs)
     for name in ("advantage", "ladder", "overview", "instead"):
-        labels = {line["label"] for line in drawn(name, results)[1] if "norms far from the stream's" in line["label"]}
+        labels = {line["label"] for line in drawn(name, results)[1] if figures.SHORT_OF_NORMS in line["label"]}
         assert labels and all("no modulation" in label or "step norms" in label for label in labels), name

@@ -402,7 +402,8 @@ def test_rows_that_are_one_run_say_so(results):
     assert released["shared"].all() and released.groupby("seed")["run"].nunique().eq(1).all()
     assert not cells[(cells["protocol"] == "corrected") | cells["arm"].isin(["static", "none"])]["shared"].any()
     table = tables.arm_table(results)
-    assert table[(table["protocol"] == "released") & (table["arm"] == "controller")]["shared"].all()
+    assert table[(table["protocol"] == "released") & (table["arm"] == "controller")]["depths drawn"].all()
+    assert not table[(table["protocol"] == "corrected") | table["arm"].isin(["static", "none"])]["depths drawn"].any()
     other = cells[(cells["protocol"] == "released") & (cells["arm"] == "controller") & (cells["rank"] != 8)]
     assert len(other) == 2 and not other["shared"].any()  # run at the base depth alone
 
@@ -574,7 +575,7 @@ def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path):
 def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results):
     table = tables.scale_table(results).set_index("quantity")
     assert table.loc["updates"].tolist() == ["18,750", "200"] and table.loc["vocabulary", "paper"] == "151,936"
-    assert table.loc["cut - full (nats)", "paper"] == "7.597 (reported, on the training text)"
+    assert table.loc["cut - full (nats)", "paper"] == "7.597 (reported)"
     assert table.loc["cut - full (nats)", "tiny-first"].startswith("4 (the same")
     assert table.loc["layers held"].tolist() == ["17 of 36", "7 of 12"]
     assert float(table.loc["travel of a norm weight", "paper"]) == pytest.approx(5.6, abs=0.05)  # system.md `travel`

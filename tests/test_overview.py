@@ -63,7 +63,8 @@ def test_the_first_screen_says_what_counting_wins_back_and_what_more_tokens_do(r
     assert overview.opening(found).endswith("; counting pairs of tokens in the text that a run sees -35 %; counting "
                                             "them in the whole training split -30 %.")
     assert "a table in the Controller's place 47 %; the gate alone 5 %; " in overview.opening(found)
-    assert overview.foreign_share(found) == "; on text of packages that no run saw, 50 and 62 %"
+    assert overview.foreign_share(found) == (
+        "; on text of packages that no run saw, 50 and 62 % (counts of token pairs -35 %)")
     assert overview.adapted(found) == " (it wins back 112 % (n = 1) by LoRA)" and overview.adapted(results) == ""
     assert overview.on_more_tokens(found) == ("With 4 times the tokens a single pass wins back 50 %, LoRA 62 % "
                                                "(n = 1). ")
@@ -76,9 +77,10 @@ def test_what_isnt_run_or_has_too_few_seeds_is_said_to_be_so(results, tmp_path):
     assert answers[QUESTIONS["controller/cut"]][0].startswith("Too few seeds to judge: ")
     assert answers[QUESTIONS["controller/lora"]][0] == text.NOT_RUN
     page = overview.page(few, results)
-    assert "![Too few seeds to judge the Controller against the cut model at depth 4. " in page  # the figure's text
+    assert "(n = 1, too few to judge). Not run yet: the loop against LoRA on the cut model](" in page  # of the figure
     assert "`smoke`, depth 4" in page and "`tiny-first`, depth 8" in page
-    assert f"{len(few.runs)} of {len(few.profile.runs())} planned runs" in page
+    matrix, rates = ([run for run in few.profile.runs() if run.purpose == purpose] for purpose in ("matrix", "rate"))
+    assert f"{len(few.runs)} of {len(matrix)} planned runs are there, and 0 of {len(rates)} searches of rates" in page
 
 
 def test_what_the_plan_has_at_another_depth_alone_is_said_to_be_there(tmp_path):
@@ -86,7 +88,8 @@ def test_what_the_plan_has_at_another_depth_alone_is_said_to_be_there(tmp_path):
     answer = cells(found)[QUESTIONS["controller/controller_blind"]][0]
     assert answer.startswith("not planned at depth 8. At depth 1: too few seeds to judge: better by 0.3")
     norms = cells(found)[QUESTIONS["none/none_nonorm"]][0]
-    assert norms.endswith("With norms begun at the stream's size its loss is 0.10 nats lower (depth 1, n = 1)")
+    assert norms.endswith("With norms begun at the stream's size, at rates searched for norms that begin at 1, its "
+                          "loss is 0.10 nats lower (depth 1, n = 1)")
 
 
 def test_the_paper_is_answered_first_and_what_an_interval_leaves_out_is_said(results):

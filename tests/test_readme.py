@@ -91,7 +91,7 @@ def test_the_snippet_generates_with_committed_weights(monkeypatch, capsys):
 def test_newer_text_says_the_same_as_the_readme_says():
     notebook = (ROOT / "results/smollm2/notebooks/08_generalisation.ipynb").read_text()
     [(same, judged)] = re.findall(r"`corrected`: (\d+) of (\d+) verdicts on held-out text are the same on", notebook)
-    assert same == judged and "say the same" in README
+    assert same == judged and "the verdicts are the same" in README
 
 
 def test_every_page_that_a_page_links_to_is_one_of_the_sites_with_a_title():

@@ -95,7 +95,8 @@ def test_what_is_not_supported_is_named(kind, config, complaint, tmp_path):
 
 
 def test_a_base_that_cannot_be_read_is_refused(tmp_path):
-    refused("'no/such/base': no such folder, and the hub doesn't give it", convert, "no/such/base")
+    refused("'no/such/base': no such folder; name a folder or a repository", convert, "no/such/base")
+    refused("'such/base': no such folder, and the hub doesn't give it", convert, "such/base")
     refused("holds no model.safetensors", convert, _with_config(tmp_path / "a"))
     small_base().save_pretrained(tmp_path / "b")
     file = tmp_path / "b" / "model.safetensors"

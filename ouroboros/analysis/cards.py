@@ -20,17 +20,20 @@ CHANGED = {"controller": " Before each pass the Controller, a small network that
                          "layer.",
            "static": " Before each pass a learned table adjusts that layer."}
 WRITES = " [What it writes](../../continuations.md)."  # where a profile has prompts
+REFUSED = "Other weights of that name have another hash and are refused."
+UNCHECKED = "peft doesn't check that they are these weights: other ones load too, and write nonsense."
 LOOP = """from transformers import PreTrainedTokenizerFast
 from ouroboros import OuroborosForCausalLM
 model = OuroborosForCausalLM.from_pretrained("{folder}")
 tokenizer = PreTrainedTokenizerFast.from_pretrained("{base}")
 """
 LORA = """from peft import PeftModel
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from ouroboros.model.configuration import Split
 from ouroboros.training.build import cut_layers
 cut = cut_layers(AutoModelForCausalLM.from_pretrained("{base}"), Split{split})
 model = PeftModel.from_pretrained(cut, "{folder}")
+tokenizer = PreTrainedTokenizerFast.from_pretrained("{base}")
 """
 
 
@@ -64,7 +67,7 @@ def card(results: Results, run_id: str) -> str:
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
 checked.{WRITES * bool(profile.prompts)} It holds none of the base's layers: they are read from
 `{profile.base_name}`, {_where_from(profile)}.
-Other weights of that name have another hash and are refused.
+{REFUSED if loops else UNCHECKED}
 
 **Load it**, from the checkout's folder:
 
@@ -118,7 +121,7 @@ def _verdict(results: Results, spec: RunSpec) -> str:
     else:
         against = interval(found.difference(spec.arm, "lora", **at))
         said = compared(against, "the loop", "LoRA on the cut model")
-    return f"Its held-out loss is {own:.3f} nats per token. {said}, over the seeds below."
+    return f"Its own held-out loss is {own:.3f} nats per token; below are means over seeds, by which: {said}."
 
 
 def _table(results: Results, spec: RunSpec) -> str:

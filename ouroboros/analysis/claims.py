@@ -13,9 +13,8 @@ import pandas as pd
 
 from ..errors import InputError
 from ..experiment.arms import ARMS
-from ..experiment.plan import Cell
 from ..experiment.profile import Profile
-from .comparisons import Comparisons
+from .comparisons import DRAWN, Comparisons, draws_depths
 from .ledger import CHANGES, PAPER_RANK, Claim, Measure, read_claims, recomputed
 from .results import Results, per_results
 from .statistics import ALPHA, FEWEST, BySeed, Interval, Ratio, family, holm, interval
@@ -77,12 +76,6 @@ def measured(measure: Measure, found: Comparisons) -> dict[str, BySeed | Ratio]:
     return {"": getattr(found, measure.statistic)(measure.arm, **at)}
 
 
-def _draws_depths(arm: str, protocol: str) -> bool:
-    """Whether the protocol makes one run of all depths of an arm (protocol.md `depth`)."""
-    one, other = (Cell(arm, depth, None, protocol, 0).run for depth in (1, 2))
-    return ARMS[arm].loops and one == other
-
-
 def judge(claim: Claim, results: Results, protocol: str) -> Judged:
     """Judge one claim by its rule on the measured parts of one protocol."""
     if claim.rule == "count":
@@ -92,7 +85,7 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
     found = Comparisons(results, protocol)
     parts = measured(claim.measure, found)
     loops = [arm for arm in claim.measure.arms if arm in ARMS and ARMS[arm].loops]
-    if parts and "depth" in claim.measure.by and all(_draws_depths(arm, protocol) for arm in loops):
+    if parts and "depth" in claim.measure.by and all(draws_depths(arm, protocol) for arm in loops):
         parts = {"all depths": next(iter(parts.values()))}  # one measurement, so nothing to correct for
     parts = family(parts)
     verdict, why = _verdict(claim, parts, found)
@@ -102,6 +95,8 @@ def judge(claim: Claim, results: Results, protocol: str) -> Judged:
         why += f"; {claim.notes[protocol]}"
     if verdict == Verdict.NOT_PLANNED:
         return Judged({}, verdict, why)
+    if drawn := [arm for arm in loops if draws_depths(arm, protocol)]:
+        why += f"; {DRAWN}, whatever the depth beside it: {', '.join(f'`{arm}`' for arm in drawn)}"
     short = [arm for arm in loops if any(found.norms_near(arm, depth) is False
                                          for depth in results.profile.depths_of(arm))]
     if short:
@@ -144,7 +139,7 @@ def _verdict(claim: Claim, parts: dict[str, Interval], found: Comparisons) -> tu
         if not parts or not _planned(claim.measure, profile, protocol):
             return Verdict.NOT_PLANNED, "this profile's plan has no runs for it"
         return Verdict.NO_RUNS, "no run of this profile measures " + ("it" if len(parts) == 1 else "all of its parts")
-    if claim.measure.of_depths and _draws_depths(claim.measure.arm, protocol):
+    if claim.measure.of_depths and draws_depths(claim.measure.arm, protocol):
         return Verdict.BY_CONSTRUCTION, "this protocol draws the depth itself, so all depths are one run"
     if claim.rule == "value" and profile.name != REPORTED_SCALE:
         return Verdict.NOT_TESTABLE, "an absolute value of the paper's own model"

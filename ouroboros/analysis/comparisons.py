@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from ..experiment.arms import ARMS
-from ..experiment.plan import RunSpec
-from ..experiment.protocol import COLUMNS, switches
+from ..experiment.plan import Cell, RunSpec
+from ..experiment.protocol import COLUMNS, DRAWN_DEPTHS, switches
 from ..log import Run
 from .results import Results, read_blocks, splits
 from .statistics import BySeed, Ratio, above_zero, margin, minus
@@ -26,6 +26,7 @@ STEPS = {"step norms, to the gate": ("none_nonorm", "none"), "gate, to the step 
          "Controller, to the gate": ("none_nonorm", "controller_nonorm"),
          "static, to both": ("none", "static"), "Controller, to both": ("none", "controller")}
 LOOPS = ("controller", "static", "none")
+DRAWN = f"passes drawn from {', '.join(map(str, DRAWN_DEPTHS))}"  # of a run that stands for every depth
 BLIND = ("static", "static_wide", "controller_blind")  # a table, and two arms with the Controller's parameter count
 
 
@@ -256,6 +257,12 @@ class Comparisons:
         """Whether an arm's step norms ended near the size of the stream; None without them, or where no log says."""
         reached = self.norms_reached(arm, depth)
         return None if math.isnan(reached) else NORMS_NEAR[0] <= reached <= NORMS_NEAR[1]
+
+
+def draws_depths(arm: str, protocol: str) -> bool:
+    """Whether the protocol makes one run of all depths of an arm (protocol.md `depth`)."""
+    one, other = (Cell(arm, depth, None, protocol, 0).run for depth in (1, 2))
+    return ARMS[arm].loops and one == other
 
 
 def by_protocol(results: Results) -> list[Comparisons]:

@@ -32,7 +32,7 @@ from ..log import write_atomic
 from . import audit as audited
 from . import pays as paying
 from . import tables, text
-from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol
+from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol, draws_depths
 from .reference_losses import LEVELS, levels_table
 from .results import Results, shown_depth
 from .statistics import FEWEST, Interval, family, interval, minus, t_interval
@@ -42,13 +42,15 @@ from .tables import interval_of
 LOOKS = {  # colour and marker
     "full": ("#000000", "*"), "cut": ("#7f7f7f", "x"), "controller": ("#0072B2", "o"), "static": ("#D55E00", "s"),
     "none": ("#009E73", "^"), "controller_nogate": ("#CC79A7", "v"), "controller_nogate_nonorm": ("#E69F00", "D"),
-    "lora": ("#CC79A7", "P"), "linear": ("#E69F00", "X"), "affine": ("#56B4E9", "p"), "refine": ("#F0E442", "d"),
+    "lora": ("#CC79A7", "P"), "lora_layer": ("#CC79A7", "*"), "linear_fit": ("#E69F00", "v"),
+    "linear": ("#E69F00", "X"), "affine": ("#56B4E9", "p"), "refine": ("#F0E442", "d"),
     "bare": ("#7f7f7f", "+"), "unigram": ("#7f7f7f", ">"), "bigram": ("#7f7f7f", "<"),  # nothing was trained for these
     "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # protocols, where no arm is told apart
 PLAIN = [{"color": color, "marker": marker} for color, marker in (("#000000", "o"), ("#666666", "s"), ("#a0a0a0", "^"))]
 SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation"}
 BRIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-SHORT_OF_NORMS = " (norms far from the stream's)"
+SHORT_OF_NORMS = " \u2020"
+NOTES = "\u2020 step norms far from the size of the stream", "hollow: fewer than three seeds"
 STYLE = {"figure.figsize": (7.0, 3.4), "figure.dpi": 150, "font.size": 9, "axes.titlesize": 9, "axes.spines.top": False,
          "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False,
          "legend.fontsize": 8, "figure.titlesize": 10, "figure.constrained_layout.use": True, "pdf.fonttype": 42,
@@ -189,7 +191,16 @@ def _legend(figure) -> None:
                                                                             strict=True)}
     if shown:
         columns = min(3, max(1, 80 // (6 + max(map(len, shown)))))  # 80 characters fit side by side
-        figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns)
+        figure.legend(shown.values(), shown, loc="outside lower center", ncols=columns, title=_notes(figure, shown),
+                      title_fontsize=8)
+
+
+def _notes(figure, words: Iterable[str]) -> str:
+    """What a dagger in some words, and hollow marks, mean on a figure that has them."""
+    hollow = any(line.get_marker() not in ("None", None, "") and line.get_markerfacecolor() == "white"
+                 for axis in figure.axes for line in axis.lines)
+    return "; ".join(note for there, note in zip((any(SHORT_OF_NORMS in word for word in words), hollow),
+                                                 NOTES, strict=True) if there)
 
 
 def _points(axis, points: Iterable[tuple[float, Interval]], label: str, across: bool = False, **style) -> None:
@@ -202,6 +213,10 @@ def _points(axis, points: Iterable[tuple[float, Interval]], label: str, across: 
         bars = np.maximum(np.nan_to_num(sides), 0)  # of a ratio whose seeds agree a side may round below 0
         drawn = {"x": means, "y": places, "xerr": bars} if across else {"x": places, "y": means, "yerr": bars}
         axis.errorbar(**drawn, label=label, capsize=3, **style)
+        few = [(mean, place) for mean, place, each in zip(means, places, found, strict=True) if not each.judged]
+        if few:
+            axis.plot(*zip(*(pair if across else pair[::-1] for pair in few), strict=True), linestyle="none", zorder=3,
+                      **{key: style[key] for key in ("color", "marker")}, markerfacecolor="white")
         if not across and style.get("linestyle") != "none":
             _band(axis, places, found, style)
 
@@ -242,16 +257,14 @@ def _forest(panels: dict[str, list[tuple[str, str, Interval]]], finding: str, x:
         for row, arm, found in (mark for mark in shown if mark[2].n):
             place, style = rows.index(row) + 0.3 * seen[row], _style(arm)
             seen[row] += 1
-            style |= {"markerfacecolor": "none"} if found.n < FEWEST else {}
             _points(axis, [(place, found)], f"{row}, all else {arm}" if arm in COLUMNS else row, across=True,
                     linestyle="none", **style)
             if np.isnan(found.mean):
                 axis.annotate("undefined", (0, place), va="center", fontsize=7)
         axis.set_title(title)
-    axes[0][0].set_yticks(range(len(rows)), [row.replace(SHORT_OF_NORMS, " \u2020") for row in rows], fontsize=8)
+    axes[0][0].set_yticks(range(len(rows)), rows, fontsize=8)
     axes[0][0].set_ylim(max(len(rows), 1) - 0.4, -0.6)
-    note = "\n\u2020 step norms far from the size of the stream" if any(SHORT_OF_NORMS in row for row in rows) else ""
-    figure.supxlabel(x + note, fontsize=9)
+    figure.supxlabel("\n".join(filter(None, (x, _notes(figure, rows)))), fontsize=9)
     return _titled(figure, finding)
 
 
@@ -297,7 +310,7 @@ def advantage(results: Results):
     paired by seed, under each protocol: above 0 the Controller is ahead."""
     beside, depths = {"full": ":", "cut": "--", "unigram": "-."}, results.profile.depths
     found = Comparisons(results, "corrected")
-    figure, (left, right) = plt.subplots(1, 2)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7.0, 3.8))
     for arm, dashes in beside.items():
         if losses := found.loss(arm):
             left.axhline(interval(losses).mean, color=LOOKS[arm][0], linestyle=dashes, label=_words(arm))
@@ -309,10 +322,11 @@ def advantage(results: Results):
     right.axhline(0, color="black", linewidth=0.8)
     leads = {found.protocol: found.compare("static", "controller", by="depth") for found in by_protocol(results)}
     for protocol, parts in leads.items():
-        one = " (one Controller run)" if protocol == "released" else ""
-        _parts(right, parts, protocol + one, **_style(protocol))
+        drawn = ", Controller's depth drawn" if draws_depths("controller", protocol) else ""
+        _parts(right, parts, protocol + drawn, **_style(protocol))
     _named(left, "corrected", DEPTH, "loss (nats per token)", depths)
-    _named(right, "above 0 the Controller is ahead", DEPTH, "static table - Controller\n(nats per token)", depths)
+    _named(right, "static table - Controller (nats)", DEPTH, "above 0: Controller ahead", depths)
+    right.margins(y=0.1)
     _legend(figure)
     return _titled(figure, text.shown_by_depth(
         {depth: interval(found.difference("controller", "static", depth=depth)) for depth in (depths[0], depths[-1])}))
@@ -343,6 +357,7 @@ def interventions(results: Results):
 
     def draw(axis, found: Comparisons) -> None:
         axis.axhline(0, color="black", linewidth=0.8)
+        axis.margins(x=0.1)
         for number, kind in enumerate(INTERVENTIONS):
             _parts(axis, {f"depth {d}": found.interventions(d)[kind] for d in depths}, text.SHOWN[kind],
                    shift=0.3 * (number - 1), **_style("controller") | {"marker": "osD"[number]})
@@ -457,17 +472,19 @@ def instead(results: Results):
     """Loss minus the cut model's against trained parameters and against the FLOPs of a token."""
     table, depth = tables.instead_table(results), shown_depth(results)
     figure, axes = plt.subplots(1, 2, sharey=True, figsize=(7.0, 3.8))
-    for axis, column in zip(axes, ("trained parameters", "forward (MFLOP a token)"), strict=True):
+    table["trained parameters (1,000)"] = table["trained parameters"] / 1000
+    for axis, column in zip(axes, ("trained parameters (1,000)", "forward (MFLOP a token)"), strict=True):
         axis.axhline(0, color=LOOKS["cut"][0], linestyle="--")
         for arm, rows in table.dropna(subset=["arm - cut"]).groupby("arm", sort=False):
-            hollow = {"markerfacecolor": "none"} if arm not in LOOKS else {}
             short = SHORT_OF_NORMS * bool(rows["norms near the stream's"].eq(False).any())
             _points(axis, ((row[column], interval_of(row, "arm - cut")) for row in rows.to_dict("records")),
-                    _words(arm) + short, linestyle="none", **_style(arm) | hollow)
+                    _words(arm) + short, linestyle="none", **_style(arm))
         axis.set(xlabel=column)
         axis.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4))
     axes[0].set_ylabel(ARM_CUT)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=7, title_fontsize=7,
+                  title=_notes(figure, labels).replace("; ", "\n").replace(" from", "\nfrom"))
     plain = interval(Comparisons(results, "corrected").difference("lora", "controller", depth=depth))
     return _titled(figure, text.compared(plain, "LoRA on the cut model", "the Controller", f" at depth {depth}"))
 
@@ -510,6 +527,7 @@ def audit(results: Results):
     titled = {name.replace(" (%)", "\n(percentage points)").replace(
         "static - Controller", "static table - Controller\n(nats per token)"): rows for name, rows in shown.items()}
     figure = _forest(titled, finding, "what the released setting changes it by")
-    handles = [plt.Line2D([], [], linestyle="none", **_style(column)) for column in COLUMNS]
-    figure.legend(handles, [f"all else {column}" for column in COLUMNS], loc="outside lower center", ncols=2)
+    looks = {f"all else {column}": _style(column) for column in COLUMNS} | {"all ten at once": _style("full")}
+    figure.legend([plt.Line2D([], [], linestyle="none", **look) for look in looks.values()], looks,
+                  loc="outside right center")
     return figure

@@ -12,7 +12,7 @@ from ..experiment.arms import ARMS
 from ..experiment.cost import Cost
 from . import pages, reported, text
 from .claims import Verdict
-from .comparisons import Comparisons, by_protocol
+from .comparisons import DRAWN, Comparisons, by_protocol
 from .results import Results, shown_depth
 from .statistics import (
     BETTER,
@@ -61,9 +61,10 @@ QUESTIONS = (
              "Yes, better than a constant", "No, a constant is better", "06_parts"),
     Question("Does a loop without modulation need its step norms, which begin at 1?", "none", "none_nonorm",
              "Yes, better with them", "No, better without", "06_parts", also=("none_matched", "none",
-             "With norms begun at the stream's size")),
-    Question("Does the loop need its gate?", "controller", "controller_nogate", "Yes, better with it",
-             "No, better without", "04_gate"),
+             "With norms begun at the stream's size, at rates searched for norms that begin at 1, its loss is")),
+    Question("Does the loop, with its step norms, need its gate?", "controller", "controller_nogate",
+             "Yes, better with it", "No, better without", "04_gate", also=("none_nogate", "none",
+             "Without modulation, what leaves the gate out has a loss")),
 )
 OPENING = {  # by the verdicts on the first two questions: loop against cut, loop against LoRA
     (BETTER, WORSE): "Partly. The loop wins back {loop} of what cutting cost{once}, and plain LoRA on the cut model, "
@@ -87,7 +88,9 @@ def page(*several: Results) -> str:
     """The first screen, for the first profile, with the others beside it."""
     first = several[0]
     name, depth = first.profile.name, shown_depth(first)
-    planned = [run.id for run in first.profile.runs() if run.purpose in ("matrix", "rate")]
+    planned = {purpose: [run.id for run in first.profile.runs() if run.purpose == purpose]
+               for purpose in ("matrix", "rate")}
+    made, searched = (f"{sum(run in first.runs for run in ids)} of {len(ids)}" for ids in planned.values())
     return "\n".join([
         paper_said(), "",
         f"**Does it work?** {opening(first)} (`{name}`, protocol `corrected`, depth {depth}, held-out text.)", "",
@@ -96,8 +99,7 @@ def page(*several: Results) -> str:
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds and the documents "
         f"scored{seeds_alone(several)}. The gap is what cutting costs; more than all of it can be won back, since the "
         f"full model was not trained further on this text{adapted(first)}. {at_what_cost(first)}{on_more_tokens(first)}"
-        f"`{name}`: {sum(run in first.runs for run in planned)} of {len(planned)} planned runs are there, searches of "
-        f"rates included. {why_released(first)}",
+        f"`{name}`: {made} planned runs are there, and {searched} searches of rates. {why_released(first)}",
         "", "## The paper's claims", "",
         f"{pages.summary(*several)}", "",
         f"Depths: {'; '.join(_depths(found) for found in several)}. *Holds*: our runs say what the paper says. "
@@ -111,6 +113,8 @@ def _depths(results: Results) -> str:
     """The depths of the claims, of each column where they differ."""
     found = {" ".join(map(str, each.depths_of("controller"))): each.protocol for each in by_protocol(results)}
     said = [depths + (f" under `{protocol}`" if len(found) > 1 else "") for depths, protocol in found.items()]
+    drawn = f" (its Controller has {DRAWN})"
+    said = [each + (drawn if each.endswith("`released`") else "") for each in said]
     return f"{', '.join(said)} in `{results.profile.name}`"
 
 
@@ -139,14 +143,15 @@ def _recovered(found: Comparisons, arm: str, depth: int) -> str:
 def paper_said() -> str:
     """What the paper's own numbers allow, by their arithmetic alone."""
     checked = reported.table().set_index("quantity")["recomputed"]
-    full, cut = (checked[f"{name} model, passages - training text"] for name in ("full", "cut"))
+    full, cut = (checked[f"{name} model, passages - abstract"] for name in ("full", "cut"))
     return (f"**Are the paper's numbers true?** Their arithmetic is right: {checked['loss reduction, depth 8']} and "
             f"{checked['gap recovery, depth 8']} follow from the losses that it reports. What these losses mean is "
             "doubtful. The authors' code scores the full model on the next token and all others on the one after it; "
-            "whether the numbers come from that code isn't known. From the training text to 12 other passages the full "
-            f"model's reported loss changes by {full}, the cut model's by {cut}; on these passages, the only text for "
-            f"which one source gives all three losses, gap recovery is {checked['gap recovery on the passages']}. The "
-            "evidence for the gate is of another system, an intact model. "
+            "whether the numbers come from that code isn't known. From the abstract's losses to those of 12 other "
+            f"passages the full model's changes by {full}, the cut model's by {cut}; on these passages, the only "
+            "text known to be the same for all three losses, gap recovery is "
+            f"{checked['gap recovery on the passages']}. The evidence for the gate is, by the code, of another system, "
+            "an intact model. "
             "[The arithmetic](results/smollm2/notebooks/01_target.ipynb). We had the abstract, the authors' README and "
             "code, and a third party's digest, [not the full text](docs/system.md).")
 
@@ -180,13 +185,15 @@ def at_what_cost(results: Results) -> str:
 
 
 def foreign_share(results: Results) -> str:
-    """Half a sentence: what loop and LoRA win back on text of sources never trained on."""
+    """Half a sentence: what loop, LoRA and counts win back on text of sources never trained on."""
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
-    shares = [interval(found.share(found.difference("cut", arm, depth=depth, column="foreign"), "foreign")).mean
-              for arm in ("controller", "lora")]
-    if not all(map(math.isfinite, shares)):
+    loop, lora, pairs = (
+        interval(found.share(found.difference("cut", arm, depth=depth, column="foreign"), "foreign")).mean
+        for arm in ("controller", "lora", "bigram_seen"))
+    if not math.isfinite(loop + lora):
         return ""
-    return f"; on text of packages that no run saw, {shares[0]:.0f} and {shares[1]:.0f} %"
+    beside = f" (counts of token pairs {pairs:.0f} %)" if math.isfinite(pairs) else ""
+    return f"; on text of packages that no run saw, {loop:.0f} and {lora:.0f} %{beside}"
 
 
 def on_more_tokens(results: Results) -> str:
@@ -247,7 +254,7 @@ def _beside(found: Comparisons, question: Question) -> Iterator[str]:
         parts = {at: interval(found.difference(arm, other, depth=at)) for at in found.depths_of(arm)}
         for at, part in [(at, part) for at, part in parts.items() if part.n][:1]:
             side = "higher" if part.mean > 0 else "lower"
-            yield f"{what} its loss is {abs(part.mean):.2f} nats {side} (depth {at}, n = {part.n})"
+            yield f"{what} {abs(part.mean):.2f} nats {side} (depth {at}, n = {part.n})"
 
 
 def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple[str, str]:

@@ -55,7 +55,8 @@ def markdown(results: Results) -> str:
     made = results.cells.drop_duplicates("run")["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
     mark = SMOKE if results.profile.name == "smoke" else ""
-    covered = ("training seeds and, of losses on held-out text, evaluation documents (docs/statistics.md)"
+    covered = ("training seeds and, of losses on held-out text, evaluation documents (docs/statistics.md), but those "
+               "of a spread over configurations seeds alone; where nothing was trained, seeds draw text"
                if results.clusters else "training seeds, not the choice of evaluation blocks")
     searched = search_of("controller", None, results.profile)[0].depth
     found, near = with_runs(results), NORMS_NEAR

@@ -135,7 +135,7 @@ def _gate_and_guess(paper: Numbers) -> Iterator[dict]:
     guess = Decimal(math.log(vocabulary))
     yield _row("a uniform guess", guess, f"ln {vocabulary:,}", "what a model has that was trained on it", decimals=2)
     for name, loss, limit in (
-            ("L17, training text,", paper["L17"], "its target: cutting alone may cost that much"),
+            ("L17", paper["L17"], "its target: cutting alone may cost that much"),
             ("the gate's baseline", before,
              "its target; but an intact model has far less on the next token, as L36 and h36 do"),
             ("h17, passages,", paper["h17"], "why the same weights have L17 elsewhere")):
@@ -143,12 +143,12 @@ def _gate_and_guess(paper: Numbers) -> Iterator[dict]:
 
 
 def _two_texts(paper: Numbers) -> Iterator[dict]:
-    """From the training text to the 12 passages: which way each model goes, gap recovery there."""
+    """From the abstract's losses to those of the 12 passages: which way each model goes, gap recovery there."""
     one = "twelve short passages of one source (D)"
     change = {}
     for name, here, there in (("full model", "h36", "L36"), ("cut model", "h17", "L17"), ("Controller", "hc", "c8")):
         change[name] = paper[here] - paper[there]
-        yield _row(f"{name}, passages - training text", change[name], f"{here} - {there}", one, sign="+")
+        yield _row(f"{name}, passages - abstract", change[name], f"{here} - {there}", one, sign="+")
     yield _row("full and cut model go the same way", _yes(change["full model"] * change["cut model"] > 0),
                "signs of the two", "why: two targets would explain it, arithmetic can't exclude two texts", unit="")
     behind = paper["hc"] - paper["h17"]

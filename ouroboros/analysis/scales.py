@@ -103,9 +103,10 @@ def markdown(first: Results, second: Results, changed: Sequence[Results] = ()) -
                f"No variant of `{two}` has been run that could explain a difference.")
     return f"""# Two scales: what `{one}` and `{two}` say
 
-Generated from the raw logs. Each answer is judged as in README's table, which has other depths too, under `corrected`,
-on held-out text; sizes are in percent of each model's own gap, what cutting costs. *Yes* and *no*: the interval
-excludes 0 after correction for the depths that are asked. *Equivalent*: within the margin. *Open*: neither.
+Generated from the raw logs. Each answer is judged as in README's table, which has other depths too, and norms begun
+otherwise, under `corrected`, on held-out text; sizes are in percent of each model's own gap, what cutting costs. *Yes*
+and *no*: the interval excludes 0 after correction for the depths that are asked, and the first or the second of the two
+is ahead by so much. *Equivalent*: within the margin. *Open*: neither.
 {changes}
 
 {table(first, second, changed).to_markdown(index=False, disable_numparse=True)}

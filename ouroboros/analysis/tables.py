@@ -17,7 +17,7 @@ from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile, load_profile
 from ..experiment.protocol import travel
 from ..log import Run, Series
-from .comparisons import LOOPS, Comparisons, by_protocol
+from .comparisons import LOOPS, Comparisons, by_protocol, draws_depths
 from .ledger import numbers, read_claims
 from .reported import PEAK, UPDATES
 from .results import Results, per_results
@@ -103,7 +103,7 @@ def arm_table(results: Results) -> pd.DataFrame:
         depth = None if pd.isna(depth) else int(depth)
         found = Comparisons(results, protocol)
         row = {"protocol": protocol, "arm": arm, "depth": depth, "n": int((group["status"] == "finished").sum()),
-               "diverged": int((group["status"] == "diverged").sum()), "shared": bool(group["shared"].any())}
+               "diverged": int((group["status"] == "diverged").sum()), "depths drawn": draws_depths(arm, protocol)}
         row |= columns("loss", interval(found.loss(arm, depth)))
         row |= columns("heldout", interval(found.loss(arm, depth, column="heldout")))
         if ARMS[arm].fit != "none":
@@ -143,9 +143,10 @@ def instead_table(results: Results) -> pd.DataFrame:
 def difference_table(results: Results, measure: Callable[..., Mapping[str, BySeed]], *args, gap: str | None = "loss",
                      **kwargs) -> pd.DataFrame:
     """What a method of `Comparisons` gives for some arguments under each protocol: mean, low, high and n in nats per
-    token and in percent of the gap between cut and full in column `gap` of the cells (None: not); p-values after Holm
-    over the parts with a verdict; what that says of the first arm of the difference (`statistics.verdict`); and how
-    many of the runs behind all parts of a protocol diverged, so have no loss. A protocol without runs has no rows."""
+    token and in percent of the gap between cut and full in column `gap` of the cells (`part`: in the column that a
+    part is named by; None: not); p-values after Holm over the parts with a verdict; what that says of the first arm of
+    the difference (`statistics.verdict`); and how many of the runs behind all parts of a protocol diverged, so have no
+    loss. A protocol without runs has no rows."""
     rows = []
     for found in by_protocol(results):
         parts = measure(found, *args, **kwargs)
@@ -159,7 +160,7 @@ def difference_table(results: Results, measure: Callable[..., Mapping[str, BySee
             row |= {"p (Holm)": adjusted.get(part, math.nan), "the first is": words[part]}
             row |= {"diverged": len(found.diverged)}
             if gap:
-                share = interval(found.share(values, gap))
+                share = interval(found.share(values, part if gap == "part" else gap))
                 row |= {"% of gap": share.mean, "% of gap low": share.low, "% of gap high": share.high}
             rows.append(row)
     empty = ["protocol", "part", *columns("difference", NOTHING), "p (Holm)", "the first is", "diverged"]
@@ -228,15 +229,19 @@ def curves(found: Comparisons, arm: str, depth: int) -> pd.DataFrame:
 
 
 def last_slope(losses: pd.Series) -> float:
-    """Change of a held-out loss, by update, over the last fifth of the updates, nats per token.
+    """Change of a held-out loss, by update, over the last fifth of the updates, nats per token; where that has one
+    evaluation, the fifth's part of the change since the evaluation before it. NaN where there is one in all.
 
     Held-out blocks are always the same ones: the training loss, on new blocks at each update, is too noisy.
     """
-    losses = losses[losses.index >= losses.index.max() * (1 - LAST_SHARE)]
-    if len(losses) < 2:
+    losses, fifth = losses.sort_index(), losses.index.max() * LAST_SHARE
+    late = losses[losses.index >= losses.index.max() - fifth]
+    if len(late) < 2:
+        late = losses[-2:]
+    if len(late) < 2:
         return math.nan
-    slope = np.polyfit(losses.index, losses, 1)[0]
-    return float(slope * (losses.index.max() - losses.index.min()))
+    slope, over = np.polyfit(late.index, late, 1)[0], late.index.max() - late.index.min()
+    return float(slope * min(over, fifth))
 
 
 def search_table(results: Results) -> pd.DataFrame:
@@ -308,7 +313,7 @@ def scale_table(results: Results) -> pd.DataFrame:
     def text(profile: Profile) -> str:
         return f"{profile.corpus.kind} of {', '.join(profile.corpus.packages)}"
 
-    rows = [("cut - full (nats)", f"{theirs['L17'] - theirs['L36']:.3f} (reported, on the training text)", gap),
+    rows = [("cut - full (nats)", f"{theirs['L17'] - theirs['L36']:.3f} (reported)", gap),
             ("vocabulary", paper.base.model["vocab_size"], own.base.model["vocab_size"]),
             ("layers held", *(f"{Cost.of(profile, 'cut').layers} of {Shape.of(profile).layers}"
                               for profile in (paper, own))),

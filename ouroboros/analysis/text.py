@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ..experiment.arms import ARMS
 from ..experiment.protocol import COLUMNS, switches
 from . import reference_losses, reported, statistics
-from .comparisons import BLIND, LOOPS, Comparisons
+from .comparisons import BLIND, DRAWN, LOOPS, Comparisons, draws_depths
 from .ledger import Claim
 from .results import Results, shown_depth
 from .statistics import ALPHA, NOT_JUDGED, NOTHING, BySeed, Interval, family, holm, interval, minus, verdict, verdicts
@@ -32,7 +32,6 @@ TURNS = 0.9  # a least change below this share of the first and the last one is 
 NOT_RUN, NO_RUN, TOO_FEW = "not run yet", "no finished run", "too few seeds to judge"
 COMPARED = {  # what a difference of losses, the first's minus the second's, says of the two
     NOT_RUN: "not run yet: {first} against {second}{where}",
-    NOT_JUDGED: "too few seeds to judge {first} against {second}{where}",
     statistics.EQUIVALENT: "{first} and {second} are equivalent{where}",
     statistics.UNDECIDED: "no detectable difference between {first} and {second}{where}",
     statistics.BETTER: "{first} is {size} nats ahead of {second}{where}",
@@ -127,10 +126,10 @@ def arithmetic(claims: Sequence[Claim] | None = None) -> list[str]:
                      "their difference. These numbers can't exclude that the texts alone did it.")
     agree = len(compared) - len(off)
     return [f"Reported numbers: {agree} of {len(compared)} checks agree to the digits given{exceptions}.",
-            f"From the training text to the passages the full model's loss changes by "
-            f"{value['full model, passages - training text']}, the cut model's by "
-            f"{value['cut model, passages - training text']}. {suggested}",
-            "On the passages, where one source has all three losses, gap recovery is "
+            f"From the losses of the abstract to those of 12 other passages the full model's changes by "
+            f"{value['full model, passages - abstract']}, the cut model's by "
+            f"{value['cut model, passages - abstract']}. {suggested}",
+            "On the passages, the only text that is known to be the same for all three losses, gap recovery is "
             f"{value['gap recovery on the passages']}."]
 
 
@@ -140,6 +139,11 @@ def _shown_depth(found: Comparisons) -> int:
     """The depth that sentences are about; where a protocol's plan doesn't have it, the deepest that it has."""
     depth, own = shown_depth(found.results), found.depths_of("controller")
     return depth if depth in own or not own else max(own)
+
+
+def _loop_at(found: Comparisons, depth: int) -> str:
+    """How many passes the Controller's loop makes under a protocol."""
+    return f"with {DRAWN}" if draws_depths("controller", found.protocol) else f"at depth {depth}"
 
 
 def gap(results: Results, protocol: str) -> str:
@@ -153,7 +157,7 @@ def gap(results: Results, protocol: str) -> str:
                 f"{sized(cost)} nats per token: of two targets, so not what cutting costs.")
     if gained.n == 0:
         return f"{said} The Controller has {NO_RUN}."
-    return (f"{said} The Controller at depth {depth} "
+    return (f"{said} The Controller {_loop_at(found, depth)} "
             f"{phrase(gained, CUT_WORDS)} ({sized(gained)}). Its gap recovery in percent: "
             f"{sized(interval(found.recovery('controller', depth)))}.{_lost(found)}")
 
@@ -161,13 +165,15 @@ def gap(results: Results, protocol: str) -> str:
 def advantage(results: Results, protocol: str) -> str:
     """Controller against static at each depth."""
     found = Comparisons(results, protocol)
-    return _listed(found, "static - Controller", found.compare("static", "controller", by="depth"), STATIC_WORDS)
+    drawn = f", its {DRAWN}" if draws_depths("controller", protocol) else ""
+    return _listed(found, f"static - Controller{drawn}", found.compare("static", "controller", by="depth"),
+                   STATIC_WORDS)
 
 
 def gate(results: Results, protocol: str) -> str:
     """The loop with and without gate and step norms, against the cut model."""
     found, planned_at = Comparisons(results, protocol), results.profile.depths_of
-    drawn = switches(protocol)["depth"] == "drawn"  # one run of all depths
+    drawn = draws_depths("controller", protocol)  # one run of all depths
     against = {ARMS[arm].label + ("" if drawn else f", depth {depth}"): found.difference(arm, "cut", depth=depth)
                for depth in planned_at("controller_nogate")
                for arm in ("controller", "controller_nogate", "controller_nogate_nonorm") if depth in planned_at(arm)}
@@ -184,7 +190,7 @@ def configurations(results: Results, protocol: str) -> str:
     ahead, behind = ([name for name, each in leads.items() if each.side == side] for side in (1, -1))
     spread = interval(found.spread("controller"))
     spread = "not measured, since some weren't run" if spread.n == 0 else sized(spread)
-    if switches(protocol)["depth"] == "drawn":
+    if draws_depths("controller", protocol):
         spread = "0, since they are one run"
     others = "" if results.profile.ranks or results.profile.levels else " Other ranks and rates aren't planned."
     return (f"`{protocol}`: of {len(leads)} configurations with three seeds or more the Controller is ahead in "
@@ -221,7 +227,7 @@ def by_text(results: Results, protocol: str) -> str:
     """Where the Controller's gain over the cut model is found: new training text, held-out, foreign."""
     found = Comparisons(results, protocol)
     depth = _shown_depth(found)
-    return _listed(found, f"Controller at depth {depth}, by kind of text",
+    return _listed(found, f"Controller {_loop_at(found, depth)}, by kind of text",
                    found.compare("controller", "cut", by="text", depth=depth), CUT_WORDS)
 
 
@@ -245,6 +251,26 @@ def newer(results: Results, protocol: str) -> str:
     same = (f"`{protocol}`: {len(judged) - len(differ)} of {len(judged)} verdicts on held-out text are the same on "
             f"text that is newer than the base ({', '.join(named)}; at each depth).")
     return f"{same} Others: {'; '.join(differ)}." if differ else same
+
+
+def passages(results: Results) -> str:
+    """On the nearest to the paper's twelve passages that there is here, where one set of texts has every loss."""
+    depth, said = shown_depth(results), {}
+    runs = {"the full model": ("full", "corrected"), "the cut one": ("cut", "corrected")} | {
+        f"the Controller's loop under `{protocol}`": ("controller", protocol)
+        for protocol in results.profile.protocols[::-1]}
+    for name, (arm, protocol) in runs.items():
+        found = Comparisons(results, protocol)
+        losses = [run.last("reference", "loss_t+1", math.nan)
+                  for run in found.runs_of(arm, _shown_depth(found) if protocol != "corrected" else depth)]
+        said[name] = sum(losses) / len(losses) if losses else math.nan, len(losses)
+    (full, _), (cut, _), *loops = said.values()
+    if math.isnan(full + cut + sum(loss for loss, _ in loops)) or cut <= full:
+        return ""
+    listed = ", ".join(f"{loss:.2f} of {name} (wins back {100 * (cut - loss) / (cut - full):.0f} %, n = {n})"
+                       for name, (loss, n) in list(said.items())[2:])
+    return (f"On the openings of 12 held-out documents, which stand for the paper's 12 passages: next-token loss "
+            f"{full:.2f} of the full model, {cut:.2f} of the cut one; {listed}.")
 
 
 def other_depths(results: Results) -> str:
@@ -277,16 +303,26 @@ def interventions(results: Results, protocol: str) -> str:
     found = Comparisons(results, protocol)
     shown = _shown_depth(found)
     return " ".join(
-        _listed(found, f"depth {depth}", {SHOWN[kind]: rise for kind, rise in found.interventions(depth).items()},
-                NEEDED) for depth in dict.fromkeys((min(found.depths_of("controller"), default=shown), shown)))
+        _listed(found, _loop_at(found, depth).removeprefix("at "),
+                {SHOWN[kind]: rise for kind, rise in found.interventions(depth).items()}, NEEDED)
+        for depth in dict.fromkeys((min(found.depths_of("controller"), default=shown), shown)))
 
 
 # --------------------------------------------------------------------- what a figure shows: its title and alt text
 
+def few(found: Interval) -> str:
+    """What is said beside a size that fewer than three seeds have."""
+    return "" if found.judged else f" (n = {found.n}, too few to judge)"
+
+
 def compared(found: Interval, first: str, second: str, where: str = "") -> str:
     """Who of two has the lower loss, and by how much, from the first's minus the second's."""
     said = NOT_RUN if found.n == 0 else verdict(found).partition(" within")[0]
+    if said == NOT_JUDGED:
+        said, where = statistics.WORSE if found.mean > 0 else statistics.BETTER, f"{where}{few(found)}"
     size = str(found).partition(" ")[0].removeprefix("-")  # to the digits that its interval allows
+    if math.isnan(found.low):
+        size = f"{abs(found.mean):.2g}"
     said = COMPARED[said].format(first=first, second=second, where=where, size=size)
     return said[0].upper() + said[1:]
 
@@ -333,14 +369,15 @@ def shown_cost(depth: int, flops: float, cache: float, weights: float) -> str:
 
 def shown_steps(depth: int, changes: list[Interval]) -> str:
     """By how much the Controller's first and last step change the state, and the one between that changes it least."""
-    if not changes or not changes[-1].judged:
-        return f"The steps of the Controller at depth {depth}: {TOO_FEW if changes else NOT_RUN}"
+    if not changes:
+        return f"The steps of the Controller at depth {depth}: {NOT_RUN}"
     means = [each.mean for each in changes]
     first, least, last = means[0], min(means), means[-1]
     said = f"From step 1 to step {len(means)} the share of its state that the Controller's loop changes "
     if least < TURNS * min(first, last):
-        return f"{said}falls from {first:.2g} to {least:.2g} at step {means.index(least) + 1} and rises to {last:.2g}"
-    return f"{said}{'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}"
+        turn = f"{least:.2g} at step {means.index(least) + 1} and rises to {last:.2g}"
+        return f"{said}falls from {first:.2g} to {turn}{few(changes[-1])}"
+    return f"{said}{'falls' if last < first else 'rises'} from {first:.2g} to {last:.2g}{few(changes[-1])}"
 
 
 def shown_slopes(depth: int, slopes: dict[str, float]) -> str:
@@ -358,10 +395,12 @@ def shown_slopes(depth: int, slopes: dict[str, float]) -> str:
 def shown_switches(effects: list[tuple[str, str, Interval]]) -> str:
     """Which switch changes the Controller's lead most: (switch, column, effect)."""
     alone = [each for each in effects if each[1] in COLUMNS]
-    if not any(effect.judged for *_, effect in alone):
-        return f"The Controller's lead, switch by switch: {TOO_FEW if alone else NOT_RUN}"
-    switch, column, effect = max(alone, key=lambda each: abs(each[2].mean) if each[2].judged and each[2].side else 0)
-    if not effect.side:
+    if not alone:
+        return f"The Controller's lead, switch by switch: {NOT_RUN}"
+    judged = [each for each in alone if each[2].judged]
+    switch, column, effect = max(judged or alone,
+                                 key=lambda each: abs(each[2].mean) if each[2].side or not judged else 0)
+    if judged and not effect.side:
         return "No switch has a detectable effect on the Controller's lead over the static table"
     return (f"Of the switches, {switch} changes the Controller's lead over the static table most: by "
-            f"{effect.mean:+.2g} nats, all else {column}")
+            f"{effect.mean:+.2g} nats, all else {column}{few(effect)}")

@@ -21,10 +21,8 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # what i
 
 def resolve(name: str | Path, revision: str | None = None, gguf_file: str | None = None, subfolder: str = "",
             **hub) -> tuple[Path, str | None]:
-    """The folder of a checkpoint and its revision: a local folder has none, the hub's is a commit.
-
-    `hub` are arguments of `snapshot_download`; of a repository with a `gguf_file` only that is fetched.
-    """
+    """The folder of a checkpoint and its revision: a local folder has none, the hub's is a commit. `hub` are arguments
+    of `snapshot_download`; of a repository with a `gguf_file` only that is fetched."""
     if not name or not isinstance(name, (str, Path)):
         raise InputError(f"checkpoint {name!r}: must be a folder or a repository's name")
     if (Path(name) / subfolder).is_dir():
@@ -34,8 +32,8 @@ def resolve(name: str | Path, revision: str | None = None, gguf_file: str | None
         folder = Path(snapshot_download(str(name), revision=revision, allow_patterns=wanted, **hub))
         return folder / subfolder, folder.name  # the hub's cache names a snapshot by its commit
     except (HFValidationError, OSError) as error:
-        raise InputError(f"checkpoint '{name}': no such folder, and the hub doesn't give it "
-                         f"({first_line(error)}); name a folder or a repository") from None
+        tried = "" if isinstance(error, HFValidationError) else f", and the hub doesn't give it ({first_line(error)})"
+        raise InputError(f"checkpoint '{name}': no such folder{tried}; name a folder or a repository") from None
 
 
 def read_config(kind: type, folder: Path):

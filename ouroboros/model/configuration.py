@@ -109,7 +109,8 @@ class OuroborosConfig(PretrainedConfig):
         for field, boolean in (("gate", True), ("step_norm", True), ("alpha", False), ("gate_bias", False)):
             value = getattr(self, field)
             if isinstance(value, bool) != boolean or not isinstance(value, Real) or not isfinite(value):
-                raise InputError(f"{field} {value!r}: must be {'true or false' if boolean else 'a number'}")
+                kind = "true or false" + " (from_base: or matched)" * (field == "step_norm") if boolean else "a number"
+                raise InputError(f"{field} {value!r}: must be {kind}")
             setattr(self, field, value if boolean else float(value))  # NumPy's can't be saved
         if base is not None:
             defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")

