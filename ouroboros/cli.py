@@ -9,6 +9,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -61,18 +62,20 @@ def _forecast(profile: Profile, missing: list, jobs: int) -> None:
 
 
 def _compare(args, profile: Profile, root: Path) -> None:
-    from .experiment.own_arm import beside
+    from .experiment import own_arm
     from .training import sweep
 
-    profile, arm = beside(profile, args.arm, root)
+    made, arm = own_arm.beside(profile, args.arm, root)
     if args.dry_run:
-        _forecast(profile, sweep.missing(profile, root, None), args.jobs)
+        with tempfile.TemporaryDirectory() as folder:
+            own_arm.write(profile, made, root, Path(folder))
+            _forecast(made, sweep.missing(made, Path(folder), None), args.jobs)
         return
-    sweep.run_missing(profile, root, args.jobs)
+    sweep.run_missing(made, root, args.jobs, ready=lambda: own_arm.write(profile, made, root, root))
     from .analysis.own_arm import page
     from .log import write_atomic
 
-    path, text = profile.folder(root) / "comparison.md", page(profile, arm, root)
+    path, text = made.folder(root) / "comparison.md", page(made, arm, root)
     write_atomic(path, text)
     print(f"{text}\nwritten to {path}")
 

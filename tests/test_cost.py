@@ -171,7 +171,7 @@ def test_a_dry_run_goes_through_the_plan_with_a_running_sum(tmp_path, capsys):
     assert [float(row[2]) for row in rows] == pytest.approx(hours, rel=0.01)
     assert [float(row[3]) for row in rows] == pytest.approx(np.cumsum(hours), rel=0.01)
     said = "\n".join(lines)
-    for words in (f"time: {sum(hours):,.3g} hours with 4 jobs at once", "assumed: resources.teraflops of paper.yaml",
+    for words in (f"time: {sum(hours):,.3g} hours with 4 jobs at once", "assumed: resources.teraflops of profile paper",
                   "memory: at most", "disk: "):
         assert words in said
     assert not list(tmp_path.iterdir())  # nothing is fetched or written

@@ -18,7 +18,7 @@ from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.own_arm import beside
 from ouroboros.experiment.profile import load_profile, parse_profile
 from ouroboros.log import read_run
-from ouroboros.training import sweep
+from ouroboros.training import measure, sweep
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "own-arm.md").read_text()
 CLASS, ENTRY = (re.search(rf"```{kind}\n(.*?)```", PAGE, re.S).group(1) for kind in ("python", "yaml"))
@@ -134,14 +134,56 @@ def test_the_page_is_followed(followed, monkeypatch):
     ("t, mask, past)", "t, mask)", "forward(h, t, mask, past)"),
     ("        u = F.silu", "        assert False\n        u = F.silu", "AssertionError"),
     ("nn.init.zeros_(self.heads.weight)", "self.requires_grad_(False)", "nothing of it would be trained"),
+    ("import torch\n", "import torch\nraise SystemExit(0)\n", "can't be loaded (SystemExit"),
+    ("        u = F.silu", "        pairs = h[:, 1:].unflatten(1, (-1, 2)).mean(2).repeat_interleave(2, 1)\n"
+     "        h = torch.cat([h[:, :1], pairs], 1)\n        u = F.silu", "depends on later ones"),
+    ("        u = F.silu", "        h = h.flip(1) if t == 2 else h\n        u = F.silu", "depends on later ones"),
+    ("        u = F.silu", "        h = h - h.mean(0)\n        u = F.silu", "depends on the others of its batch"),
+    ("        u = F.silu", "        h.clamp_(-1e3, 1e3)\n        u = F.silu", "changes the hidden states"),
+    ("(7, self.rank))", "(7, self.rank))[0, 0]", "(B or 1, T or 1, 7, rank)"),
+    ("(7, self.rank))", "(7, self.rank)).detach()", "nothing of it would be trained"),
+    ("self.rank = config.rank", "self.rank, self.idle = config.rank, nn.Linear(1, 1)", "'idle.weight' has no"),
+    ("(7, self.rank))", "(7, self.rank)) * self.scales[0]", "isn't among its parameters"),
+    ("nn.Linear(config.hidden_size, config.state_width)", "nn.Linear(config.hidden_size, config.state_width).bfloat16()",
+     "'state.weight' is torch.bfloat16; train in float32"),
+    ("def __init__(self, config)", "def __init__(self)", "in __init__(config)"),
+    ("self.heads(u)", "self.heads(F.dropout(u))", "differs from call to call"),
+    ("(7, self.rank))", "(7, self.rank)) / 0", "isn't finite"),
 ])
 def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said):
     assert old in CLASS
-    (arms / "per_token.py").write_text(CLASS.replace(old, new))
+    (arms / "per_token.py").write_text(CLASS.replace(old, new).replace("        self.state =", """\
+        self.scales = [torch.ones(1, requires_grad=True)]  # no parameters: a list hides them
+        self.state ="""))
     assert compare(root) == 2
     error = capfd.readouterr().err.splitlines()[-1]
     assert error.startswith("error: arm 'per_token'") and said in error, error
-    assert not list((root / "results/test-per_token/runs").glob("per_token*"))
+    assert not (root / "results/test-per_token").exists()  # nothing is half-written
+
+
+@pytest.mark.parametrize("scale, name", [("tiny", "first"), ("smollm2", "gpu"), ("tiny", "other")])
+def test_an_arm_whose_runs_would_lie_among_a_profiles_is_refused(arms, root, capfd, scale, name):
+    (arms / f"{name}.yaml").write_text(ENTRY)
+    try:
+        assert main(["compare", f"arms/{name}.yaml", "--profile", scale, "--dry-run"], root) == 2
+    finally:
+        ARMS.pop(name, None)
+    assert f"the package's profile '{scale}-{name}'; choose another" in capfd.readouterr().err
+    assert not (root / f"results/{scale}-{name}").exists()
+
+
+def test_a_file_with_a_dataclass_is_loaded(arms, root, capfd):
+    """Which looks its own file up among the modules."""
+    (arms / "per_token.py").write_text(CLASS.replace("import torch\n", """import torch
+from dataclasses import dataclass
+
+@dataclass
+class Widths:
+    state: "int" = 4
+""", 1))
+    (arms / "per_token.yaml").write_text(ENTRY + "elementwise: [nothing.weight]\n")
+    assert compare(root) == 2
+    assert "'nothing.weight': no tensor of the class" in capfd.readouterr().err  # said after loading
 
 
 @pytest.mark.parametrize("change, said", [
@@ -150,6 +192,8 @@ def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said
     ({"modulation": "per_token"}, "must be the class's file and name"),
     ({"colour": "red"}, "no such field; there are label, like"),
     ({"elementwise": "state"}, "elementwise"),
+    ({"label": "Controller"}, "the arm `controller` has it"),
+    ({"label": "a | b"}, "label"),
 ])
 def test_an_entry_that_says_something_wrong_is_refused(arms, root, capfd, change, said):
     (arms / "per_token.yaml").write_text(yaml.safe_dump(yaml.safe_load(ENTRY) | change))
@@ -251,7 +295,15 @@ def test_smollm2s_baselines_are_committed_as_the_page_says(arms, root):
 def test_a_dry_run_makes_nothing(arms, root, capsys):
     assert main(["compare", "arms/per_token.yaml", "--profile", "test.yaml", "--dry-run"], root) == 0
     assert "runs are missing, made in this order" in capsys.readouterr().out
-    assert not list((root / "results").glob("test-per_token/runs/per_token*"))
+    assert not list(root.glob("results/test-per_token"))
+
+
+def test_a_process_that_measures_speed_knows_own_arms(arms, root):
+    """A dry run measures in processes that have read no profile."""
+    made, name = beside(load_profile("test.yaml"), "arms/per_token.yaml", root)
+    del ARMS[name]
+    made.__dict__.pop("depths", None)  # a cached property, as of a profile that another process was sent
+    assert min(measure.speed(made)) > 0 and name in ARMS
 
 
 def test_a_changed_class_needs_another_name(followed, tmp_path, monkeypatch, capfd):
@@ -259,9 +311,11 @@ def test_a_changed_class_needs_another_name(followed, tmp_path, monkeypatch, cap
     root = shutil.copytree(followed[0], tmp_path / "changed")
     monkeypatch.chdir(root)
     logs = {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
+    before = (root / "results/test-per_token/profile.yaml").read_bytes()
     Path("arms/per_token.py").write_text(CLASS + "\n# changed\n")
     assert compare(root) == 2
     assert "'per_token.sha256' is" in (said := capfd.readouterr().err) and "give a changed arm another name" in said
     assert logs == {path: path.read_bytes() for path in (root / "results/test-per_token/runs").iterdir()}
+    assert (root / "results/test-per_token/profile.yaml").read_bytes() == before  # so restoring the class restores all
     assert json.loads((root / "results/test-per_token/runs/per_token-d2-r4-corrected-s0.jsonl").read_text()
                       .splitlines()[0])["config"]["own_arms"]

@@ -16,7 +16,7 @@ from ..log import read_manifest, write_atomic
 from .arms import ARMS
 from .learning_rates import planned, read_searches
 from .plan import RunSpec
-from .profile import Profile, parse_profile
+from .profile import PROFILES, Profile, parse_profile
 from .schema import Entry, OwnArm
 from .yaml_files import read_yaml, validated
 
@@ -26,14 +26,13 @@ SEEDS = 3
 
 def beside(profile: Profile, arm: str, root: Path) -> tuple[Profile, str]:
     """The profile `<profile>-<arm>`: searches and runs of one arm and of the baselines, at the base depth, `corrected`;
-    and the arm's name.
-
-    It is written to results/<profile>-<arm>/profile.yaml, and the profile's logs that it shares are copied there.
+    and the arm's name. Nothing is written.
 
     Args:
         arm: the name of an arm of the package, or the YAML file of an own one (`OwnArm`), whose stem is its name.
 
-    Raises: InputError for an arm that doesn't exist, is no trained one or is a baseline itself, and for a bad file.
+    Raises: InputError for an arm that doesn't exist, is no trained one or is a baseline itself, for a bad file, and
+    where the package has a profile of that name.
     """
     name, own = _own(arm, root) if arm.endswith((".yaml", ".yml")) else (arm, None)
     if name not in ARMS or not ARMS[name].trained or name in BASELINES:
@@ -42,14 +41,14 @@ def beside(profile: Profile, arm: str, root: Path) -> tuple[Profile, str]:
         near = difflib.get_close_matches(arm, files + known, 5, 0.3)
         raise InputError(f"arm '{arm}': name a YAML file, or a trained arm of the package other than "
                          f"{', '.join(BASELINES)}{', as ' * bool(near)}{', '.join(near)}")
+    if (PROFILES / f"{profile.name}-{name}.yaml").exists():
+        raise InputError(f"arm '{name}': its runs would lie among those of the package's profile "
+                         f"'{profile.name}-{name}'; choose another name")
     data = profile.model_dump(mode="json", exclude_none=True) | {
         "name": f"{profile.name}-{name}", "base_of": profile.base_of or profile.name, "checkpoints": [], "prompts": [],
         "own_arms": {name: own.model_dump()} if own else {}, "plan": _plan(profile, name, own),
         "siblings": {a: s for a, s in profile.siblings.items() if a in (name, *BASELINES)}}
-    made = parse_profile(data, f"{data['name']}/profile.yaml")
-    write_atomic(made.folder(root) / "profile.yaml", yaml.safe_dump(data, sort_keys=False))
-    _take_over(profile, made, root)
-    return made, name
+    return parse_profile(data, f"{data['name']}/profile.yaml"), name
 
 
 def _own(file: str, root: Path) -> tuple[str, OwnArm]:
@@ -57,7 +56,8 @@ def _own(file: str, root: Path) -> tuple[str, OwnArm]:
     path = Path(file)
     own, name = validated(OwnArm, read_yaml(path), file), path.stem
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise InputError(f"{file}: '{name}': the file's name is the arm's, so letters a to z, digits and _ only")
+        raise InputError(f"{file}: '{name}': the file's name is the arm's, so a letter a to z, then letters, digits "
+                         "and _ only")
     module, _, kind = own.modulation.rpartition(":")
     code = (path.parent / module).resolve()
     if not code.is_file():
@@ -101,18 +101,21 @@ def _only(entry: Entry, arms: tuple[str, ...], depth: int) -> dict:
     return data
 
 
-def _take_over(profile: Profile, made: Profile, root: Path) -> None:
-    """Copy the logs that are there already, the profile's and those of earlier comparisons, until none is left: a
-    search that is there may plan one more."""
+def write(profile: Profile, made: Profile, root: Path, to: Path) -> None:
+    """Write what `beside` made of a profile to <to>/results/<profile>-<arm>/profile.yaml, and copy the logs there that
+    lie below `root` already, the profile's and those of earlier comparisons, until none is left: a search that is there
+    may plan one more."""
+    data = made.model_dump(mode="json", exclude_none=True)
+    write_atomic(made.folder(to) / "profile.yaml", yaml.safe_dump(data, sort_keys=False))
     before, there = -1, 0
     while before < there:
-        runs = planned(made, read_searches(made, root))
-        before, there = there, sum(_copied(spec, profile, made, root) for spec in runs)
+        runs = planned(made, read_searches(made, to))
+        before, there = there, sum(_copied(spec, profile, made, root, to) for spec in runs)
 
 
-def _copied(spec: RunSpec, profile: Profile, made: Profile, root: Path) -> bool:
+def _copied(spec: RunSpec, profile: Profile, made: Profile, root: Path, to: Path) -> bool:
     """Whether a run's log is there, copied if need be."""
-    target, results = made.run_path(spec.id, root), profile.folder(root).parent
+    target, results = made.run_path(spec.id, to), profile.folder(root).parent
     others = [page.parent / "runs" / target.name for page in sorted(results.glob(f"{profile.name}-*/profile.yaml"))]
     for source in (profile.run_path(spec.id, root), *others):
         if not target.exists() and source.exists() and made.mismatch(read_manifest(source), spec) is None:

@@ -231,7 +231,7 @@ def _is_place(value: str) -> str:
 class OwnArm(Strict):
     """An arm that the package doesn't have: another modulation in an arm that it has; see docs/own-arm.md."""
 
-    label: Annotated[str, Field(min_length=1)]  # its name in words
+    label: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^[^|\n\r]+$")]  # its name in words, in tables
     like: str  # the arm that it is but for its modulation
     modulation: Annotated[str, AfterValidator(_is_place)]  # its class, `file.py:Class`, seen from the checkout
     reads: bool = True  # whether it reads the hidden state
@@ -240,7 +240,7 @@ class OwnArm(Strict):
 
     def add_to_arms(self, name: str, where: str) -> None:
         """Add it to `ARMS`, for this process. Raises InputError where it is like no arm that has a modulation, or its
-        name is that of one of the package's."""
+        name or label is that of one of the package's."""
         like = ARMS.get(self.like)
         if not (like and like.middle == "loop" and like.modulated):
             choices = (name for name, arm in ARMS.items() if arm.middle == "loop" and arm.modulated and not arm.module)
@@ -248,6 +248,8 @@ class OwnArm(Strict):
         if name in ARMS and not ARMS[name].module:
             raise InputError(f"{where}: '{name}': an arm of the package has that name ({ARMS[name].label}); choose "
                              "another")
+        if same := [n for n, arm in ARMS.items() if not arm.module and arm.label.removeprefix("the ") == self.label]:
+            raise InputError(f"{where}: label: '{self.label}': the arm `{same[0]}` has it; choose another")
         ARMS[name] = replace(like, label=self.label, modulation=name, module=self.modulation, reads=self.reads,
                              tables=self.elementwise)
 

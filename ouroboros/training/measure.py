@@ -68,6 +68,7 @@ def flops(model: nn.Module, spec: RunSpec, profile: Profile) -> dict[str, int]:
 
 def speed(profile: Profile) -> tuple[float, float]:
     """FLOPs a second of the Controller's updates and evaluations on this machine, one thread, on a random base."""
+    profile.register_arms()  # a process of its own hasn't read the profile's file
     torch.set_num_threads(1)
     kind = dict(profile.base.model or {})
     config = AutoConfig.for_model(kind.pop("model_type", "qwen2"), **kind)

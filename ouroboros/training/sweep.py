@@ -112,8 +112,10 @@ def _executor(profile: Profile, root: Path, cluster: str) -> submitit.AutoExecut
     return executor
 
 
-def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = None, cluster: str = "local") -> None:
-    """Make the missing runs of the plan, or of one purpose, by `jobs` jobs at a time, in the plan's order, and wait.
+def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = None, cluster: str = "local",
+                ready: Callable[[], None] = lambda: None) -> None:
+    """Make the missing runs of the plan, or of one purpose, by `jobs` jobs at a time, in the plan's order, and wait;
+    `ready` is called where nothing is left that would be refused.
 
     Raises InputError with what stopped a job, for a profile of an earlier protocol and for a log that isn't of the run
     of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
@@ -128,6 +130,7 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     prepare(profile, root)  # once, before the jobs need it
     for arm in profile.own_arms:  # says what is wrong with a class, before anything is made
         load_own(arm, profile, base.config, root)
+    ready()
     if wanted := missing(profile, root, purpose):
         os.environ["OMP_NUM_THREADS"] = "1"  # the jobs inherit it
         made = _submit(_executor(profile, root, cluster), Worker(profile, root, purpose, cluster),
@@ -155,7 +158,7 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
 def speed(profile: Profile, jobs: int) -> Speed:
     """What one of `jobs` runs at once sustains: as the profile says of its device, else measured here, in a minute."""
     if given := profile.resources.teraflops:
-        return Speed(given * 1e12, given * 1e12, f"assumed: resources.teraflops of {profile.name}.yaml")
+        return Speed(given * 1e12, given * 1e12, f"assumed: resources.teraflops of profile {profile.name}")
     from . import measure
 
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
