@@ -144,7 +144,7 @@ def test_the_page_is_followed(followed, monkeypatch):
     ("(7, self.rank))", "(7, self.rank)).detach()", "nothing of it would be trained"),
     ("self.rank = config.rank", "self.rank, self.idle = config.rank, nn.Linear(1, 1)", "'idle.weight' has no"),
     ("(7, self.rank))", "(7, self.rank)) * self.scales[0]", "isn't among its parameters"),
-    ("nn.Linear(config.hidden_size, config.state_width)", "nn.Linear(config.hidden_size, config.state_width).bfloat16()",
+    ("config.hidden_size, config.state_width)", "config.hidden_size, config.state_width).bfloat16()",
      "'state.weight' is torch.bfloat16; train in float32"),
     ("def __init__(self, config)", "def __init__(self)", "in __init__(config)"),
     ("self.heads(u)", "self.heads(F.dropout(u))", "differs from call to call"),
