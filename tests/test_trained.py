@@ -99,7 +99,7 @@ def test_a_card_says_what_was_measured_and_loads_its_checkpoint(profile, made, m
     for run_id, card in found.items():
         assert len(card.splitlines()) <= 40 and yaml.safe_load(card.split("---")[1])["license"] == "apache-2.0"
         run, scope = results.runs[run_id], {}
-        assert f"Its held-out loss is {run.last('heldout', 'loss_t+1'):.3f} nats per token." in card
+        assert f"Its own held-out loss is {run.last('heldout', 'loss_t+1'):.3f} nats per token;" in card
         assert f"{run.manifest['trainable']:,} parameters" in card and card.count("| not run yet |") == 2  # full, cut
         exec(card.partition("```python\n")[2].partition("```")[0], scope)
         own = trained.load(trained.folder_of(profile, run_id, made), profile.find(run_id), profile,

