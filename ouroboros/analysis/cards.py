@@ -66,8 +66,7 @@ def card(results: Results, run_id: str) -> str:
 **What it is not.** Not useful for generating text, and not the paper's weights: it is here so that the numbers of a
 [reproduction](../../../../README.md) of Ouroboros ([arXiv 2604.02051](https://arxiv.org/abs/2604.02051)) can be
 checked.{WRITES * bool(profile.prompts)} It holds none of the base's layers: they are read from
-`{profile.base_name}`, {_where_from(profile)}.
-{REFUSED if loops else UNCHECKED}
+`{profile.base_name}`, {_where_from(profile)}. {REFUSED if loops else UNCHECKED}
 
 **Load it**, from the checkout's folder:
 
