@@ -115,7 +115,7 @@ def test_a_finding_turns_with_the_numbers_and_claims_nothing_from_few_seeds():
     assert text.compared(behind, "the loop", "the table") == "The loop is 0.125 nats behind the table"
     open_ = replace(ahead, low=-1.0, high=1.0)
     assert "no detectable difference" in text.compared(open_, "the loop", "the table").lower()
-    assert text.compared(replace(ahead, n=2), "the loop", "the table")== (
+    assert text.compared(replace(ahead, n=2), "the loop", "the table") == (
         "The loop is 0.125 nats ahead of the table (n = 2, too few to judge)")
     one = replace(behind, mean=0.00449512, low=math.nan, high=math.nan, n=1)
     assert text.compared(one, "the loop", "the table") == (

@@ -632,6 +632,8 @@ def test_the_slope_is_of_the_last_fifth(results):
     assert points.index.is_unique and len(points) == results.profile.evaluation.points
     late = points[points.index >= 160].tolist()  # of 200 updates
     assert tables.last_slope(points) == pytest.approx(late[-1] - late[0])
+    few = pd.Series({0: 9.0, 100: 5.0, 200: 4.0, 300: 3.7})  # one evaluation in the last fifth: its part of -0.3
+    assert tables.last_slope(few) == pytest.approx(-0.3 * 60 / 100) and math.isnan(tables.last_slope(few[:1]))
     table = tables.arm_table(results)
     assert np.allclose(table["last_slope"].dropna(), late[-1] - late[0])
     settled = table[(table["arm"] == "none") & (table["n"] > 0)]["converged"]

@@ -7,12 +7,14 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pandas as pd
 import torch
 import yaml
 from models import small_base
 
 from ouroboros import OuroborosForCausalLM
 from ouroboros.cli import main
+from ouroboros.log import read_run
 from ouroboros.model.configuration import FAMILIES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,6 +94,22 @@ def test_newer_text_says_the_same_as_the_readme_says():
     notebook = (ROOT / "results/smollm2/notebooks/08_generalisation.ipynb").read_text()
     [(same, judged)] = re.findall(r"`corrected`: (\d+) of (\d+) verdicts on held-out text are the same on", notebook)
     assert same == judged and "the verdicts are the same" in README
+
+
+def test_what_other_text_gives_back_is_in_the_notebooks_tables_and_its_passages_are_the_logs():
+    shares = pd.read_csv(ROOT / "results/smollm2/tables/splits.csv").set_index(["protocol", "arm", "depth", "text"])
+    loop, lora = (-shares.loc[("corrected", arm, 8, "foreign"), "% of gap"] for arm in ("controller", "lora"))
+    assert f"on text of packages that no run saw, {loop:.0f} and {lora:.0f} %" in README
+
+    def reference(*runs: str) -> float:
+        logs = [read_run(ROOT / f"results/smollm2/runs/{run}.jsonl") for run in runs]
+        return sum(log.last("reference", "loss_t+1") for log in logs) / len(logs)
+
+    full, cut = reference("full-any-s0"), reference("cut-any-s0")
+    loop = reference(*(f"controller-d8-r32-corrected-s{seed}" for seed in range(3)))
+    notebook = (ROOT / "results/smollm2/notebooks/08_generalisation.ipynb").read_text()
+    assert (f"next-token loss {full:.2f} of the full model, {cut:.2f} of the cut one; {loop:.2f} of the Controller's "
+            f"loop under `corrected` (wins back {100 * (cut - loop) / (cut - full):.0f} %, n = 3)") in notebook
 
 
 def test_every_page_that_a_page_links_to_is_one_of_the_sites_with_a_title():

@@ -255,20 +255,19 @@ def newer(results: Results, protocol: str) -> str:
 
 def passages(results: Results) -> str:
     """On the nearest to the paper's twelve passages that there is here, where one set of texts has every loss."""
-    depth, said = shown_depth(results), {}
-    runs = {"the full model": ("full", "corrected"), "the cut one": ("cut", "corrected")} | {
+    wanted = {"full": ("full", "corrected"), "cut": ("cut", "corrected")} | {
         f"the Controller's loop under `{protocol}`": ("controller", protocol)
         for protocol in results.profile.protocols[::-1]}
-    for name, (arm, protocol) in runs.items():
+    losses = {}
+    for name, (arm, protocol) in wanted.items():
         found = Comparisons(results, protocol)
-        losses = [run.last("reference", "loss_t+1", math.nan)
-                  for run in found.runs_of(arm, _shown_depth(found) if protocol != "corrected" else depth)]
-        said[name] = sum(losses) / len(losses) if losses else math.nan, len(losses)
-    (full, _), (cut, _), *loops = said.values()
-    if math.isnan(full + cut + sum(loss for loss, _ in loops)) or cut <= full:
+        losses[name] = [run.last("reference", "loss_t+1", math.nan) for run in found.runs_of(arm, _shown_depth(found))]
+    mean = {name: sum(each) / len(each) for name, each in losses.items() if each}
+    if len(mean) < len(wanted) or math.isnan(sum(mean.values())) or mean["cut"] <= mean["full"]:
         return ""
-    listed = ", ".join(f"{loss:.2f} of {name} (wins back {100 * (cut - loss) / (cut - full):.0f} %, n = {n})"
-                       for name, (loss, n) in list(said.items())[2:])
+    full, cut = mean.pop("full"), mean.pop("cut")
+    listed = ", ".join(f"{loss:.2f} of {name} (wins back {100 * (cut - loss) / (cut - full):.0f} %, "
+                       f"n = {len(losses[name])})" for name, loss in mean.items())
     return (f"On the openings of 12 held-out documents, which stand for the paper's 12 passages: next-token loss "
             f"{full:.2f} of the full model, {cut:.2f} of the cut one; {listed}.")
 
