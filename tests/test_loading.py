@@ -288,7 +288,7 @@ def test_a_family_that_is_none_of_ours_is_named_whatever_its_tensors_hold(tmp_pa
     state = load_file(tmp_path / "model.safetensors")
     save_file(state | {"gpt_neox.layers.0.attention.bias": torch.ones(4, 4, dtype=torch.bool)},
               tmp_path / "model.safetensors", metadata={"format": "pt"})
-    refused("model_type 'gpt_neox' isn't supported, its", convert, tmp_path)
+    refused("model_type 'gpt_neox' isn't supported", convert, tmp_path)
 
 
 def test_what_is_the_bases_can_not_be_given_anew(folder):
@@ -319,15 +319,15 @@ def test_a_model_without_a_head_is_no_base(kind, tied, tmp_path):
     other = kind(Qwen2Config(**SHAPE, tie_word_embeddings=tied))
     refused("has no language model's head; give a causal LM", convert, other)
     other.save_pretrained(tmp_path)
-    refused("base.*: (layer 0 has no self_attn.q_proj|tensor score.weight|the checkpoint has no lm_head)", convert,
+    refused("base.*: (tensor (score|embed_tokens).weight|the checkpoint has no lm_head)", convert,
             tmp_path)
 
 
 def test_a_model_of_another_kind_is_no_base(tmp_path):
     other = T5ForConditionalGeneration(T5Config(vocab_size=50, d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=4))
-    refused("'t5' isn't supported, its layers name their projections otherwise; one of llama", convert, other)
+    refused("'t5' isn't supported .* one of llama", convert, other)
     other.save_pretrained(tmp_path)
-    refused("'t5' isn't supported, its layers name their projections otherwise; one of llama", convert, tmp_path)
+    refused("'t5' isn't supported .* one of llama", convert, tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- without the import first

@@ -10,7 +10,7 @@ import last_word
 import pytest
 import torch
 from datasets import Dataset
-from models import convert, ids, shake
+from models import convert, ids, shake, small_base
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 from words import word_tokenizer
@@ -29,16 +29,19 @@ def losses(trainer):
 
 
 @pytest.fixture
-def saved(tmp_path):
-    shake(convert()).save_pretrained(tmp_path / "model", self_contained=True)
+def saved(tmp_path, request):
+    model = convert(small_base(getattr(request, "param", "qwen2")))
+    shake(model).save_pretrained(tmp_path / "model", self_contained=True)
     return AutoModelForCausalLM.from_pretrained(tmp_path / "model")
 
 
 TEXTS = [row[:length].tolist() for row, length in zip(ids(3, 9).clamp(max=47), (9, 4, 6), strict=True)]
 
 
-@pytest.mark.parametrize("options", [dict(loss_type="nll"), dict(loss_type="chunked_nll"), dict(padding_free=True),
-                                     dict(packing=True, packing_strategy="bfd")], ids=str)
+@pytest.mark.parametrize("saved, options", [
+    ("qwen2", dict(loss_type="nll")), ("qwen2", dict(padding_free=True)),
+    ("qwen2", dict(packing=True, packing_strategy="bfd")), *((family, dict(loss_type="chunked_nll")) for family in (
+        "qwen2", "granite", "cohere", "gemma3_text"))], ids=str, indirect=["saved"])
 def test_trl_sft_trains_on_the_models_own_loss(saved, tmp_path, options):
     """However TRL batches it: padded, from the decoder's states in chunks, or packed into one row."""
     trl = pytest.importorskip("trl")

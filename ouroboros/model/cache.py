@@ -10,8 +10,7 @@ from .configuration import OuroborosConfig, take_layers
 class RunningMean(DynamicLayer):
     """What causal pooling keeps of the tokens seen, float32 at least: sum `keys` (B, 1, d), count `values` (B, 1, 1).
 
-    A layer of the cache, so that beams, batches and devices are handled with it. While it records the past, as assisted
-    decoding asks, it keeps both for every token, so that tokens can be taken back.
+    While it records the past, as assisted decoding asks, it keeps both for every token: some can be taken back.
     """
 
     is_croppable = record_past = False  # so transformers asks it to record before it crops
@@ -32,16 +31,13 @@ class RunningMean(DynamicLayer):
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove and self.is_initialized:
             if not 0 < -tokens_to_remove < self.keys.shape[1]:
-                raise InputError(f"crop({tokens_to_remove}): minus the number of tokens to take back, which the cache "
-                                 "must have recorded; call its activate_past_recording() before they come")
+                raise InputError(f"crop({tokens_to_remove}): so many tokens weren't recorded; give minus their number, "
+                                 "and call the cache's activate_past_recording() before they come")
             self.keys, self.values = self.keys[:, :tokens_to_remove], self.values[:, :tokens_to_remove]
 
 
 class RecurrentCache(DynamicCache):
-    """Keys and values with a slot per recurrence step: prelude i -> i, step t -> P + t, coda after.
-
-    Behind them, for a modulation that `pools`, each step's running mean. Made for one depth.
-    """
+    """For one depth: a slot for prelude i -> i, for step t -> P + t, for the coda; each step's mean if it `pools`."""
 
     def __init__(self, config: OuroborosConfig, depth: int, pools: bool):
         slots = DynamicCache(config=take_layers(config.base, config.order(depth))).layers

@@ -51,12 +51,9 @@ def read_config(kind: type, folder: Path):
 
 
 class Checkpoint(Mapping[str, torch.Tensor]):
-    """The tensors of a folder's safetensors files, one file or shards with an index; a `tied` head is left out.
+    """A folder's tensors, of one safetensors file or shards, each mapped when read. InputError for a broken file."""
 
-    A tensor is mapped from its file when it is read. Raises InputError for a missing, truncated or unreadable file.
-    """
-
-    def __init__(self, folder: Path, tied: bool = False):
+    def __init__(self, folder: Path, tied: bool = False):  # tied: without the head
         self.folder = folder
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
         if single.exists():  # rather than shards, as in transformers
@@ -106,8 +103,7 @@ def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
 def read_gguf(file: Path) -> PreTrainedModel:
     """The causal LM in a GGUF file, every tensor dequantised to float32; all of it is held in memory.
 
-    Raises InputError for a file that can't be read, and for what transformers, which reads it, would pass over: tensors
-    that its class has no place for, tensors that the file lacks, scaled rotary positions.
+    Raises InputError for a file that can't be read, and for tensors and scaled positions that transformers passes over.
     """
     metadata, names = gguf_metadata(file)
     scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")

@@ -24,7 +24,9 @@ PER_LAYER = ("layer_types", "no_rope_layers")  # a configuration's lists with an
 SINKS = 4  # first positions of a text, where the residual stream is far larger than elsewhere
 POOLINGS = ("causal", "sequence")
 COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more
-AS_BASE = ("hidden_size", "num_attention_heads", "max_position_embeddings")  # read off any model's configuration
+AS_BASE = (  # what others read off any model's configuration, where the base's has it: TRL makes logits with the last
+    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "max_position_embeddings", "logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 class Split(NamedTuple):
@@ -113,9 +115,9 @@ class OuroborosConfig(PretrainedConfig):
                 raise InputError(f"{field} {value!r}: must be {kind}")
             setattr(self, field, value if boolean else float(value))  # NumPy's can't be saved
         if base is not None:
-            defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")
+            defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # where not given
             kwargs = {name: getattr(base, name, None) for name in defaults} | kwargs
-            kwargs |= {name: getattr(base, name, None) for name in AS_BASE}  # these always, those if not given
+            kwargs |= {name: getattr(base, name) for name in AS_BASE if hasattr(base, name)}  # always
         super().__init__(**kwargs)
 
     @property
@@ -152,7 +154,3 @@ class OuroborosConfig(PretrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: transformers would copy this file beside the weights, `save_pretrained` writes what is needed."""
-
-    def get_text_config(self, *args, **kwargs):
-        """The configuration itself: `base` is a part of the model, not a text model beside another one."""
-        return self

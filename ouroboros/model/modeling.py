@@ -23,9 +23,10 @@ from .configuration import SINKS, OuroborosConfig, check_whole, take_layers, wei
 from .modulation import MODULATIONS, Mask, ModulatedLinear, emitted, places_in
 from .pretrained import ConvertedModel
 
-# what transformers' causal LMs take besides the arguments by name: for attention kernels, for the loss
-KERNEL = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
+# what transformers' causal LMs take besides the arguments by name: what position_ids say too; for the loss
+PACKED = {"cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"}
 LOSS = {"num_items_in_batch", "shift_labels", "ignore_index"}
+WRAPPERS = ("forward", "_compiled_call_impl")  # of accelerate and compile: they call the module they were made for
 
 
 class StepNorm(nn.Module):
@@ -80,10 +81,7 @@ class Gate(nn.Module):
 
 
 class Recurrence(GradientCheckpointingLayer):
-    """One recurrence step, and all that is trained: modulation, gate and step norms; absent parts are None.
-
-    Under gradient checkpointing the step is recomputed as a whole, so that the layer meets the modulation it met.
-    """
+    """One step, and all that is trained: modulation, gate, step norms or None. Checkpointing recomputes it whole."""
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -96,8 +94,7 @@ class Recurrence(GradientCheckpointingLayer):
                 mask: Mask = None, past: RunningMean | None = None, **arguments) -> torch.Tensor:
         """Apply `layer` once, (B, T, d) -> (B, T, d), the projections with the ids `places` modulated for this step.
 
-        `mask` is what pooling leaves out or keeps apart, `past` what it has seen; `arguments` are the layer's. No
-        argument is a module: accelerate's hooks would move it.
+        `mask` is what pooling leaves out, `past` what it has seen. No argument is a module: accelerate would move it.
         """
         t = min(step, self.max_steps - 1)
         m = () if self.modulation is None else self.modulation(h, t, mask, past).unbind(-2)  # K of (B or 1, T or 1, r)
@@ -109,17 +106,14 @@ class Recurrence(GradientCheckpointingLayer):
 
 
 class OuroborosModel(ConvertedModel, PreTrainedModel):
-    """A cut base model whose recurrent layer is applied `depth` times; only `recurrence` is trained.
-
-    `base` is the base's own class with the kept layers and its head, frozen as the SVD bases are; `recurrence` stays in
-    float32 beside a base in half precision.
-    """
+    """A cut base model: `base`, of its own class and frozen, whose recurrent layer `recurrence` runs `depth` times."""
 
     config_class = OuroborosConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _keep_in_fp32_modules_strict = ["recurrence"]
+    _tied_weights_keys = {"base.lm_head.weight": "base.model.embed_tokens.weight"}  # where the configuration says so
 
     def __init__(self, config: OuroborosConfig):
         kept, there = config.n_prelude + 1 + config.n_coda, getattr(config.base, "num_hidden_layers", 0)
@@ -171,8 +165,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
 
     def hidden(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
                depth: int | None = None, position_ids: torch.Tensor | None = None,
-               inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None,
-               **kernel) -> list[torch.Tensor]:
+               inputs_embeds: torch.Tensor | None = None, cache: RecurrentCache | None = None) -> list[torch.Tensor]:
         """(B, T) token ids -> 1 + P + depth + C states (B, T, d): embeddings, then after each layer; the last normed.
 
         `attention_mask` (B, S) covers the tokens in `cache` too; padding on either side changes nothing. Where
@@ -188,9 +181,12 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         documents = _documents(position_ids, attention_mask, tokens.shape[0])
         if documents and cache is not None:
             raise InputError("position_ids: don't go up by one within a row, and packed documents need use_cache=False")
-        if position_ids is None and attention_mask is not None:  # padding on the left doesn't count
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
-        pooled = documents if attention_mask is None else attention_mask[:, seen:]
+        pooled = documents
+        if attention_mask is not None:
+            attention_mask = attention_mask.bool()  # as attention reads it
+            pooled = attention_mask[:, seen:]
+            if position_ids is None:  # padding on the left doesn't count
+                position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, seen:]
         layer, modulated = self.recurrent_layer, self.config.modulation != "none"
         layer.gradient_checkpointing = False  # recomputed alone it would lack its modulation; the step is, as a whole
         places = places_in(layer, weights_of(self.config.base)) if modulated else []
@@ -201,18 +197,16 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         def in_slot(slot: int, call: Callable, *of_step) -> Callable:
             def called(h: torch.Tensor, past_key_values: Cache | None = None, **arguments) -> torch.Tensor:
                 states.append(h)
-                past = None if cache is None else Slot(cache, slot)
-                return call(h, *of_step, past_key_values=past, **arguments)
+                return call(h, *of_step, past_key_values=None if cache is None else Slot(cache, slot), **arguments)
             return called
 
         model, first = self.base.model, self.config.n_prelude
         calls = [(kept,) for kept in model.layers]
         calls[first:first + 1] = [(apply, t, layer.__call__, places, pooled, means[t]) for t in range(depth)]
         layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
-        shell = copy.copy(model)  # the base's own forward runs the loop; what is in __dict__ hides the modules
-        shell.__dict__ |= {"layers": layers, "config": take_layers(model.config, self.config.order(depth))}
-        out = type(model).forward(shell, input_ids, attention_mask, position_ids, cache, inputs_embeds,
-                                  use_cache=cache is not None, return_dict=True, **kernel)
+        shell = _shell(model, layers=layers, config=take_layers(model.config, self.config.order(depth)))
+        out = shell(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache=cache is not None,
+                    return_dict=True)  # the base's own forward runs the loop
         return [*states, out.last_hidden_state]
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
@@ -240,7 +234,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             return RecurrentCache(self.config, self._depth(depth, None), pools)
         if not isinstance(past_key_values, RecurrentCache):
             raise InputError(f"past_key_values: a {type(past_key_values).__name__} has no slot a recurrence step; pass "
-                             "the one that the model returned, or none")
+                             "the model's own, or none")
         return past_key_values
 
     @can_return_tuple
@@ -259,12 +253,12 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         if kwargs.pop("output_attentions", None) or self.config.output_attentions:
             raise InputError("output_attentions: isn't kept; use a forward hook on model.recurrent_layer.self_attn")
         kwargs.pop("cache_position", None)  # older code's: where the cache ends
-        if unknown := sorted(kwargs.keys() - KERNEL - LOSS):
-            raise InputError(f"forward: '{unknown[0]}' is unknown; see help(OuroborosForCausalLM.forward)")
-        kernel = {name: kwargs[name] for name in KERNEL & kwargs.keys()}
+        if unknown := sorted(kwargs.keys() - LOSS - (set() if position_ids is None else PACKED)):
+            raise InputError(f"forward: '{unknown[0]}' is unknown, or isn't enough without position_ids; see "
+                             "help(OuroborosForCausalLM.forward)")
         packed = attention_mask is None and _documents(position_ids, None, 1) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
-        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache, **kernel)
+        states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache)
         shown = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return BaseModelOutputWithPast(states[-1], cache, hidden_states=tuple(states) if shown else None)
 
@@ -276,6 +270,10 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         super().__init__(config)
         self.__dict__["_model"] = None  # transformers has asked for it before this one was whole
 
+    def __setstate__(self, state: dict):
+        super().__setstate__(state)
+        self.__dict__["_model"] = None  # a copy's is its own
+
     @property
     def model(self) -> OuroborosModel:
         """The loop without the head. Both have one table of modules, so that each tensor has one name."""
@@ -285,7 +283,8 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
             model.__dict__ |= self.__dict__
             nn.Module.__init__(model)  # hooks of its own
             model.__dict__ |= {"_modules": self._modules, "_model": None}
-            model.__dict__.pop("forward", None)  # accelerate's, of the model with its head
+            for name in WRAPPERS:
+                model.__dict__.pop(name, None)
         model.__dict__ |= {"config": self.config, "training": self.training}
         return model
 
@@ -300,11 +299,15 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         Labels are shifted inside, -100 is ignored. `logits_to_keep` last positions, or those at its indices, get logits
         (0: all). The rest is as in `OuroborosModel.forward`.
         """
-        base = copy.copy(self.base)  # the base's own forward makes logits and loss of what the loop gives
         loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)
-        base.__dict__[base.base_model_prefix] = loop
-        return type(base).forward(base, input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels,
-                                  use_cache, logits_to_keep=logits_to_keep, return_dict=True, **kwargs)
+        base = _shell(self.base, **{self.base.base_model_prefix: loop}, vocab_size=self.config.vocab_size,
+                      _loss_function=self.loss_function)
+        return base(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache,
+                    logits_to_keep=logits_to_keep, **kwargs | {"return_dict": True})  # the base's own logits and loss
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
+        """As the base's: one with two ranges of positions begins its cache anew where the second begins."""
+        return self.base.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         """As transformers', with the cache that `forward` makes. Raises InputError where another kind is asked for."""
@@ -327,7 +330,21 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
             raise InputError("assistant_early_exit: a loop has no earlier layer to exit at; draft with another depth")
         if getattr(generation_config, "depth", None) is not None:
             arguments.setdefault("depth", generation_config.depth)
+        given = arguments.get("depth") not in (None, self.config.depth)
+        if given and generation_config.guidance_scale not in (None, 1):
+            raise InputError("guidance_scale: transformers gives its second pass no depth; set config.depth instead")
         return generation_config, arguments
+
+
+def _shell(part: PreTrainedModel, **inside) -> PreTrainedModel:
+    """A copy of a part of the base, its hooks too, in which these stand for its own. InputError for another forward."""
+    if not isinstance(part, PreTrainedModel) or ("forward" in part.__dict__ and not hasattr(part, "_hf_hook")):
+        raise InputError(f"base, a {type(part).__name__}: has another forward, which doesn't know the loop; use hooks")
+    shell = copy.copy(part)
+    for name in WRAPPERS:
+        shell.__dict__.pop(name, None)
+    shell.__dict__ |= inside  # what is there hides modules
+    return shell
 
 
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, rows: int) -> list[int] | None:

@@ -57,10 +57,10 @@ class ModulatedLinear(nn.Linear):
         m = diagonal_of(self)
         if m is None:
             return F.linear(x, self.weight, self.bias)
-        flat = x.flatten(0, -2)  # (B T, in), so that addmm_ adds the branch to y in one pass
-        y = F.linear(flat, self.weight, self.bias)  # (B T, out); half under autocast, which leaves addmm_ alone
+        flat = x.flatten(0, -2)  # (B T, in), so that addmm adds the branch to y in one pass
+        y = F.linear(flat, self.weight, self.bias)  # (B T, out); half under autocast
         branch = F.linear(flat, self.A).to(y.dtype).view(*x.shape[:-1], -1) * m.to(y.dtype)  # (B, T, parts r)
-        return y.addmm_(branch.flatten(0, -2), self.B.T.to(y.dtype), alpha=self.scale).view(*x.shape[:-1], -1)
+        return torch.addmm(y, branch.flatten(0, -2), self.B.T.to(y.dtype), alpha=self.scale).view(*x.shape[:-1], -1)
 
     def update(self, m: torch.Tensor) -> torch.Tensor:
         """What one vector m (r,) adds to the weight, (out, in), on m's device and in its dtype."""
@@ -103,9 +103,8 @@ def pool(h: torch.Tensor, mask: Mask, pooling: str, past: RunningMean | None = N
         alone = [pool(part[None], None, pooling).expand(-1, len(part), -1) for part in h.flatten(0, 1).split(mask)]
         return torch.cat(alone, dim=1).view(h.shape)
     h = h.to(torch.promote_types(h.dtype, torch.float32))
-    weight = h.new_ones(h.shape[0], h.shape[1], 1) if mask is None else mask[..., None].to(h.dtype)  # (B, T, 1)
-    if mask is not None:
-        h = h * weight
+    weight = h.new_ones(*h.shape[:2], 1) if mask is None else mask[..., None].to(h.dtype)  # (B, T, 1)
+    h = h if mask is None else h * weight
     if pooling == "sequence":
         return h.sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp(min=1)
     total, count = h.cumsum(1), weight.cumsum(1)

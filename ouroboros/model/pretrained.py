@@ -45,11 +45,9 @@ class ConvertedModel:
         """Convert a pretrained model of one of the FAMILIES (system.md 2 and 3).
 
         `base` is a folder, a hub name (with a `revision`), a GGUF file, a folder or repository with a `gguf_file`, or a
-        model in memory. `dtype` is the base's own unless given; `options` are those of OuroborosConfig and HUB. Raises
-        InputError when the base can't be read, is quantised or isn't supported, and when split or rank don't fit it.
-
-        The paper's step norms start at one, `step_norm="matched"` starts them at the stream's size on `texts`, strings
-        or lists of token ids (`StepNorm.match`; docs/model.md has what that changes).
+        model in memory. `dtype` is the base's own unless given; `options` are those of OuroborosConfig and HUB. Step
+        norms start at one, `step_norm="matched"` starts them at the stream's size on `texts`, strings or lists of token
+        ids. Raises InputError for a base that isn't supported or can't be read, and options that don't fit it.
         """
         if (matched := options.get("step_norm") == "matched") == (texts is None):
             raise InputError("texts: step_norm='matched' is measured on them, nothing else is; give both or neither")
@@ -242,6 +240,16 @@ class ConvertedModel:
             model._put_on(str(path), adapter_name, adapter)
         return (model, report) if wanted else model
 
+    def _load_from_state_dict(self, state_dict, *args):
+        """As PyTorch's. Raises InputError for a reference's tensors on a base whose frozen bases are others."""
+        own, embedding = self.state_dict(), "base.model.embed_tokens.weight"  # accelerate adds the model's own
+        whole = own[embedding].is_meta or not torch.equal(state_dict.get(embedding, own[embedding]), own[embedding])
+        for name in (name for name in own if not whole and name.endswith(".A") and name in state_dict):
+            if not torch.allclose(state_dict[name].to(own[name]), own[name], atol=1e-3):  # unit vectors, rounded
+                raise InputError(f"load_state_dict: {name} isn't this model's, so the state is of another base, whose "
+                                 "layers it lacks; load it with from_pretrained, or convert its base")
+        super()._load_from_state_dict(state_dict, *args)
+
     def _put_on(self, adapter: str, name: str, hub: dict) -> None:
         """Add a saved adapter, by peft itself: transformers' `load_adapter` would lose the magnitudes of DoRA."""
         from peft import PeftConfig, load_peft_weights, set_peft_model_state_dict
@@ -256,7 +264,7 @@ class ConvertedModel:
 
     def _load_generation_config(self, folder: Path) -> None:
         if (folder / "generation_config.json").exists():
-            self.generation_config = GenerationConfig.from_pretrained(folder)
+            self.generation_config = GenerationConfig.from_pretrained(folder, _from_model_config=False)  # depth too
 
 
 def _refuse(options: dict, where: str, *names: str) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from ..errors import InputError
 from .checkpoint import FLOATS, Checkpoint, gguf_file_of, read_config, read_gguf, resolve, sha256, tensors_of
-from .configuration import FAMILIES, PROJECTIONS, Split, take_layers, weights_of
+from .configuration import FAMILIES, Split, take_layers, weights_of
 
 LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)")
 HARMLESS = "rotary_emb.inv_freq"  # a buffer of old checkpoints, computed anew: the one tensor that may be left out
@@ -95,8 +95,8 @@ def _checked(base: Base) -> Base:
         raise InputError(f"{base}: quantised (config.json has a quantization_config), its weights are codes; give the "
                          "model in half precision or more")
     if base.config.model_type not in FAMILIES:
-        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported, "
-                         f"{_why(set(base.weights))}; one of {', '.join(FAMILIES)}")
+        raise InputError(f"{base}: model_type '{base.config.model_type}' isn't supported (see docs/model.md); one of "
+                         f"{', '.join(FAMILIES)}")
     layers: dict[int, dict[str, torch.Size]] = {}
     for name, tensor in base.weights.items():
         if type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.dtype not in FLOATS:
@@ -108,25 +108,12 @@ def _checked(base: Base) -> Base:
             raise InputError(f"{base}: {name} holds numbers that aren't finite; fetch it, or make it, again")
         if (match := LAYER.fullmatch(name)) and not name.endswith(HARMLESS):
             layers.setdefault(int(match[1]), {})[match[2]] = tensor.shape
-    wanted = [f"{parent}.{name}.weight" for parent, name in weights_of(base.config)]
-    for index in range(base.config.num_hidden_layers):
-        if missing := [name for name in wanted if name not in layers.get(index, ())]:
-            raise InputError(f"{base}: layer {index} has no {missing[0]}; give the base's own, not quantised")
-    for index, shapes in layers.items():
-        if odd := shapes.items() if index >= base.config.num_hidden_layers else shapes.items() ^ layers[0].items():
+    there = range(base.config.num_hidden_layers)
+    for index in sorted({*layers, *there}):
+        if odd := layers.get(index, {}).items() ^ (layers.get(0, {}).items() if index in there else set()):
             raise InputError(f"{base}: tensor model.layers.{index}.{min(odd)[0]} isn't in every layer that config.json "
                              "says, in one shape, or is in more; give the base's own config.json and weights")
     return base
-
-
-def _why(names: set[str]) -> str:
-    """What sets the layers of another family apart, by the names of its tensors."""
-    text = " ".join(names)
-    reasons = {"its MLPs are mixtures of experts": "expert" in text,
-               "its MLPs have two matrices, no gate projection": "mlp." in text and "mlp.gate" not in text,
-               "its layers name their projections otherwise": any(f"{name}." not in text for name in PROJECTIONS),
-               "its layers may depend on more than they are given": True}
-    return next(reason for reason, found in reasons.items() if found)
 
 
 def cut_config(config: PretrainedConfig, split: Split) -> PretrainedConfig:
