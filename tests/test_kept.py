@@ -160,8 +160,11 @@ def test_a_setting_that_was_changed_is_what_is_computed_or_isnt_saved(model, tmp
     assert not torch.equal(before, changed)
     model.save_pretrained(tmp_path)
     assert torch.equal(OuroborosForCausalLM.from_pretrained(tmp_path)(ids()).logits, changed)
-    model.config.alpha = 100.0
-    refused("config.alpha isn't what the model was made with", model.save_pretrained, tmp_path)
+    model.config = copy.deepcopy(model.config)  # the modules have the one before
+    for field, value in (("pooling", "causal"), ("alpha", 100.0)):
+        setattr(model.config, field, value)
+        refused("config.alpha or pooling isn't what is computed with", model.save_pretrained, tmp_path)
+        model.config.pooling = "sequence"
 
 
 def test_two_saves_at_once_leave_one_of_the_two(model, tmp_path):

@@ -6,8 +6,9 @@ import inspect
 import pytest
 import torch
 from accelerate import load_checkpoint_in_model
+from accelerate.hooks import ModelHook, add_hook_to_module
 from models import convert, ids, refused, shake, small_base
-from peft import LoraConfig, TrainableTokensConfig, get_peft_model
+from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Trainer, TrainingArguments
@@ -48,21 +49,35 @@ def test_a_base_with_two_ranges_of_positions_begins_its_cache_anew_in_the_second
     LoraConfig(target_modules=["q_proj"], trainable_token_indices=[3, 4]),
     LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens"], ensure_weight_tying=True)],
     ids=["tokens", "lora and tokens", "embeddings"])
-def test_what_peft_trains_of_tied_embeddings_is_the_heads_too(config):
+def test_what_peft_trains_of_tied_embeddings_is_the_heads_too(config, tmp_path):
     adapted = get_peft_model(shake(convert()), config)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "trainable_tokens" in name or "modules_to_save" in name:
                 parameter.add_(torch.randn_like(parameter))
     expected = adapted(ids().clamp(max=5)).logits
+    adapted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(shake(convert()), str(tmp_path))
+    torch.testing.assert_close(loaded(ids().clamp(max=5)).logits, expected)
     merged = adapted.merge_and_unload()
     torch.testing.assert_close(merged(ids().clamp(max=5)).logits, expected)
     assert merged.get_output_embeddings().weight is merged.get_input_embeddings().weight
 
 
+def test_a_cache_of_another_depth_keeps_it_where_the_base_begins_a_new_one():
+    model = shake(convert(longrope()))
+    cache, prompt = model(ids(1, 7), depth=1, use_cache=True).past_key_values, torch.cat([ids(1, 7), ids(1, 1, 9)], 1)
+    options = dict(max_new_tokens=8, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    went_on = model.generate(prompt, past_key_values=cache, **options)
+    alone = model.generate(prompt, depth=1, use_cache=False, **options)
+    torch.testing.assert_close(torch.stack(went_on.logits), torch.stack(alone.logits))
+
+
 def test_guidance_at_another_depth_is_refused_and_at_the_configurations_is_right():
     model, options = shake(convert(depth=3)), dict(max_new_tokens=4, do_sample=False, guidance_scale=3.0)
     refused("guidance_scale: .* set config.depth", model.generate, ids(1), depth=1, **options)
+    cache = model(ids(1)[:, :-1], depth=1, use_cache=True).past_key_values
+    refused("guidance_scale: .* set config.depth", model.generate, ids(1), past_key_values=cache, **options)
     text = model.generate(ids(1), depth=3, **options)
     other = copy.deepcopy(model)
     other.config.depth = 1
@@ -95,6 +110,35 @@ def test_a_shallow_copys_decoder_keeps_the_copys_depth():
     kept, of_draft = model.get_decoder(), draft.get_decoder()
     assert torch.equal(kept(ids()).last_hidden_state, kept(ids(), depth=3).last_hidden_state)
     assert torch.equal(of_draft(ids()).last_hidden_state, kept(ids(), depth=1).last_hidden_state)
+
+
+def test_hooks_on_the_decoder_go_into_copies():
+    model = shake(convert())
+    model.model.register_forward_hook(lambda module, inputs, out: type(out)(0 * out.last_hidden_state))
+    for copied in (model, copy.copy(model), copy.deepcopy(model)):
+        assert not copied(ids()).logits.any()
+
+
+@pytest.mark.parametrize("family, field, value", [
+    ("gemma2", "final_logit_softcapping", None), ("granite", "logits_scaling", 1.0)])
+def test_what_is_set_in_the_configuration_is_computed_with(family, field, value):
+    model = shake(convert(small_base(family, "eager")))
+    before = model(ids()).logits
+    setattr(model.config, field, value)
+    assert getattr(model.config.base, field) == value and not torch.allclose(model(ids()).logits, before)
+
+
+def test_a_whole_state_of_another_base_is_taken():
+    model, other = shake(convert()), convert()
+    with torch.no_grad():
+        for name, tensor in other.state_dict().items():
+            if "layers" in name:  # a fine-tuned base's, whose embeddings are the same
+                tensor.add_(0.3 * torch.randn_like(tensor))
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(model(ids()).logits, other(ids()).logits)
+    wrapped = nn.ModuleDict({"inner": model})
+    trained = {f"inner.{k}": v for k, v in convert().state_dict().items() if not k.startswith("base") or k[-2:] == ".A"}
+    refused("another base", wrapped.load_state_dict, trained, strict=False)
 
 
 def test_a_run_is_not_resumed_on_another_base(tmp_path):
@@ -133,7 +177,20 @@ def test_a_grown_vocabulary_has_a_loss(family):
 
 @pytest.mark.parametrize("part", ["base", "base.model"])
 def test_hooks_on_the_base_see_each_call(part):
+    """With the keywords that the plain base gives them."""
     model, seen = shake(convert()), []
+    mask = torch.ones(2, 7, dtype=torch.long)
+    mask[0, :3] = 0
+    masked = model(ids(), attention_mask=mask).logits[mask.bool()]
+
+    def puts_a_mask(module, inputs, keywords):
+        assert not inputs and "input_ids" in keywords
+        return inputs, keywords | {"attention_mask": mask}
+
+    with model.get_submodule(part).register_forward_pre_hook(puts_a_mask, with_kwargs=True):
+        if part == "base":  # before the loop: its pool has the mask too
+            torch.testing.assert_close(model(ids()).logits[mask.bool()], masked)
+        model(ids())
     expected = model(ids()).logits
     model.get_submodule(part).register_forward_hook(lambda module, inputs, out: seen.append(type(out).__name__))
     model.get_submodule(part).compile()  # compiles the plain base, which the loop never runs
@@ -141,8 +198,18 @@ def test_hooks_on_the_base_see_each_call(part):
 
 
 @pytest.mark.parametrize("part", ["base", "base.model"])
-def test_another_forward_of_the_base_is_refused(part):
-    model = convert()
+def test_another_forward_of_the_base_is_refused_and_hooks_of_accelerate_run(part):
+    class Counts(ModelHook):
+        calls = 0
+
+        def pre_forward(self, module, *args, **kwargs):
+            self.calls += 1
+            return args, kwargs
+
+    model, hook = shake(convert()), Counts()
+    expected = model(ids()).logits
+    add_hook_to_module(model.get_submodule(part), hook)
+    assert torch.equal(model(ids()).logits, expected) and hook.calls == 1
     model.get_submodule(part).forward = lambda *args, **kwargs: None
     refused("another forward", model, ids())
 

@@ -37,8 +37,7 @@ def resolve(name: str | Path, revision: str | None = None, gguf_file: str | None
 
 
 def read_config(kind: type, folder: Path):
-    """The folder's config.json, read by `kind`: OuroborosConfig, or AutoConfig for a base's. Raises InputError for one
-    that can't be read or is the other's."""
+    """The folder's config.json, read by `kind`: OuroborosConfig, or AutoConfig for a base's. InputError for another."""
     wanted = getattr(kind, "model_type", None)
     try:
         there = PretrainedConfig.get_config_dict(folder)[0].get("model_type")
@@ -101,10 +100,7 @@ def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
 
 
 def read_gguf(file: Path) -> PreTrainedModel:
-    """The causal LM in a GGUF file, every tensor dequantised to float32; all of it is held in memory.
-
-    Raises InputError for a file that can't be read, and for tensors and scaled positions that transformers passes over.
-    """
+    """The causal LM in a GGUF file, in memory, dequantised to float32. InputError for what transformers passes over."""
     metadata, names = gguf_metadata(file)
     scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
     if scaling != "none":

@@ -25,7 +25,7 @@ SINKS = 4  # first positions of a text, where the residual stream is far larger 
 POOLINGS = ("causal", "sequence")
 COUNTS = ("depth", "max_steps", "rank", "state_width", "step_width", "hidden_width", "output_width")  # 1 or more
 AS_BASE = (  # what others read off any model's configuration, where the base's has it: TRL makes logits with the last
-    "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim",
     "max_position_embeddings", "logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
@@ -117,17 +117,11 @@ class OuroborosConfig(PretrainedConfig):
         if base is not None:
             defaults = ("tie_word_embeddings", "bos_token_id", "eos_token_id", "pad_token_id")  # where not given
             kwargs = {name: getattr(base, name, None) for name in defaults} | kwargs
-            kwargs |= {name: getattr(base, name) for name in AS_BASE if hasattr(base, name)}  # always
-        super().__init__(**kwargs)
+        super().__init__(**{name: value for name, value in kwargs.items() if name not in AS_BASE})
 
-    @property
-    def vocab_size(self) -> int:
-        """Tokens, as the base says."""
-        return self.base.vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, value: int) -> None:  # `resize_token_embeddings` sets it
-        self.base.vocab_size = value
+    def to_dict(self) -> dict:
+        """As transformers', with what is read off the base: peft looks for it here."""
+        return super().to_dict() | {name: getattr(self, name) for name in AS_BASE if hasattr(self, name)}
 
     @property
     def num_hidden_layers(self) -> int:
@@ -154,3 +148,8 @@ class OuroborosConfig(PretrainedConfig):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoConfig") -> None:
         """Nothing: transformers would copy this file beside the weights, `save_pretrained` writes what is needed."""
+
+
+for _name in AS_BASE:  # live: what is set, as by `resize_token_embeddings`, is computed with
+    setattr(OuroborosConfig, _name, property(lambda self, name=_name: getattr(self.base, name),
+                                             lambda self, value, name=_name: setattr(self.base, name, value)))

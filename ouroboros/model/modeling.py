@@ -205,8 +205,8 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         calls[first:first + 1] = [(apply, t, layer.__call__, places, pooled, means[t]) for t in range(depth)]
         layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
         shell = _shell(model, layers=layers, config=take_layers(model.config, self.config.order(depth)))
-        out = shell(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache=cache is not None,
-                    return_dict=True)  # the base's own forward runs the loop
+        out = shell(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True,
+                    past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=cache is not None)
         return [*states, out.last_hidden_state]
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
@@ -270,9 +270,10 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         super().__init__(config)
         self.__dict__["_model"] = None  # transformers has asked for it before this one was whole
 
-    def __setstate__(self, state: dict):
-        super().__setstate__(state)
-        self.__dict__["_model"] = None  # a copy's is its own
+    def __copy__(self):
+        copied = type(self).__new__(type(self))
+        copied.__dict__ |= self.__dict__ | {"_model": copy.copy(self.model)}  # its own, with the same hooks
+        return copied
 
     @property
     def model(self) -> OuroborosModel:
@@ -280,11 +281,9 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         model = self.__dict__.get("_model")
         if model is None or model._modules is not self._modules:  # not made yet, or a shallow copy's
             model = self.__dict__["_model"] = OuroborosModel.__new__(OuroborosModel)
-            model.__dict__ |= self.__dict__
+            model.__dict__ |= {name: value for name, value in self.__dict__.items() if name not in WRAPPERS}
             nn.Module.__init__(model)  # hooks of its own
             model.__dict__ |= {"_modules": self._modules, "_model": None}
-            for name in WRAPPERS:
-                model.__dict__.pop(name, None)
         model.__dict__ |= {"config": self.config, "training": self.training}
         return model
 
@@ -302,12 +301,16 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)
         base = _shell(self.base, **{self.base.base_model_prefix: loop}, vocab_size=self.config.vocab_size,
                       _loss_function=self.loss_function)
-        return base(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, labels, use_cache,
+        return base(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
+                    past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
                     logits_to_keep=logits_to_keep, **kwargs | {"return_dict": True})  # the base's own logits and loss
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
-        """As the base's: one with two ranges of positions begins its cache anew where the second begins."""
-        return self.base.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        """As the base's: one with two ranges of positions begins its cache anew, at its depth, in the second."""
+        inputs = self.base.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
+        if inputs.get("past_key_values") is None and (past := kwargs.get("past_key_values")) is not None:
+            inputs["depth"] = past.depth
+        return inputs
 
     def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args):
         """As transformers', with the cache that `forward` makes. Raises InputError where another kind is asked for."""
@@ -330,19 +333,21 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
             raise InputError("assistant_early_exit: a loop has no earlier layer to exit at; draft with another depth")
         if getattr(generation_config, "depth", None) is not None:
             arguments.setdefault("depth", generation_config.depth)
-        given = arguments.get("depth") not in (None, self.config.depth)
-        if given and generation_config.guidance_scale not in (None, 1):
+        given = {arguments.get("depth"), getattr(arguments.get("past_key_values"), "depth", None)}
+        if given - {None, self.config.depth} and generation_config.guidance_scale not in (None, 1):
             raise InputError("guidance_scale: transformers gives its second pass no depth; set config.depth instead")
         return generation_config, arguments
 
 
 def _shell(part: PreTrainedModel, **inside) -> PreTrainedModel:
     """A copy of a part of the base, its hooks too, in which these stand for its own. InputError for another forward."""
-    if not isinstance(part, PreTrainedModel) or ("forward" in part.__dict__ and not hasattr(part, "_hf_hook")):
+    forward, hooked = part.__dict__.get("forward"), hasattr(part, "_hf_hook")  # by accelerate: it wraps the forward
+    if not isinstance(part, PreTrainedModel) or (forward and not (hooked and isinstance(forward, functools.partial))):
         raise InputError(f"base, a {type(part).__name__}: has another forward, which doesn't know the loop; use hooks")
-    shell = copy.copy(part)
-    for name in WRAPPERS:
-        shell.__dict__.pop(name, None)
+    shell = type(part).__new__(type(part))
+    shell.__dict__ |= {name: value for name, value in part.__dict__.items() if name not in WRAPPERS}
+    if forward:
+        inside |= {"_old_forward": shell.forward, "forward": functools.partial(forward.func, shell)}
     shell.__dict__ |= inside  # what is there hides modules
     return shell
 

@@ -84,7 +84,6 @@ class ConvertedModel:
         return model
 
     def _match(self, texts) -> None:
-        """Start the step norms where the stream is on `texts`, strings or lists of token ids."""
         texts = [texts] if isinstance(texts, str) else list(texts)
         if any(isinstance(text, str) for text in texts):
             if not (files := self._tokenizer()):
@@ -162,15 +161,15 @@ class ConvertedModel:
         for name in sorted(made.keys() ^ state.keys()) or (n for n in made if made[n].shape != state[n].shape):
             raise InputError(f"save_pretrained: tensor {name} isn't what the configuration makes, so it couldn't be "
                              "loaded; merge adapters (merge_and_unload), change layers together with the configuration")
-        if any(projection.scale != self.config.alpha / self.config.rank for projection in self.projections):
-            raise InputError("save_pretrained: config.alpha isn't what the model was made with; load with alpha=")
+        pools = getattr(self.recurrence.modulation, "config", self.config).pooling == self.config.pooling
+        if not pools or any(part.scale != self.config.alpha / self.config.rank for part in self.projections):
+            raise InputError("save_pretrained: config.alpha or pooling isn't what is computed with; load with another")
         tied = self.config.base.tie_word_embeddings
         if tied:
             check_tied(state, "base.")
         return {name: tensor for name, tensor in state.items() if not tied or name != "base.lm_head.weight"}
 
     def _why_no_reference(self, state: Mapping[str, torch.Tensor]) -> str | None:
-        """Why a reference to the base would not do; None if it does."""
         if self.config.base_reference.get("name") is None:
             return "the base has no name to refer to that gives its tensors"
         kept = _kept(state)
@@ -210,7 +209,7 @@ class ConvertedModel:
         if config is None:
             config = copy.deepcopy(stored)
             for name in [name for name in kwargs if hasattr(config, name) and not name.endswith("dtype")]:
-                if name in (*AS_BASE, "num_hidden_layers", "vocab_size", "tie_word_embeddings"):
+                if name in (*AS_BASE, "num_hidden_layers", "tie_word_embeddings"):
                     raise InputError(f"from_pretrained: {name} is the base's, or follows from the depth; leave it out")
                 setattr(config, name, kwargs.pop(name))
         for name in sorted(FIELDS - FREE):
@@ -240,15 +239,16 @@ class ConvertedModel:
             model._put_on(str(path), adapter_name, adapter)
         return (model, report) if wanted else model
 
-    def _load_from_state_dict(self, state_dict, *args):
+    def _load_from_state_dict(self, state_dict, prefix: str, *args):
         """As PyTorch's. Raises InputError for a reference's tensors on a base whose frozen bases are others."""
-        own, embedding = self.state_dict(), "base.model.embed_tokens.weight"  # accelerate adds the model's own
-        whole = own[embedding].is_meta or not torch.equal(state_dict.get(embedding, own[embedding]), own[embedding])
-        for name in (name for name in own if not whole and name.endswith(".A") and name in state_dict):
-            if not torch.allclose(state_dict[name].to(own[name]), own[name], atol=1e-3):  # unit vectors, rounded
+        own = self.state_dict()
+        given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
+        lacks = all(given[name].data_ptr() == own[name].data_ptr() for name in _kept(given))  # accelerate adds our own
+        for name in (name for name in given if lacks and name.endswith(".A") and not own[name].is_meta):
+            if not torch.allclose(given[name].to(own[name]), own[name], atol=0.01):  # unit vectors, perhaps rounded
                 raise InputError(f"load_state_dict: {name} isn't this model's, so the state is of another base, whose "
                                  "layers it lacks; load it with from_pretrained, or convert its base")
-        super()._load_from_state_dict(state_dict, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _put_on(self, adapter: str, name: str, hub: dict) -> None:
         """Add a saved adapter, by peft itself: transformers' `load_adapter` would lose the magnitudes of DoRA."""
