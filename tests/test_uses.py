@@ -73,6 +73,11 @@ def test_a_cache_of_another_depth_keeps_it_where_the_base_begins_a_new_one():
     torch.testing.assert_close(torch.stack(went_on.logits), torch.stack(alone.logits))
 
 
+def test_a_cache_without_means_is_refused_by_a_model_that_pools():
+    cache = convert(modulation="static")(ids(), use_cache=True).past_key_values
+    refused("no means for the pool", convert(), ids(), past_key_values=cache)
+
+
 def test_guidance_at_another_depth_is_refused_and_at_the_configurations_is_right():
     model, options = shake(convert(depth=3)), dict(max_new_tokens=4, do_sample=False, guidance_scale=3.0)
     refused("guidance_scale: .* set config.depth", model.generate, ids(1), depth=1, **options)

@@ -232,9 +232,9 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
                              "would be wrong; pass use_cache=False and no drafts, or convert with pooling='causal'")
         if past_key_values is None:
             return RecurrentCache(self.config, self._depth(depth, None), pools)
-        if not isinstance(past_key_values, RecurrentCache):
-            raise InputError(f"past_key_values: a {type(past_key_values).__name__} has no slot a recurrence step; pass "
-                             "the model's own, or none")
+        if not isinstance(past_key_values, RecurrentCache) or (pools and past_key_values.means[0] is None):
+            raise InputError(f"past_key_values: a {type(past_key_values).__name__} has no slot a recurrence step, or "
+                             "no means for the pool; pass the model's own, or none")
         return past_key_values
 
     @can_return_tuple
