@@ -65,7 +65,7 @@ def test_the_first_screen_says_what_counting_wins_back_and_what_more_tokens_do(r
     assert "a table in the Controller's place 47 %; the gate alone 5 %; " in overview.opening(found)
     assert overview.foreign_share(found) == (
         "; on text of packages that no run saw, 50 and 62 % (counts of token pairs -35 %)")
-    assert overview.adapted(found) == " (it wins back 112 % (n = 1) by LoRA)" and overview.adapted(results) == ""
+    assert overview.adapted(found) == " (with LoRA it wins back 112 % (n = 1))" and overview.adapted(results) == ""
     assert overview.on_more_tokens(found) == ("With 4 times the tokens a single pass wins back 50 %, LoRA 62 % "
                                                "(n = 1). ")
 

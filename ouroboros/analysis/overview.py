@@ -165,7 +165,7 @@ def seeds_alone(several: Iterable[Results]) -> str:
 def adapted(results: Results) -> str:
     """Half a sentence: what the full model itself wins back by LoRA."""
     found = Comparisons(results, "corrected")
-    return f" (it wins back {_recovered(found, 'full_lora', 1)} by LoRA)" if found.loss("full_lora") else ""
+    return f" (with LoRA it wins back {_recovered(found, 'full_lora', 1)})" if found.loss("full_lora") else ""
 
 
 def at_what_cost(results: Results) -> str:
