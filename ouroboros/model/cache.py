@@ -37,7 +37,7 @@ class RunningMean(DynamicLayer):
 
 
 class RecurrentCache(DynamicCache):
-    """For one depth: a slot for prelude i -> i, for step t -> P + t, for the coda; each step's mean if it `pools`."""
+    """For one depth: slot i is prelude i's, P + t step t's, the rest the coda's; each step a mean if it `pools`."""
 
     def __init__(self, config: OuroborosConfig, depth: int, pools: bool):
         slots = DynamicCache(config=take_layers(config.base, config.order(depth))).layers

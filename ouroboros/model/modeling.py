@@ -81,7 +81,7 @@ class Gate(nn.Module):
 
 
 class Recurrence(GradientCheckpointingLayer):
-    """One step, and all that is trained: modulation, gate, step norms or None. Checkpointing recomputes it whole."""
+    """One step: modulation, gate and step norms, each None where absent. Checkpointed, it is recomputed as a whole."""
 
     def __init__(self, config: OuroborosConfig):
         super().__init__()
@@ -106,7 +106,7 @@ class Recurrence(GradientCheckpointingLayer):
 
 
 class OuroborosModel(ConvertedModel, PreTrainedModel):
-    """A cut base model: `base`, of its own class and frozen, whose recurrent layer `recurrence` runs `depth` times."""
+    """A cut base, `base`, frozen, whose recurrent layer runs `depth` times in `recurrence`, which alone is trained."""
 
     config_class = OuroborosConfig
     base_model_prefix = "model"
