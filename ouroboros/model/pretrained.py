@@ -163,7 +163,7 @@ class ConvertedModel:
                              "loaded; merge adapters (merge_and_unload), change layers together with the configuration")
         pools = getattr(self.recurrence.modulation, "config", self.config).pooling == self.config.pooling
         if not pools or any(part.scale != self.config.alpha / self.config.rank for part in self.projections):
-            raise InputError("save_pretrained: config.alpha or pooling isn't what is computed with; load with it")
+            raise InputError("save_pretrained: config.alpha or pooling is not computed with; give it when loading")
         tied = self.config.base.tie_word_embeddings
         if tied:
             check_tied(state, "base.")
