@@ -137,7 +137,7 @@ def test_codes_are_not_read_as_weights(dtype, layer, folder):
 def test_a_layer_of_another_library_is_not_read_as_weights():
     model = small_base("llama")
     packed = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, torch.qint8)
-    refused("packed by a quantiser|layer 0 has no", convert, packed)
+    refused("packed by a quantiser", convert, packed)
     refused("is offloaded; load the model without a device_map", convert, small_base().to("meta"))
 
 

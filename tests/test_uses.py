@@ -219,7 +219,7 @@ def test_another_forward_of_the_base_is_refused_and_hooks_of_accelerate_run(part
     refused("another forward", model, ids())
 
 
-def test_what_compile_is_given_in_place_of_a_part_is_refused():
+def test_a_compiled_module_in_place_of_the_bases_decoder_is_refused():
     model = convert()
     model.base.model = torch.compile(model.base.model)
     refused("another forward", model, ids())
