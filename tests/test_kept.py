@@ -163,7 +163,7 @@ def test_a_setting_that_was_changed_is_what_is_computed_or_isnt_saved(model, tmp
     model.config = copy.deepcopy(model.config)  # the modules have the one before
     for field, value in (("pooling", "causal"), ("alpha", 100.0)):
         setattr(model.config, field, value)
-        refused("config.alpha or pooling is not computed with", model.save_pretrained, tmp_path)
+        refused(f"config.{field} isn't what is computed with", model.save_pretrained, tmp_path)
         model.config.pooling = "sequence"
 
 

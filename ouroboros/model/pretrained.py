@@ -162,10 +162,10 @@ class ConvertedModel:
             raise InputError(f"save_pretrained: tensor {name} isn't what the configuration makes, so it couldn't be "
                              "loaded; merge adapters (merge_and_unload), change layers together with the configuration")
         pools = getattr(self.recurrence.modulation, "config", self.config).pooling == self.config.pooling
-        if not pools or any(part.scale != self.config.alpha / self.config.rank for part in self.projections):
-            raise InputError("save_pretrained: config.alpha or pooling is not computed with; give it when loading")
-        tied = self.config.base.tie_word_embeddings
-        if tied:
+        scaled = all(part.scale == self.config.alpha / self.config.rank for part in self.projections)
+        for field in ["pooling"] * (not pools) + ["alpha"] * (not scaled):
+            raise InputError(f"save_pretrained: config.{field} isn't what is computed with; load with {field}=")
+        if tied := self.config.base.tie_word_embeddings:
             check_tied(state, "base.")
         return {name: tensor for name, tensor in state.items() if not tied or name != "base.lm_head.weight"}
 
