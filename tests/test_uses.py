@@ -9,11 +9,13 @@ from accelerate import load_checkpoint_in_model
 from accelerate.hooks import ModelHook, add_hook_to_module
 from models import convert, ids, refused, shake, small_base
 from peft import LoraConfig, PeftModel, TrainableTokensConfig, get_peft_model
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, Phi3Config, Phi3ForCausalLM, Trainer, TrainingArguments
 
 from ouroboros import OuroborosForCausalLM
+from ouroboros.errors import InputError
 
 
 @pytest.mark.parametrize("family", ["qwen2", "gemma2", "gemma3_text", "granite", "cohere", "cohere2"])
@@ -42,6 +44,30 @@ def test_a_base_with_two_ranges_of_positions_begins_its_cache_anew_in_the_second
     cached, alone = (model.generate(ids(1, 7), max_new_tokens=8, do_sample=False, use_cache=use_cache,
                                     output_logits=True, return_dict_in_generate=True) for use_cache in (True, False))
     torch.testing.assert_close(torch.stack(cached.logits), torch.stack(alone.logits))
+
+
+@pytest.mark.parametrize("modulation", ["controller", "static"])
+@pytest.mark.parametrize("own", [True, False])
+def test_drafts_are_refused_where_they_would_reach_the_second_range(own, modulation):
+    """And write the plain text before, or anyhow: a draft of no token reaches nothing."""
+    model = shake(convert(longrope(), modulation=modulation))
+    draft = copy.copy(model)
+    draft.config = copy.copy(model.config)
+    draft.config.depth = 1
+    how = {"assistant_model": draft} if own else {"prompt_lookup_num_tokens": 3}
+    told = set()
+    for seed in range(30):
+        torch.manual_seed(seed)
+        prompt, length = torch.randint(50, (1, 3)).repeat(1, 2), 8 + seed % 6
+        plain = model.generate(prompt, max_length=length, do_sample=False)
+        try:
+            assert torch.equal(model.generate(prompt, max_length=length, do_sample=False, **how), plain)
+        except InputError as error:
+            assert length > 8 and "drafts: this base's positions change" in str(error)
+            told.add(length)
+        else:
+            assert length < 12
+    assert {12, 13} <= told
 
 
 @pytest.mark.parametrize("config", [
@@ -146,9 +172,12 @@ def test_a_whole_state_of_another_base_is_taken():
     refused("another base", wrapped.load_state_dict, trained, strict=False)
 
 
-def test_a_run_is_not_resumed_on_another_base(tmp_path):
+@pytest.mark.parametrize("modulation", ["controller", "none"])
+@pytest.mark.parametrize("part", ["model", "model.layers.5", "model.norm"])
+def test_a_run_is_not_resumed_on_another_base(part, modulation, tmp_path):
+    """However little of it is another: what has no bases, or the same ones, is known by the hash of its kept layers."""
     def trainer(base):
-        model = OuroborosForCausalLM.from_base(tmp_path / base, 1, 3, 1, rank=4, depth=2)
+        model = OuroborosForCausalLM.from_base(tmp_path / base, 1, 3, 1, rank=4, depth=2, modulation=modulation)
         data = [{"input_ids": row, "labels": row} for row in ids(4, 5)]
         options = TrainingArguments(str(tmp_path / "out"), max_steps=2, save_steps=1, report_to=[], use_cpu=True,
                                     save_strategy="steps", disable_tqdm=True)
@@ -156,13 +185,23 @@ def test_a_run_is_not_resumed_on_another_base(tmp_path):
 
     base = small_base()
     base.save_pretrained(tmp_path / "one")
-    for parameter in base.parameters():
+    for parameter in base.get_submodule(part).parameters():
         nn.init.normal_(parameter, std=0.2)
     base.save_pretrained(tmp_path / "other")
     trainer("one").train()
     last = tmp_path / "out" / "checkpoint-1"
     trainer("one").train(resume_from_checkpoint=str(last))
     refused("another base", trainer("other").train, resume_from_checkpoint=str(last))
+
+
+def test_a_state_is_put_on_its_base_in_half_precision(tmp_path):
+    small_base().save_pretrained(tmp_path / "base")
+    model = shake(OuroborosForCausalLM.from_base(tmp_path / "base", 1, 3, 1, rank=4))
+    model.save_pretrained(tmp_path / "model")
+    half = OuroborosForCausalLM.from_base(tmp_path / "base", 1, 3, 1, rank=4, dtype="bfloat16")
+    left = half.load_state_dict(load_file(tmp_path / "model" / "model.safetensors"), strict=False)
+    assert not left.unexpected_keys
+    torch.testing.assert_close(half.recurrence.gate.linear.bias, model.recurrence.gate.linear.bias)
 
 
 def test_an_own_loss_counts():
@@ -200,6 +239,25 @@ def test_hooks_on_the_base_see_each_call(part):
     model.get_submodule(part).register_forward_hook(lambda module, inputs, out: seen.append(type(out).__name__))
     model.get_submodule(part).compile()  # compiles the plain base, which the loop never runs
     assert torch.equal(model(ids()).logits, expected) and len(seen) == 1
+
+
+@pytest.mark.parametrize("part", ["base", "base.model"])
+def test_what_a_hook_sets_on_a_part_of_the_base_stays(part):
+    model = shake(convert())
+    own = model.get_submodule(part)
+    own.calls = 0
+    there = set(vars(own))
+
+    def counts(module, inputs, out):
+        module.calls += 1
+        module.seen = out
+
+    own.register_forward_hook(counts)
+    model(ids())
+    out = model(ids())
+    assert own.calls == 2 and set(vars(own)) == there | {"seen"}
+    assert torch.equal(own.seen.logits if part == "base" else own.norm(own.seen.last_hidden_state), out.logits
+                       if part == "base" else own.norm(model.model(ids()).last_hidden_state))
 
 
 @pytest.mark.parametrize("part", ["base", "base.model"])

@@ -40,10 +40,13 @@ class RecurrentCache(DynamicCache):
     """For one depth: slot i is prelude i's, P + t step t's, the rest the coda's; each step a mean if it `pools`."""
 
     def __init__(self, config: OuroborosConfig, depth: int, pools: bool):
-        slots = DynamicCache(config=take_layers(config.base, config.order(depth))).layers
         means = [RunningMean() for _ in range(depth if pools else 0)]
-        Cache.__init__(self, layers=slots + means)
-        self.depth, self.means = depth, means or [None] * depth
+        Cache.__init__(self, layers=DynamicCache(config=take_layers(config.base, config.order(depth))).layers + means)
+        self.depth, self.means, self.record_past = depth, means or [None] * depth, False
+
+    def activate_past_recording(self) -> None:
+        super().activate_past_recording()
+        self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:
         for layer in reversed(self.layers):  # the means first: where they refuse, nothing is taken from the slots

@@ -102,8 +102,7 @@ def gguf_metadata(file: Path) -> tuple[dict, tuple[str, ...]]:
 def read_gguf(file: Path) -> PreTrainedModel:
     """The causal LM in a GGUF file, in memory, dequantised to float32. InputError for what transformers passes over."""
     metadata, names = gguf_metadata(file)
-    scaling = metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")
-    if scaling != "none":
+    if (scaling := metadata.get(f"{metadata['general.architecture']}.rope.scaling.type", "none")) != "none":
         raise InputError(f"{file}: its rotary positions are scaled ({scaling}), which transformers doesn't read from "
                          "GGUF; give the model's safetensors")
     try:
@@ -140,11 +139,11 @@ def check_tied(weights: Mapping[str, torch.Tensor], prefix: str = "") -> None:
         raise InputError(f"tie_word_embeddings is true, but {prefix}lm_head.weight has other values; make it false")
 
 
-def sha256(weights: Mapping[str, torch.Tensor]) -> str:
-    """The hash of tensors: names, dtypes, shapes and bytes; the same however they are sharded."""
+def sha256(weights: Mapping[str, torch.Tensor], dtype: torch.dtype | None = None) -> str:
+    """The hash of tensors, cast to `dtype`: names, dtypes, shapes and bytes; the same however they are sharded."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        tensor = weights[name].detach().cpu().contiguous()
+        tensor = weights[name].detach().cpu().to(dtype or weights[name].dtype).contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -93,8 +93,7 @@ class OuroborosConfig(PretrainedConfig):
                  weights_sha256=None, use_cache=True, **kwargs):
         if isinstance(base, dict):
             base = CONFIG_MAPPING[base["model_type"]](**base)
-        self.base = base
-        self.n_prelude, self.recurrent_layer, self.n_coda = n_prelude, recurrent_layer, n_coda
+        self.base, self.n_prelude, self.recurrent_layer, self.n_coda = base, n_prelude, recurrent_layer, n_coda
         self.depth, self.max_steps, self.rank, self.alpha = depth, max_steps, rank, alpha
         self.modulation, self.pooling = modulation, pooling
         self.gate, self.step_norm, self.gate_bias = gate, step_norm, gate_bias

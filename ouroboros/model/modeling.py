@@ -118,8 +118,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
     def __init__(self, config: OuroborosConfig):
         kept, there = config.n_prelude + 1 + config.n_coda, getattr(config.base, "num_hidden_layers", 0)
         if there != kept:
-            raise InputError(f"base: its configuration has {there} layers, the split keeps {kept}; convert a base with "
-                             "from_base")
+            raise InputError(f"base: its configuration has {there} layers, the split keeps {kept}; call from_base")
         self._supports_sdpa = AutoModelForCausalLM._model_mapping[type(config.base)]._supports_sdpa
         super().__init__(config)
         self.base = AutoModelForCausalLM.from_config(config.base, attn_implementation=config._attn_implementation)
@@ -150,18 +149,6 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         places = map(".".join, weights_of(self.config.base))  # each may be wrapped by an adapter
         return [module for place in places for module in self.recurrent_layer.get_submodule(place).modules()
                 if isinstance(module, ModulatedLinear)]
-
-    def get_input_embeddings(self):
-        return self.base.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.base.set_input_embeddings(value)
-
-    def get_output_embeddings(self):
-        return self.base.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module):
-        self.base.set_output_embeddings(value)
 
     def hidden(self, input_ids: torch.Tensor | None = None, attention_mask: torch.Tensor | None = None,
                depth: int | None = None, position_ids: torch.Tensor | None = None,
@@ -203,10 +190,10 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
         model, first = self.base.model, self.config.n_prelude
         calls = [(kept,) for kept in model.layers]
         calls[first:first + 1] = [(apply, t, layer.__call__, places, pooled, means[t]) for t in range(depth)]
-        layers = [in_slot(slot, *call) for slot, call in enumerate(calls)]
-        shell = _shell(model, layers=layers, config=take_layers(model.config, self.config.order(depth)))
-        out = shell(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, return_dict=True,
-                    past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=cache is not None)
+        inside = {"layers": [in_slot(slot, *call) for slot, call in enumerate(calls)],
+                  "config": take_layers(model.config, self.config.order(depth))}
+        out = _call(model, inside, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                    past_key_values=cache, inputs_embeds=inputs_embeds, use_cache=cache is not None, return_dict=True)
         return [*states, out.last_hidden_state]
 
     def _depth(self, depth: int | None, cache: RecurrentCache | None) -> int:
@@ -254,8 +241,7 @@ class OuroborosModel(ConvertedModel, PreTrainedModel):
             raise InputError("output_attentions: isn't kept; use a forward hook on model.recurrent_layer.self_attn")
         kwargs.pop("cache_position", None)  # older code's: where the cache ends
         if unknown := sorted(kwargs.keys() - LOSS - (set() if position_ids is None else PACKED)):
-            raise InputError(f"forward: '{unknown[0]}' is unknown, or isn't enough without position_ids; see "
-                             "help(OuroborosForCausalLM.forward)")
+            raise InputError(f"forward: '{unknown[0]}' is unknown, or isn't enough without position_ids; leave it out")
         packed = attention_mask is None and _documents(position_ids, None, 1) is not None
         cache = self._cache(past_key_values, use_cache, depth, packed)
         states = self.hidden(input_ids, attention_mask, depth, position_ids, inputs_embeds, cache)
@@ -299,16 +285,18 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         (0: all). The rest is as in `OuroborosModel.forward`.
         """
         loop = functools.partial(self.model, depth=depth, output_hidden_states=output_hidden_states, return_dict=True)
-        base = _shell(self.base, **{self.base.base_model_prefix: loop}, vocab_size=self.config.vocab_size,
-                      _loss_function=self.loss_function)
-        return base(input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, labels=labels,
-                    past_key_values=past_key_values, inputs_embeds=inputs_embeds, use_cache=use_cache,
-                    logits_to_keep=logits_to_keep, **kwargs | {"return_dict": True})  # the base's own logits and loss
+        inside = {self.base.base_model_prefix: loop, "vocab_size": self.config.vocab_size,
+                  "_loss_function": self.loss_function}  # else the logits and the loss are the base's own
+        return _call(self.base, inside, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
+                     past_key_values=past_key_values, inputs_embeds=inputs_embeds, labels=labels, use_cache=use_cache,
+                     logits_to_keep=logits_to_keep, **kwargs | {"return_dict": True})
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
-        """As the base's: one with two ranges of positions begins its cache anew, at its depth, in the second."""
+        """As the base's: one with two ranges of positions begins its cache anew in the second. Drafts are refused."""
         inputs = self.base.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if inputs.get("past_key_values") is None and (past := kwargs.get("past_key_values")) is not None:
+            if past.record_past:
+                raise InputError("drafts: this base's positions change here, its cache begins anew; generate without")
             inputs["depth"] = past.depth
         return inputs
 
@@ -339,8 +327,9 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
         return generation_config, arguments
 
 
-def _shell(part: PreTrainedModel, **inside) -> PreTrainedModel:
-    """A copy of a part of the base, its hooks too, in which these stand for its own. InputError for another forward."""
+def _call(part: PreTrainedModel, inside: dict, **arguments):
+    """Run a copy of a part of the base, as threads share it, in which these stand for its own. Its hooks run, what they
+    set on the copy is set on the part. Raises InputError for another forward."""
     forward, hooked = part.__dict__.get("forward"), hasattr(part, "_hf_hook")  # by accelerate: it wraps the forward
     if not isinstance(part, PreTrainedModel) or (forward and not (hooked and isinstance(forward, functools.partial))):
         raise InputError(f"base, a {type(part).__name__}: has another forward, which doesn't know the loop; use hooks")
@@ -349,7 +338,10 @@ def _shell(part: PreTrainedModel, **inside) -> PreTrainedModel:
     if forward:
         inside |= {"_old_forward": shell.forward, "forward": functools.partial(forward.func, shell)}
     shell.__dict__ |= inside  # what is there hides modules
-    return shell
+    before = dict(shell.__dict__)
+    out = shell(**arguments)
+    part.__dict__ |= {name: value for name, value in shell.__dict__.items() if before.get(name, before) is not value}
+    return out
 
 
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, rows: int) -> list[int] | None:
@@ -368,6 +360,8 @@ def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, rows: 
     return (starts + index).flatten().unique_consecutive(return_counts=True)[1].tolist()
 
 
+for _name in ("get_input_embeddings", "set_input_embeddings", "get_output_embeddings", "set_output_embeddings"):
+    setattr(OuroborosModel, _name, lambda self, *value, name=_name: getattr(self.base, name)(*value))
 AutoConfig.register(OuroborosConfig.model_type, OuroborosConfig, exist_ok=True)
 AutoModel.register(OuroborosConfig, OuroborosModel, exist_ok=True)
 AutoModelForCausalLM.register(OuroborosConfig, OuroborosForCausalLM, exist_ok=True)

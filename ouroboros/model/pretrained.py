@@ -28,6 +28,7 @@ logger = logging.get_logger(__name__)
 FIELDS = set(inspect.signature(OuroborosConfig).parameters) - {"base", "base_reference", "weights_sha256", "kwargs"}
 FREE = {"depth", "alpha", "pooling", "gate_bias", "use_cache"}  # of these: what may be given anew when loading
 HUB = {"cache_dir", "force_download", "local_files_only", "token"}
+KEPT = "kept_sha256"  # a reference's file says in it which kept layers it was trained on
 CODE = "modeling_ouroboros"  # the file by which the Auto classes find ours under trust_remote_code
 AUTO = {"AutoConfig": "OuroborosConfig", "AutoModel": "OuroborosModel", "AutoModelForCausalLM": "OuroborosForCausalLM"}
 
@@ -115,7 +116,7 @@ class ConvertedModel:
             logger.warning(f"save_pretrained: {missing}; the checkpoint holds the kept layers too")
         whole = bool(missing or self_contained)
         if not whole:
-            state = {name: state[name] for name in state.keys() - _kept(state).keys()}
+            state = {n: state[n] for n in state.keys() - _kept(state).keys()} | {KEPT: _fingerprint(_kept(state))}
         self.config.weights_sha256 = sha256(state)
         self.config.auto_map = {auto: f"{CODE}.{name}" for auto, name in AUTO.items()}
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,9 +136,8 @@ class ConvertedModel:
                              **{name: kwargs[name] for name in known})
 
     def push_to_hub(self, *args, self_contained: bool | None = None, state_dict: dict | None = None, **kwargs):
-        """As transformers'; a base that is a folder here isn't referred to, others don't have it."""
+        """As transformers', which calls `save_pretrained`; a base that is a folder here isn't referred to."""
         whole = Path(self.config.base_reference.get("name") or "").is_dir() or self_contained  # no name: "" is one too
-        # as it is called there
         self.save_pretrained = functools.partial(self.save_pretrained, self_contained=whole, state_dict=state_dict)
         try:
             return super().push_to_hub(*args, **kwargs)
@@ -219,6 +219,7 @@ class ConvertedModel:
         tensors, kept = {name: tensor.clone() for name, tensor in Checkpoint(folder).items()}, {}
         if sha256(tensors) != stored.weights_sha256:
             raise InputError(f"{folder}: the weights were altered, config.json has another sha256; save them again")
+        tensors.pop(KEPT, None)  # the base is checked as a whole
         if "base.model.embed_tokens.weight" not in tensors:  # cloned: a base in memory keeps its own, a file may change
             kept = {f"base.{name}": tensor.clone()
                     for name, tensor in _kept_of_reference(stored, folder, base, gguf_file, hub)}
@@ -240,14 +241,17 @@ class ConvertedModel:
         return (model, report) if wanted else model
 
     def _load_from_state_dict(self, state_dict, prefix: str, *args):
-        """As PyTorch's. Raises InputError for a reference's tensors on a base whose frozen bases are others."""
-        own = self.state_dict()
+        """As PyTorch's. Raises InputError for a reference's tensors on another base, whose layers they lack."""
+        own, trained_on = self.state_dict(), state_dict.pop(prefix + KEPT, None)
         given = {name: state_dict[prefix + name] for name in own if prefix + name in state_dict}
         lacks = all(given[name].data_ptr() == own[name].data_ptr() for name in _kept(given))  # accelerate adds our own
-        for name in (name for name in given if lacks and name.endswith(".A") and not own[name].is_meta):
-            if not torch.allclose(given[name].to(own[name]), own[name], atol=0.01):  # unit vectors, perhaps rounded
-                raise InputError(f"load_state_dict: {name} isn't this model's, so the state is of another base, whose "
-                                 "layers it lacks; load it with from_pretrained, or convert its base")
+        odd = [name for name in given if lacks and name.endswith(".A") and not own[name].is_meta and
+               not torch.allclose(given[name].to(own[name]), own[name], atol=0.01)]  # unit vectors, perhaps rounded
+        if lacks and trained_on is not None and not any(tensor.is_meta for tensor in own.values()):
+            odd += [KEPT] * (not torch.equal(trained_on.cpu(), _fingerprint(_kept(self._own(own)))))
+        if odd:
+            raise InputError(f"load_state_dict: {odd[0]} isn't this model's, so the state is of another base, whose "
+                             "layers it lacks; load it with from_pretrained, or convert its base")
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _put_on(self, adapter: str, name: str, hub: dict) -> None:
@@ -257,8 +261,7 @@ class ConvertedModel:
         config = PeftConfig.from_pretrained(adapter, **hub)
         config.inference_mode = True
         self.add_adapter(config, name)
-        weights = load_peft_weights(adapter, "cpu", **hub)
-        weights = {key.removeprefix("base_model.model."): tensor for key, tensor in weights.items()}
+        weights = {k.removeprefix("base_model.model."): x for k, x in load_peft_weights(adapter, "cpu", **hub).items()}
         if odd := set_peft_model_state_dict(self, weights, name).unexpected_keys:
             raise InputError(f"{adapter}: {odd[0]} has no place in this model; give its own adapter")
 
@@ -277,6 +280,11 @@ def _kept(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Of a model's state what the base gives: the kept layers, embeddings, last norm and a head of its own."""
     return {name: tensor for name, tensor in state.items()
             if name.startswith("base.") and not name.endswith((".A", ".B"))}
+
+
+def _fingerprint(kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """(32) bytes, those of the hash of kept tensors in bfloat16: the same where a model was cast to half precision."""
+    return torch.tensor(list(bytes.fromhex(sha256(kept, torch.bfloat16))), dtype=torch.uint8)
 
 
 def _place(made: Path, folder: Path, tokenizer: list[Path]) -> None:

@@ -128,11 +128,8 @@ def taken_tensors(weights: Mapping[str, torch.Tensor], order: list[int]) -> Iter
     """The tensors of the layers in `order` under their new indices, embeddings, last norm and head; one at a time."""
     for name in (name for name in weights if not name.endswith(HARMLESS)):
         match = LAYER.fullmatch(name)
-        if match is None:
-            yield name, weights[name]
-        else:
-            yield from ((f"model.layers.{new}.{match[2]}", weights[name]) for new, old in enumerate(order)
-                        if old == int(match[1]))
+        places = [new for new, old in enumerate(order) if old == int(match[1])] if match else [None]
+        yield from ((f"model.layers.{new}.{match[2]}" if match else name, weights[name]) for new in places)
 
 
 def mean_residual(base: Base, split: Split, name: str, parent: str) -> torch.Tensor:
