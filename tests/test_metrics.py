@@ -374,6 +374,20 @@ def test_the_table_of_rates_has_every_depth_factor_and_step_outward(tmp_path):
     assert list(table)[3:7] == [f"dev loss at {rate:g}" for rate in dev]
 
 
+def test_the_lead_is_said_at_every_rate_that_both_arms_were_searched_at(tmp_path):
+    """And at no rate that one of them lacks."""
+    profile = load_profile("smollm2-gpu")
+    dev = {"static": {3e-4: 5.0, 1e-3: 4.0, 3e-3: 3.0, 10: 2.5, 30: 2.0},
+           "controller": {3e-4: 4.75, 1e-3: 4.0, 10: 2.6, 30: 2.125}}
+    for spec in profile.search_runs():
+        if (value := dev.get(spec.arm, {}).get(spec.rate or spec.factor)) is not None:
+            write_run(tmp_path, profile, spec, value)
+    results = load_results("smollm2-gpu", tmp_path)
+    said = "+0.250 (rate 0.0003), +0.000 (rate 0.001), -0.100 (elementwise x10), -0.125 (elementwise x30)"
+    assert text.by_rate(results) == [f"Static - Controller on `dev` at depth 1, 200 updates, one spare seed: {said}."]
+    assert text.by_rate(Results(profile, {})) == []
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_runs_of_another_budget_enter_no_table(name, ladder):
     with_, without = ladder

@@ -28,7 +28,7 @@ from .statistics import (
     verdict,
     verdicts,
 )
-from .tables import sized
+from .tables import searched_difference, sized
 
 
 class Question(NamedTuple):
@@ -248,7 +248,13 @@ def answer(results: Results, question: Question, depth: int) -> str:
 
 
 def _beside(found: Comparisons, question: Question) -> Iterator[str]:
-    """What a question's two other arms differ by, at the first depth where both were run."""
+    """By how much the rate moves Controller against table; or what a question's two other arms differ by, at the first
+    depth where both were run."""
+    if question.other == "static":
+        searched = searched_difference(found.results, question.other, question.arm)
+        ends = [f"{leads.min():+.2f} to {leads.max():+.2f} at depth {depth}" for (depth, _), leads in searched.items()]
+        if ends:
+            yield f"Over the rates searched its lead is {', '.join(ends)} (n = 1)"
     if question.also:
         arm, other, what = question.also
         parts = {at: interval(found.difference(arm, other, depth=at)) for at in found.depths_of(arm)}

@@ -275,6 +275,13 @@ def search_table(results: Results) -> pd.DataFrame:
     return frame[[*first, *measured, *last]].replace(math.inf, math.nan).astype({"depth": "Int64"})
 
 
+def searched_difference(results: Results, arm: str, other: str) -> dict[tuple[int, int], pd.Series]:
+    """One arm's dev loss minus another's at each rate and factor that both were searched at, by depth and updates."""
+    searches = search_table(results).set_index("arm").groupby(["depth", "updates"])
+    return {at: rows.filter(regex="^(dev|elem)").T.eval(f"{arm} - {other}").dropna() for at, rows in searches
+            if {arm, other} <= set(rows.index)}
+
+
 # -------------------------------------------------------------------------------------------- the base, the scale
 
 def base_table(run: Run | None) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from .comparisons import BLIND, DRAWN, LOOPS, Comparisons, draws_depths
 from .ledger import Claim
 from .results import Results, shown_depth
 from .statistics import ALPHA, NOT_JUDGED, NOTHING, BySeed, Interval, family, holm, interval, minus, verdict, verdicts
-from .tables import CONVERGED_SLOPE, sized
+from .tables import CONVERGED_SLOPE, searched_difference, sized
 
 Words = tuple[str, str, str]  # above 0, below 0, open
 
@@ -168,6 +168,13 @@ def advantage(results: Results, protocol: str) -> str:
     drawn = f", its {DRAWN}" if draws_depths("controller", protocol) else ""
     return _listed(found, f"static - Controller{drawn}", found.compare("static", "controller", by="depth"),
                    STATIC_WORDS)
+
+
+def by_rate(results: Results) -> list[str]:
+    """Static against the Controller at each rate that both were searched at: a sentence a search."""
+    return [f"Static - Controller on `dev` at depth {depth}, {updates} updates, one spare seed: "
+            + ", ".join(f"{lead:+.3f} ({name.replace('dev loss at', 'rate')})" for name, lead in leads.items()) + "."
+            for (depth, updates), leads in searched_difference(results, "static", "controller").items()]
 
 
 def gate(results: Results, protocol: str) -> str:
