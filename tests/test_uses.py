@@ -243,6 +243,7 @@ def test_hooks_on_the_base_see_each_call(part):
 
 @pytest.mark.parametrize("part", ["base", "base.model"])
 def test_what_a_hook_sets_on_a_part_of_the_base_stays(part):
+    """Also where it stops the pass."""
     model = shake(convert())
     own = model.get_submodule(part)
     own.calls = 0
@@ -254,10 +255,18 @@ def test_what_a_hook_sets_on_a_part_of_the_base_stays(part):
 
     own.register_forward_hook(counts)
     model(ids())
-    out = model(ids())
+    logits = model(ids()).logits
     assert own.calls == 2 and set(vars(own)) == there | {"seen"}
-    assert torch.equal(own.seen.logits if part == "base" else own.norm(own.seen.last_hidden_state), out.logits
-                       if part == "base" else own.norm(model.model(ids()).last_hidden_state))
+    assert torch.equal(own.seen.logits if part == "base" else model.base.lm_head(own.seen.last_hidden_state), logits)
+
+    def stops(module, inputs, out):
+        module.last = 7
+        raise KeyboardInterrupt
+
+    own.register_forward_hook(stops)
+    with pytest.raises(KeyboardInterrupt):
+        model(ids())
+    assert own.last == 7
 
 
 @pytest.mark.parametrize("part", ["base", "base.model"])

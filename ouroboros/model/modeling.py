@@ -100,8 +100,7 @@ class Recurrence(GradientCheckpointingLayer):
         m = () if self.modulation is None else self.modulation(h, t, mask, past).unbind(-2)  # K of (B or 1, T or 1, r)
         with emitted(places, m):
             new = layer(h, **arguments)
-        if self.step_norm is not None:
-            new = self.step_norm(new, t)
+        new = new if self.step_norm is None else self.step_norm(new, t)
         return new if self.gate is None else self.gate(new, h)
 
 
@@ -339,9 +338,10 @@ def _call(part: PreTrainedModel, inside: dict, **arguments):
         inside |= {"_old_forward": shell.forward, "forward": functools.partial(forward.func, shell)}
     shell.__dict__ |= inside  # what is there hides modules
     before = dict(shell.__dict__)
-    out = shell(**arguments)
-    part.__dict__ |= {name: value for name, value in shell.__dict__.items() if before.get(name, before) is not value}
-    return out
+    try:
+        return shell(**arguments)
+    finally:  # a hook may stop the pass
+        part.__dict__ |= {name: new for name, new in shell.__dict__.items() if before.get(name, before) is not new}
 
 
 def _documents(positions: torch.Tensor | None, mask: torch.Tensor | None, rows: int) -> list[int] | None:
