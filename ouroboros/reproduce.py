@@ -43,7 +43,7 @@ LOGS = "results/README.md"  # which logs are committed
 SCALES = "results/scales.md"  # where the README's profiles agree
 README = "README.md"
 JOBS = 2  # notebooks that execute side by side
-README_PROFILES = ("smollm2", "tiny-first")  # whose verdicts open the README
+README_PROFILES = ("smollm2", "tiny")  # whose verdicts open the README
 BEGIN, END = "<!-- verdicts:begin -->", "<!-- verdicts:end -->"
 
 

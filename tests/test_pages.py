@@ -59,7 +59,7 @@ def sentences() -> list[tuple[str, str]]:
         ("README.md", f"wins back {told['rec'].reported} % of what cutting cost"),
         ("README.md", f"cut from {layers} layers to {kept}"),
         ("README.md", f"the {round(tokens(smollm2), -3):,} tokens that a run sees"),
-        ("README.md", f"`tiny-first` ({narrow})"),
+        ("README.md", f"`tiny` ({narrow})"),
         ("README.md", f"[{NUMBERS[len(protocol_.SWITCHES)]} settings](docs/protocol.md)"),
         ("README.md", f'prelude["prelude: {paper.split.prelude} layers, frozen"]'),
         ("README.md", f'coda["coda: {paper.split.coda} layers, frozen"]'),

@@ -90,6 +90,15 @@ def test_the_snippet_generates_with_committed_weights(monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("The function returns ")
 
 
+def test_where_the_second_scale_disagrees_the_readme_says_so():
+    lines = (ROOT / "results/scales.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
+    assert {row[1] for row in rows if row[4] == "no"} == {"Do passes after the first help?"}
+    assert "[says the same](results/scales.md) but of passes after the first;" in README.replace("\n", " ")
+    earlier = pd.read_csv(ROOT / "results/tiny-first/tables/claims.csv").set_index(["id", "protocol"])
+    assert earlier.loc[("helps", "corrected"), "verdict"] == "fails" and "`tiny-first`" in README
+
+
 def test_newer_text_says_the_same_as_the_readme_says():
     notebook = (ROOT / "results/smollm2/notebooks/08_generalisation.ipynb").read_text()
     [(same, judged)] = re.findall(r"`corrected`: (\d+) of (\d+) verdicts on held-out text are the same on", notebook)
