@@ -119,14 +119,14 @@ def test_a_read_only_folder_is_said_by_run_base_and_worker(cli_profile, disk, ro
     remount(folder, "rw")
 
 
-OUTPUTS = [f"results/tiny-first/{name}" for name in ("claims.md", "tables/arms.csv", "tables/claims.csv")]
-REPRODUCE = ["reproduce", "--profile", "tiny-first"]
+OUTPUTS = [f"results/tiny/{name}" for name in ("claims.md", "tables/arms.csv", "tables/claims.csv")]
+REPRODUCE = ["reproduce", "--profile", "tiny"]
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """Logs, and small old outputs; to derive the new ones, of 40 KB, is quick here."""
-    write(tmp_path, keep=lambda spec: spec.arm in ("full", "cut"), base=False)
+    write(tmp_path, "tiny", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
     (tmp_path / "README.md").write_text(f"{reproduce.BEGIN}\n{reproduce.END}\n")
 
     def derive(_, root, out):
@@ -181,7 +181,7 @@ def test_a_killed_process_of_the_notebooks_is_said(command, said, checkout, monk
     (checkout / "notebooks").mkdir()
     (checkout / "notebooks" / "02_gap.ipynb").write_text("{}")
     monkeypatch.setattr(ProcessPoolExecutor, "submit", killed)
-    assert cli.main([command, "--profile", "tiny-first"], checkout) == 2
+    assert cli.main([command, "--profile", "tiny"], checkout) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith("error: a process that executes notebooks was killed")
     assert lines(checkout) == ["old"] * 3
 
