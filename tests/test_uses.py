@@ -49,7 +49,7 @@ def test_a_base_with_two_ranges_of_positions_begins_its_cache_anew_in_the_second
 @pytest.mark.parametrize("modulation", ["controller", "static"])
 @pytest.mark.parametrize("own", [True, False])
 def test_drafts_are_refused_where_they_would_reach_the_second_range(own, modulation):
-    """And write the plain text before, or anyhow: a draft of no token reaches nothing."""
+    """Where they don't reach it they write the plain text."""
     model = shake(convert(longrope(), modulation=modulation))
     draft = copy.copy(model)
     draft.config = copy.copy(model.config)
