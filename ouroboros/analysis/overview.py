@@ -42,6 +42,7 @@ class Question(NamedTuple):
     notebook: str
     at: int | None = None  # the other's depth; None: the arm's
     also: tuple[str, str, str] | None = None  # two more arms, and what their difference shows, said beside it
+    searched: bool = False  # said beside it too: between what the rates that were searched move it
 
 
 QUESTIONS = (
@@ -52,7 +53,7 @@ QUESTIONS = (
              "bigram_seen", "Yes", "No, worse", "02_gap"),
     Question("Do passes after the first help?", "controller", "controller", "Yes", "No, worse", "02_gap", at=1),
     Question("Is the Controller better than a learned table?", "controller", "static", "Yes", "No, worse",
-             "03_controller_vs_static"),
+             "03_controller_vs_static", searched=True),
     Question("Is the whole system better than its gate alone, without modulation and step norms?", "controller",
              "none_nonorm", "Yes", "No, worse", "06_parts"),
     Question("Is the Controller better than a table of its own size?", "controller", "static_wide", "Yes", "No, worse",
@@ -248,9 +249,9 @@ def answer(results: Results, question: Question, depth: int) -> str:
 
 
 def _beside(found: Comparisons, question: Question) -> Iterator[str]:
-    """By how much the rate moves Controller against table; or what a question's two other arms differ by, at the first
-    depth where both were run."""
-    if question.other == "static":
+    """Between what the rates move a question's difference; what its two other arms differ by, at the first depth where
+    both were run."""
+    if question.searched:
         searched = searched_difference(found.results, question.other, question.arm)
         ends = [f"{leads.min():+.2f} to {leads.max():+.2f} at depth {depth}" for (depth, _), leads in searched.items()]
         if ends:

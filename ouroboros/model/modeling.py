@@ -291,11 +291,11 @@ class OuroborosForCausalLM(OuroborosModel, GenerationMixin):
                      logits_to_keep=logits_to_keep, **kwargs | {"return_dict": True})
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, **kwargs):
-        """As the base's: one with two ranges of positions begins its cache anew in the second. Drafts are refused."""
+        """As the base's: one with two ranges of positions begins a new cache in the second. InputError for drafts."""
         inputs = self.base.prepare_inputs_for_generation(input_ids, inputs_embeds=inputs_embeds, **kwargs)
         if inputs.get("past_key_values") is None and (past := kwargs.get("past_key_values")) is not None:
             if past.record_past:
-                raise InputError("drafts: this base's positions change here, its cache begins anew; generate without")
+                raise InputError("drafts, crop: at these positions this base's cache begins anew; leave them out")
             inputs["depth"] = past.depth
         return inputs
 

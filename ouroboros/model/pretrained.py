@@ -283,7 +283,7 @@ def _kept(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _fingerprint(kept: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """(32) bytes, those of the hash of kept tensors in bfloat16: the same where a model was cast to half precision."""
+    """(32) bytes, those of the hash of kept tensors in bfloat16: the same after a cast to it, not to float16."""
     return torch.tensor(list(bytes.fromhex(sha256(kept, torch.bfloat16))), dtype=torch.uint8)
 
 
