@@ -120,7 +120,7 @@ def _claims(args, profile: Profile, root: Path) -> None:
     from .analysis import claims, pages
     from .analysis.results import load_results
 
-    results = load_results(profile.name, root)
+    results = load_results(args.profile, root)
     if args.json:
         found = [claims.find(args.id)] if args.id else claims.read_claims()
         print(json.dumps([row for claim in found for row in claims.records(claim, results)], indent=1))

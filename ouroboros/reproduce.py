@@ -349,7 +349,7 @@ def _other_rate(spec: RunSpec, results: Results) -> str | None:
         chosen = rates_of(spec, results.profile, results.runs)
     except InputError as error:
         return str(error).partition(": ")[2]
-    found = run.manifest["rate"], run.manifest.get("elementwise_rate", chosen.elementwise)  # tiny-first's have one
+    found = run.manifest["rate"], run.manifest["elementwise_rate"]
     if found != (chosen.matrix, chosen.elementwise):
         return f"{found[0]:g} and {found[1]:g}, the search chose {chosen.matrix:g} and {chosen.elementwise:g}"
     return None

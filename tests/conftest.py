@@ -12,7 +12,6 @@ from models import convert, shake, small_base
 from synthetic import write_run
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from ouroboros.analysis.results import load_results
 from ouroboros.experiment.arms import ARMS, PAYS
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.training.corpus import prepare
@@ -83,12 +82,6 @@ def profile_data(text, layers: int = 6, split=(1, 3, 1), **changes) -> dict:
         "plan": plan(),
         "siblings": {name: sibling(arm) for name, arm in ARMS.items() if arm.trained and name not in SEARCHED},
         "resources": {"teraflops": 0.01}, **changes}
-
-
-@pytest.fixture(scope="session")
-def tiny_first():
-    """The committed logs of `tiny-first`: no test changes them."""
-    return load_results("tiny-first", Path(__file__).resolve().parents[1])
 
 
 @pytest.fixture(scope="session")

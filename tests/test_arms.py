@@ -21,8 +21,6 @@ from ouroboros.training.run import execute
 
 IDS = torch.arange(40).view(2, 20)
 ADAPTED = [name for name, arm in ARMS.items() if name not in PAYS and (arm.lora == "kept" or arm.middle == "maps")]
-CODA = [name for name, arm in ARMS.items() if arm.loops and (arm.coda or arm.lora == "coda")]
-CUT_CODA = ["cut_coda_lora", "cut_coda_full"]
 
 
 @pytest.fixture
@@ -60,7 +58,7 @@ def test_what_is_captured_of_the_cut_model_stays_its_own(profile, base):
         assert len(model(IDS, output_hidden_states=True).hidden_states) == layers + 1
 
 
-@pytest.mark.parametrize("arm", [*ADAPTED, *CUT_CODA])
+@pytest.mark.parametrize("arm", [*ADAPTED, "cut_coda_lora"])
 def test_without_a_loop_an_arm_starts_as_its_kept_layers_and_leaves_the_base_alone(arm, profile, base):
     kept, whole = cut_layers(base, profile.split, ARMS[arm].more), logits(base)
     kept = base if ARMS[arm].middle == "all" else kept
@@ -94,9 +92,8 @@ def test_lora_trains_what_the_controllers_arm_trains(text, arm, width):
     assert max(lora.lora_ranks) - min(lora.lora_ranks) <= 1
 
 
-@pytest.mark.parametrize("arm", CODA)
-def test_with_its_coda_trained_an_arm_starts_as_with_a_frozen_one_and_trains_nothing_else(arm, profile, base):
-    plain, model = built(arm.split("_")[0], profile, base), built(arm, profile, base)
+def test_with_its_coda_trained_a_loop_starts_as_with_a_frozen_one_and_trains_nothing_else(profile, base):
+    plain, model = built("controller", profile, base), built("controller_coda_lora", profile, base)
     assert torch.equal(logits(model), logits(plain))
     beyond = trained(model) - trained(plain)
     assert trained(plain) <= trained(model) and beyond
@@ -104,15 +101,14 @@ def test_with_its_coda_trained_an_arm_starts_as_with_a_frozen_one_and_trains_not
     assert all(p.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
 
 
-@pytest.mark.parametrize("arm", CUT_CODA)
-def test_of_the_cut_model_too_the_coda_alone_is_trained(arm, profile, base):
-    names = trained(built(arm, profile, base))
+def test_of_the_cut_model_too_the_coda_alone_is_trained(profile, base):
+    names = trained(built("cut_coda_lora", profile, base))
     assert names and all(name.startswith("model.layers.2.") for name in names)
 
 
-def test_a_coda_that_is_trained_is_float32_on_a_base_in_half_precision(profile, base):
+def test_what_is_trained_is_float32_on_a_base_in_half_precision(profile, base):
     base = base.to(torch.bfloat16)
-    for arm in ("controller_coda_full", "controller_coda_lora", "lora", "linear", *CUT_CODA):
+    for arm in ("controller_coda_lora", "cut_coda_lora", "lora", "linear"):
         model = built(arm, profile, base)
         assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}, arm
         model(IDS, use_cache=False).logits.float().mean().backward()
@@ -162,8 +158,7 @@ def test_the_fitted_maps_leave_no_error_that_a_linear_map_could_take_away(profil
         assert (ones.T @ error).abs().max() < 1e-3 * (ones.T @ wanted).abs().max()
 
 
-@pytest.mark.parametrize("arm", [*ADAPTED, "cut_coda_full", "controller_coda_full", "static_coda_lora", "static_wide",
-                                 "controller_blind"])
+@pytest.mark.parametrize("arm", [*ADAPTED, "controller_coda_lora", "static_wide", "controller_blind"])
 def test_every_arm_makes_a_run(arm, profile, root):
     spec = next(spec for spec in profile.runs() if spec.arm == arm and spec.purpose == "matrix")
     run = read_run(execute(profile, spec.id, root, progress=False))

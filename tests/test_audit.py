@@ -5,12 +5,10 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic import plain, write, write_run
+from synthetic import WHOLE, plain, write
 
 from ouroboros.analysis import audit, audit_summary
 from ouroboros.analysis.results import load_results
-from ouroboros.experiment.plan import RunSpec
-from ouroboros.experiment.profile import load_profile
 from ouroboros.log import Series
 
 SHIFTS = {"target": 0.5, "rate": -0.25, "alpha": 0.125}  # of static, where the switch is flipped
@@ -70,7 +68,7 @@ def test_what_was_not_run_is_in_no_table(tmp_path):
     idle = table[table["switch"].isin(("pooling", "depth")) & (table["quantity"] == "static")]
     assert len(idle) == 8 and (idle["effect"] == 0).all()  # these two don't enter it: no run is missing
     write(tmp_path, keep=lambda spec: plain(spec) and spec.arm in ("static", "none") and spec.depth in (1, 8))
-    table = audit.switch_table(load_results("tiny-first", tmp_path))
+    table = audit.switch_table(load_results(WHOLE, tmp_path))
     idle = table[table["switch"].isin(("pooling", "depth")) & table["quantity"].isin(("static", "none"))]
     assert len(idle) == 16 and (idle["effect"] == 0).all()
     write(tmp_path, "paper", keep=lambda spec: spec.arm in ("full", "cut"))
@@ -163,20 +161,6 @@ def test_the_pool_and_the_depth_and_the_reach_are_told(results):
     reach = audit.reach_table(results)
     assert list(reach["arm"].unique()) == ["controller", "static"] and set(reach["depth"]) == {1, 4}
     assert (reach["largest m"] == 1.5).all()
-
-
-def test_an_older_logs_share_of_unused_steps_is_not_told_as_one_of_used_steps(tmp_path):
-    profile = load_profile("smoke")
-    for spec in (RunSpec(arm, 4, 4, "corrected", seed) for arm in ("static", "controller") for seed in (0, 1)):
-        write_run(tmp_path, profile, spec, 4.5, converted={"format": 1})
-    old = audit.moved_table(load_results("smoke", tmp_path))  # format 1: 0 of all rows is 0 of the used ones
-    assert len(old) == 4
-    assert (old[old["tensor"] == "step_norm.weight"]["moved"] == 0).all()
-    assert old[old["tensor"] == "modulation.table"]["moved"].isna().all()
-    for changes in ({"converted": {"format": 4}}, {}):  # formats that count the used rows: converted, and as it is
-        write_run(tmp_path, profile, RunSpec("static", 4, 4, "corrected", 1), 4.5, **changes)
-        new = audit.moved_table(load_results("smoke", tmp_path)).set_index(["arm", "tensor"])["moved"]
-        assert new["static", "modulation.table"] == 0.25 and math.isnan(new["controller", "modulation.table"])
 
 
 def test_the_headlines_are_the_part_of_the_table_at_the_last_places(results):

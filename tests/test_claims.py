@@ -5,7 +5,7 @@ import re
 
 import pytest
 import synthetic
-from synthetic import write
+from synthetic import WHOLE, write
 
 from ouroboros.analysis import claims, pages, statistics, text
 from ouroboros.analysis.claims import judge
@@ -17,7 +17,7 @@ from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
 
 LEDGER = {claim.id: claim for claim in read_claims()}
-TINY = load_profile("tiny-first")
+TINY = load_profile(WHOLE)
 SEEDS, RANKS = len(TINY.seeds), TINY.ranks
 FEW = 3  # seeds of what isn't in the core
 TRENDS = [name for name, claim in LEDGER.items() if claim.rule not in ("value", "count")]
@@ -31,7 +31,7 @@ AS_REPORTED = {"helps": "holds", "ahead": "holds", "ahead_ranks": "holds" if RAN
 
 def results_of(root, loss=synthetic.loss, **options):
     write(root, loss=loss, **options)
-    return load_results("tiny-first", root)
+    return load_results(WHOLE, root)
 
 
 def mirrored(arm, depth, protocol, seed):
@@ -313,16 +313,16 @@ def test_a_claim_names_the_runs_that_it_was_read_from(results):
 
 def test_the_command_prints_a_claim_as_text_and_as_data(tmp_path, capsys):
     write(tmp_path)
-    assert main(["claims", "rec", "--profile", "tiny-first"], tmp_path) == 0
+    assert main(["claims", "rec", "--profile", WHOLE], tmp_path) == 0
     said = capsys.readouterr().out
     assert "reported: 51.3 %" in said and "formula: recovery of L17, Lc, L36" in said
-    assert "results/tiny-first/runs/cut-any-s0.jsonl" in said
-    assert main(["claims", "rec", "--json", "--profile", "tiny-first"], tmp_path) == 0
+    assert "results/whole/runs/cut-any-s0.jsonl" in said
+    assert main(["claims", "rec", "--json", "--profile", WHOLE], tmp_path) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["protocol"] for row in rows] == ["released", "corrected"] and rows[0]["id"] == "rec"
-    assert main(["claims", "--profile", "tiny-first"], tmp_path) == 0
+    assert main(["claims", "--profile", WHOLE], tmp_path) == 0
     assert "Controller ahead of static at every depth" in capsys.readouterr().out
-    assert main(["claims", "nothing", "--profile", "tiny-first"], tmp_path) == 2
+    assert main(["claims", "nothing", "--profile", WHOLE], tmp_path) == 2
     assert capsys.readouterr().err.startswith("error: claim 'nothing': unknown; one of L36")
 
 
@@ -371,7 +371,7 @@ def test_the_sentence_on_interventions_says_what_moves(results, tmp_path):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(synthetic, "write_inside", still)
             synthetic.write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed), 4.0)
-    found = text.interventions(load_results("tiny-first", tmp_path), "corrected")
+    found = text.interventions(load_results(WHOLE, tmp_path), "corrected")
     told = [*phrases(found).values()]
     assert len(told) == 3 and all(phrase.startswith("No detectable change of the loss") for phrase in told)
     assert phrases(text.by_text(results, "released"))["heldout"] == "Better than the cut model"

@@ -92,8 +92,7 @@ def test_cache_bytes(built):
     assert held == 5 * Cost.of(profile, "none").cache(depth, "float32")
 
 
-@pytest.mark.parametrize("arm, dtype", [(arm, dtype) for arm in TRAINED for dtype in ("float32", "bfloat16")
-                                        if dtype == "float32" or not ARMS[arm].coda])  # such a coda is in float32
+@pytest.mark.parametrize("arm, dtype", [(arm, dtype) for arm in TRAINED for dtype in ("float32", "bfloat16")])
 def test_activations_are_what_autograd_keeps(built, arm, dtype):
     profile, build, depth, rank = built
     model, ids = build(arm, depth, rank).train(), torch.zeros(2, 32, dtype=torch.long)

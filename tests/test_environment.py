@@ -365,13 +365,13 @@ def test_without_a_history_one_line_says_so_and_all_else_goes_on(situation, said
                                                                  asked_anew):
     folder = tmp_path / "checkout"
     situation(folder, monkeypatch)
-    write(folder, keep=lambda spec: spec.arm == "cut")
+    write(folder, "tiny", keep=lambda spec: spec.arm == "cut")
     for _ in range(2):
         made = provenance.provenance(folder)
     assert made["commit"] is None and made["clean"] is False
     out, err = capsys.readouterr()
     assert not out and err.startswith("note: no commit is recorded: ") and said in err and err.count("\n") == 1
-    results = load_results("tiny-first", folder)
+    results = load_results("tiny", folder)
     assert list(reproduce._provenance_faults(results, folder)) == []
     out, err = capsys.readouterr()
     assert not out and err.startswith("note: whether the commits of the runs exist isn't checked: ")
@@ -382,9 +382,9 @@ def test_a_shallow_clone_knows_its_commit_but_not_the_runs(tmp_path, capsys, ask
     repository(tmp_path / "whole")
     subprocess.run([*GIT, "-C", tmp_path / "whole", "commit", "-q", "--allow-empty", "-m", "two"], check=True)
     subprocess.run([*GIT, "clone", "-q", "--depth", "1", f"file://{tmp_path}/whole", tmp_path / "shallow"], check=True)
-    write(tmp_path / "shallow", keep=lambda spec: spec.arm == "cut")
+    write(tmp_path / "shallow", "tiny", keep=lambda spec: spec.arm == "cut")
     assert provenance.provenance(tmp_path / "shallow")["commit"]
-    results = load_results("tiny-first", tmp_path / "shallow")
+    results = load_results("tiny", tmp_path / "shallow")
     assert list(reproduce._provenance_faults(results, tmp_path / "shallow")) == []
     assert "shallow" in capsys.readouterr().err
 

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.text import Text
-from synthetic import write
+from synthetic import WHOLE, write
 
 from ouroboros.analysis import figures, tables, text
 from ouroboros.analysis.comparisons import Comparisons
@@ -42,7 +42,7 @@ FIGURES = {
 def results(tmp_path_factory):
     root = tmp_path_factory.mktemp("figures")
     write(root, diverged=("static-d4-r8-corrected-s1",))
-    return load_results("tiny-first", root)
+    return load_results(WHOLE, root)
 
 
 @pytest.fixture(scope="module")

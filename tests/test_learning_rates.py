@@ -70,12 +70,6 @@ def test_a_search_goes_downward_too_and_stops_where_the_next_one_diverged(text, 
     assert of(profile, tmp_path).matrix == 1e-3
 
 
-def test_searches_of_an_earlier_protocol_take_no_step(text, tmp_path):
-    profile = searching(text, GRID, arms=["static"]).model_copy(update={"protocol_version": 1})
-    finish(profile, tmp_path, {("static", 2, 1e-3): 3, ("static", 2, 3e-3): 2, ("static", 2, 1e-2): 1})
-    assert of(profile, tmp_path).matrix == 1e-2
-
-
 def test_the_elementwise_factor_is_searched_at_the_best_rate(text, tmp_path):
     profile = searching(text, GRID | {"factors": [10, 30]}, arms=["static", "none_nonorm"])
     names = [spec.id for spec in profile.search_runs()]

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from synthetic import WHOLE, write
 
 from ouroboros.analysis import claims, ledger, pages
 from ouroboros.analysis.comparisons import Comparisons
 from ouroboros.analysis.ledger import read_claims
+from ouroboros.analysis.results import load_results
 from ouroboros.errors import InputError
 from ouroboros.experiment.arms import ARMS
 from ouroboros.experiment.cost import Cost
@@ -82,15 +84,17 @@ def test_the_gates_numbers_are_judged_on_their_own_system():
         assert "cut model" in LEDGER[name].what
 
 
-def test_every_measure_can_be_asked_of_the_runs(tiny_first):
-    found = Comparisons(tiny_first, "corrected")
+def test_every_measure_can_be_asked_of_the_runs(tmp_path):
+    write(tmp_path)
+    results = load_results(WHOLE, tmp_path)
+    found = Comparisons(results, "corrected")
     for claim in CLAIMS:
         measure = claim.measure
         if measure is None:
             assert claim.rule == "count" or claim.unmeasured, claim.id
             continue
         asked = claims.measured(measure, found)
-        assert any(asked.values()) or claims.judge(claim, tiny_first, "corrected").verdict == "not planned", claim.id
+        assert any(asked.values()) or claims.judge(claim, results, "corrected").verdict == "not planned", claim.id
         assert all(arm in ARMS or arm.startswith("refine") for arm in measure.arms), claim.id
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
-from synthetic import loss, plain, write, write_run, write_searches
+from synthetic import WHOLE, loss, plain, write, write_run, write_searches
 
 from ouroboros.analysis import audit, claims, reference_losses, tables, text
 from ouroboros.analysis.comparisons import LADDER, Comparisons
@@ -32,7 +32,7 @@ from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
 from ouroboros.log import Series
 
-SEEDS = load_profile("tiny-first").seeds
+SEEDS = load_profile(WHOLE).seeds
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(root):
-    return load_results("tiny-first", root)
+    return load_results(WHOLE, root)
 
 
 def reported(run, arm, protocol) -> float:
@@ -156,7 +156,7 @@ def test_statistics_are_paired_by_seed(results):
 
 def test_a_seed_that_lacks_a_part_is_in_no_pair(tmp_path):
     write(tmp_path, keep=lambda spec: spec.id != "static-d4-r8-corrected-s1")
-    comparisons = Comparisons(load_results("tiny-first", tmp_path), "corrected")
+    comparisons = Comparisons(load_results(WHOLE, tmp_path), "corrected")
     assert sorted(comparisons.difference("static", "controller", depth=4)) == sorted(set(SEEDS) - {1})
     assert sorted(comparisons.difference("static", "controller", depth=8)) == list(SEEDS)
 
@@ -166,7 +166,7 @@ def test_another_rank_enters_no_statistic_but_the_one_by_rank(tmp_path):
     for seed in range(3):
         write_run(tmp_path, profile, RunSpec("controller", 8, 2, "corrected", seed), 1.0)
         write_run(tmp_path, profile, RunSpec("static", 8, 2, "corrected", seed), 4.125)
-    results = load_results("tiny-first", tmp_path)
+    results = load_results(WHOLE, tmp_path)
     comparisons, table = Comparisons(results, "corrected"), tables.arm_table(results)
     assert comparisons.loss("controller", 8)[0] == pytest.approx(4.0)
     by_rank = comparisons.compare("static", "controller", by="rank")
@@ -202,10 +202,10 @@ def test_what_one_would_do_instead_stands_beside_the_loops_with_its_counts(resul
     assert table.xs("full").iloc[0][["trained parameters", "training (TFLOP a run)"]].tolist() == [0, 0]
     fitted, linear = (table.xs(arm).iloc[0] for arm in ("linear_fit", "linear"))
     assert fitted["forward (MFLOP a token)"] == linear["forward (MFLOP a token)"] < lora["forward (MFLOP a token)"]
-    behind = Comparisons(results, "corrected").against(load_profile("tiny-first").instead, "controller")
+    behind = Comparisons(results, "corrected").against(load_profile(WHOLE).instead, "controller")
     assert {arm: interval(values).mean for arm, values in behind.items()} == {
         "lora": pytest.approx(-0.5), "lora_layer": pytest.approx(-1), "linear_fit": pytest.approx(1),
-        "linear": pytest.approx(0.5), "cut_coda_lora": pytest.approx(1.5), "cut_coda_full": pytest.approx(1)}
+        "linear": pytest.approx(0.5), "cut_coda_lora": pytest.approx(1.5)}
 
 
 def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its_own_kind(tmp_path):
@@ -213,13 +213,13 @@ def test_configurations_are_depths_ranks_and_rates_and_each_is_compared_with_its
     for seed in range(3):
         write_run(tmp_path, profile, RunSpec("controller", 8, 8, "corrected", seed, level="high"), 4.5)
         write_run(tmp_path, profile, RunSpec("static", 8, 8, "corrected", seed, level="high"), 4.75)
-    comparisons = Comparisons(load_results("tiny-first", tmp_path), "corrected")
+    comparisons = Comparisons(load_results(WHOLE, tmp_path), "corrected")
     found = comparisons.compare("static", "controller", by="configuration")
     assert list(found) == [*(f"depth {d}" for d in (1, 4, 8, 16)), "rank 2", "rank 16", "rate low", "rate high"]
     assert found["rate high"] == dict.fromkeys(range(3), 0.25)
     assert comparisons.loss("controller", 8)[0] == pytest.approx(4.0)  # a level enters nothing else
     assert comparisons.spread("controller") == pytest.approx({0: 0.5, 1: 0.49, 2: 0.48})
-    released = Comparisons(load_results("tiny-first", tmp_path), "released").compare("static", by="configuration")
+    released = Comparisons(load_results(WHOLE, tmp_path), "released").compare("static", by="configuration")
     assert list(released) == [f"depth {d}" for d in (1, 4, 8, 16)]
 
 
@@ -229,7 +229,7 @@ def test_each_protocol_reads_its_own_tokens_and_targets(tmp_path):
     values = {("heldout", "t+1"): 1.0, ("heldout", "t+2"): 2.0, ("stream", "t+1"): 3.0, ("stream", "t+2"): 4.0,
               ("reference", "t+1"): 5.0, ("reference", "t+2"): 6.0}
     first = CUT_STREAM_BATCHES * profile.training.micro_batch
-    run = load_results("tiny-first", tmp_path).runs["cut-any-s0"]
+    run = load_results(WHOLE, tmp_path).runs["cut-any-s0"]
     for (split, target), value in values.items():
         run.series[split, f"loss_{target}"].values[-1] = value
         blocks = run.series[split, f"block_losses_{target}"].values
@@ -249,7 +249,7 @@ def test_no_share_of_a_gap_that_the_blocks_do_not_tell(tmp_path, full, defined):
         return {"full": full, "cut": 6.0}.get(arm, 5.5)
 
     write(tmp_path, loss=loss, keep=lambda spec: spec.arm in ("full", "cut", "controller") and not spec.rate)
-    results = load_results("tiny-first", tmp_path)
+    results = load_results(WHOLE, tmp_path)
     if full == 5.99:  # each block as far above as the next below
         results.runs["full-any-s0"].series["heldout", "block_losses_t+1"].values[-1] = [6.5, 5.5, 6.4, 5.6]
     found = interval(Comparisons(results, "corrected").recovery("controller", 8))
@@ -262,7 +262,7 @@ def test_no_share_of_a_gap_that_the_blocks_do_not_tell(tmp_path, full, defined):
 def test_a_gap_is_told_by_blocks_in_pairs_where_they_are_the_same(tmp_path, column):
     """Each block of the cut model is 1 above the full one's, and blocks differ by far more among themselves."""
     write(tmp_path, keep=lambda spec: spec.arm in ("full", "cut", "controller") and not spec.rate)
-    results = load_results("tiny-first", tmp_path)
+    results = load_results(WHOLE, tmp_path)
     for run, more in (("full-any-s0", 0.0), ("cut-any-s0", 1.0)):
         for split in ("heldout", "foreign"):
             blocks = results.runs[run].series[split, "block_losses_t+1"].values
@@ -311,7 +311,7 @@ def test_statistics_say_what_they_read(results):
 
 def test_a_run_that_was_not_made_is_not_read(tmp_path):
     write(tmp_path, keep=lambda spec: spec.arm in ("cut", "none") and spec.seed == 1)
-    results = load_results("tiny-first", tmp_path)
+    results = load_results(WHOLE, tmp_path)
     with results.reading() as read:
         Comparisons(results, "corrected").difference("none", "cut", depth=4)
     assert read == {"cut-any-s1", "none-d4-corrected-s1"}
@@ -424,7 +424,7 @@ def test_rows_that_are_one_run_say_so(results):
 
 def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
     write(tmp_path, keep=lambda spec: spec.seed < 2 or spec.arm == "cut", diverged=("none-d4-corrected-s1",))
-    results = load_results("tiny-first", tmp_path)
+    results = load_results(WHOLE, tmp_path)
     status = results.cells["status"]
     assert set(status) == {"finished", "missing", "diverged"}
     assert results.cells[status != "finished"]["loss"].isna().all()
@@ -437,14 +437,14 @@ def test_missing_and_diverged_runs_have_no_loss_and_are_counted(tmp_path):
 
 
 def test_no_run_at_all_is_refused(tmp_path):
-    with pytest.raises(InputError, match="no finished run there; make runs PROFILE=tiny-first"):
-        load_results("tiny-first", tmp_path)
+    with pytest.raises(InputError, match="no finished run there; make runs PROFILE=.*whole.yaml"):
+        load_results(WHOLE, tmp_path)
 
 
 def test_a_log_without_a_series_that_is_read_is_refused(tmp_path):
     profile = write(tmp_path, keep=lambda spec: spec.arm == "cut")
     write_run(tmp_path, profile, RunSpec("full", None, None, "any", 0), 2.0)
-    run = load_results("tiny-first", tmp_path).runs["full-any-s0"]
+    run = load_results(WHOLE, tmp_path).runs["full-any-s0"]
     with pytest.raises(InputError, match="'full-any-s0': its log has no series of split 'moon', metric 'loss_t.1'"):
         run.last("moon", "loss_t+1")
     del run.series["foreign", "loss_t+1"]
@@ -590,11 +590,11 @@ def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results
     table = tables.scale_table(results).set_index("quantity")
     assert table.loc["updates"].tolist() == ["18,750", "200"] and table.loc["vocabulary", "paper"] == "151,936"
     assert table.loc["cut - full (nats)", "paper"] == "7.597 (reported)"
-    assert table.loc["cut - full (nats)", "tiny-first"].startswith("4 (the same")
+    assert table.loc["cut - full (nats)", "whole"].startswith("4 (the same")
     assert table.loc["layers held"].tolist() == ["17 of 36", "7 of 12"]
     assert float(table.loc["travel of a norm weight", "paper"]) == pytest.approx(5.6, abs=0.05)  # system.md `travel`
-    # a log that doesn't say how far its norms could move says at which rate; half a cosine's peak on average
-    assert float(table.loc["travel of a norm weight", "tiny-first"]) == pytest.approx(0.001 * 200 / 2, rel=0.02)
+    # half a cosine's peak on average
+    assert float(table.loc["travel of a norm weight", "whole"]) == pytest.approx(0.001 * 200 / 2, rel=0.02)
 
 
 def test_sentences_of_other_depths_and_of_norms_that_begin_elsewhere(results, tmp_path):

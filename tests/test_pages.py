@@ -24,7 +24,7 @@ from ouroboros.log import read_run
 from ouroboros.training import rescore, resume, run, trainer
 
 ROOT = Path(__file__).resolve().parents[1]
-OWN = 3e-3  # the rate that the search of `tiny-first` chose for the core: tables/learning_rates.csv
+FIRST = 200, 3e-3  # updates and rate of `tiny-first`
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 
 
@@ -43,11 +43,11 @@ def tokens(profile) -> int:
 
 def sentences() -> list[tuple[str, str]]:
     """(page, what stands on it, its numbers computed)."""
-    smollm2, tiny_first, small, paper = map(load_profile, ("smollm2", "tiny-first", "small", "paper"))
+    smollm2, tiny, small, paper = map(load_profile, ("smollm2", "tiny", "small", "paper"))
     layers = smollm2.base.model["num_hidden_layers"]
     kept = smollm2.split.prelude + 1 + smollm2.split.coda
     told = {claim.id: claim for claim in ledger.read_claims()}
-    narrow = f"{tiny_first.base.model['num_hidden_layers']} layers of width {tiny_first.base.model['hidden_size']}"
+    narrow = f"{tiny.base.model['num_hidden_layers']} layers of width {tiny.base.model['hidden_size']}"
     words = pd.read_csv(ROOT / "results/smollm2/last_word.csv").set_index("model")
     share = (100 * words["accuracy"]).round().astype(int)
     loops = share[[name for name in share.index if " at depth " in name]]
@@ -63,7 +63,7 @@ def sentences() -> list[tuple[str, str]]:
         ("README.md", f"[{NUMBERS[len(protocol_.SWITCHES)]} settings](docs/protocol.md)"),
         ("README.md", f'prelude["prelude: {paper.split.prelude} layers, frozen"]'),
         ("README.md", f'coda["coda: {paper.split.coda} layers, frozen"]'),
-        *artifact(), *scale(smollm2, narrow, small, paper), *model(paper), *protocol(paper, tiny_first), *system(paper),
+        *artifact(), *scale(smollm2, narrow, small, paper), *model(paper), *protocol(paper), *system(paper),
         ("docs/statistics.md", f"the smaller of {statistics.MARGIN:g} nats and 1 % of the gap"),
         ("docs/CONTRIBUTING.md", f"differs by more than {run.RERUN_TOLERANCE} nats per token"),
     ]
@@ -91,7 +91,7 @@ def scale(smollm2, narrow: str, small, paper) -> list[tuple[str, str]]:
     shape = "{num_hidden_layers} layers of width {hidden_size}"
     smoke = load_profile("smoke")
     cells = [f"{smoke.base.model['num_hidden_layers']} layers | docstrings of {len(smoke.corpus.packages)} packages",
-             f"{narrow} | docstrings of {len(load_profile('tiny-first').corpus.packages)} packages",
+             f"{narrow} | docstrings of {len(load_profile('tiny').corpus.packages)} packages",
              f"SmolLM2-135M-Instruct, {shape.format(**smollm2.base.model)}, dequantised from 4 bits | docstrings of "
              f"{len(smollm2.corpus.packages)} packages",
              f"{shape.format(**small.base.model)} | sources",
@@ -162,8 +162,9 @@ def both(values, digits: int) -> str:
     return " and ".join(f"{value:.{digits}f}" for value in values)
 
 
-def protocol(paper, tiny_first) -> list[tuple[str, str]]:
-    reach = protocol_.travel(OWN, tiny_first.training.updates, "cosine")
+def protocol(paper) -> list[tuple[str, str]]:
+    updates, rate = FIRST
+    reach = protocol_.travel(rate, updates, "cosine")
     stream = 50 * paper.training.micro_batch * paper.training.block / tokens(paper)
     deep = read_run(ROOT / "results/smollm2/runs/controller-d8-r32-corrected-s0.jsonl")
     rms, norms = (deep.last("model", name) for name in ("stream_rms", "step_norm"))

@@ -139,4 +139,4 @@ def test_a_profile_with_a_given_base_pretrains_nothing(tmp_path):
     with pytest.raises(InputError, match="profile 'paper': its base is Qwen/Qwen2.5-3B"):
         pretraining.pretrain(load_profile("paper"), tmp_path)
     with pytest.raises(InputError, match="its base is that of profile 'tiny'"):
-        pretraining.pretrain(load_profile("tiny-first"), tmp_path)
+        pretraining.pretrain(load_profile("tiny-deep"), tmp_path)

@@ -95,10 +95,8 @@ def test_where_the_second_scale_disagrees_the_readme_says_so():
     rows = [[cell.strip() for cell in line.split("|")] for line in lines if line.startswith("|")]
     [[_, question, _, _, _, cause, *_]] = [row for row in rows if row[4] == "no"]
     assert question == "Do passes after the first help?" and cause == "the budget (4 x the tokens)"
-    assert "[says the same](results/scales.md), but of eight passes against one only with four times the tokens;" in \
+    assert "[says the same](results/scales.md), but of eight passes against one only with four times the tokens." in \
         README.replace("\n", " ")
-    earlier = pd.read_csv(ROOT / "results/tiny-first/tables/claims.csv").set_index(["id", "protocol"])
-    assert earlier.loc[("helps", "corrected"), "verdict"] == "fails" and "`tiny-first`" in README
 
 
 def test_newer_text_says_the_same_as_the_readme_says():

@@ -15,7 +15,7 @@ import nbformat
 import pandas as pd
 import pytest
 from kills import finished, killed
-from synthetic import loss, manifest, plain, write, write_base, write_run, write_searches
+from synthetic import WHOLE, loss, manifest, plain, write, write_base, write_run, write_searches
 
 from ouroboros import log, reproduce
 from ouroboros.analysis import pages
@@ -41,24 +41,16 @@ def checkout(root: Path) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", autouse=True)
-def opened_by_what_is_written_here():
-    """These tests write runs of `tiny-first`, with which their README opens."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reproduce, "README_PROFILES", ("smollm2", "tiny-first"))
-        yield
-
-
 @pytest.fixture(scope="module")
 def reproduced(tmp_path_factory):
     """A checkout whose outputs were made once by `reproduce`, and a folder with the same derived again."""
     root = checkout(tmp_path_factory.mktemp("reproduced"))
-    write_searches(root, write(root))
+    write_searches(root, write(root, "tiny"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "JOBS", 1)  # the other core has tests to do
-        reproduce.reproduce(["tiny-first"], root)
-        again, results = tmp_path_factory.mktemp("again"), load_results("tiny-first", root)
-        logs = root / "results/tiny-first/runs"
+        reproduce.reproduce(["tiny"], root)
+        again, results = tmp_path_factory.mktemp("again"), load_results("tiny", root)
+        logs = root / "results/tiny/runs"
         logs.rename(root / "gone")  # so that a kernel can't open one
         reproduce.derive(results, root, again)
         (root / "gone").rename(logs)
@@ -67,7 +59,7 @@ def reproduced(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def results(reproduced):
-    return load_results("tiny-first", reproduced[0])
+    return load_results("tiny", reproduced[0])
 
 
 @pytest.fixture
@@ -78,7 +70,7 @@ def derived_before(reproduced, monkeypatch):
 
 def copying(again: Path):
     def derive(results, root, out, pictures=True):
-        if results.profile.name == "tiny-first":
+        if results.profile.name == "tiny":
             shutil.copytree(again, out, dirs_exist_ok=True)
         else:
             write_atomic(out / "results" / results.profile.name / "claims.md", pages.markdown(results))
@@ -99,7 +91,7 @@ def read_before(committed, results, monkeypatch):
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(path): (root / path).read_bytes() for path in reproduce._outputs(root, "tiny-first")}
+    return {str(path): (root / path).read_bytes() for path in reproduce._outputs(root, "tiny")}
 
 
 # -------------------------------------------------------------------------------------------------------- deriving
@@ -109,26 +101,25 @@ def test_two_executions_are_the_same_bytes(reproduced):
     root, again = reproduced
     made = files(root)
     assert made == files(again) and not [name for name, content in made.items() if b"CreationDate" in content]
-    assert {"results/tiny-first/claims.md", "results/tiny-first/tables/arms.csv", "results/tiny-first/tables/arms.md",
-            "figures/tiny-first/advantage.png", "figures/tiny-first/advantage.pdf", "figures/tiny-first/advantage.json",
-            "results/tiny-first/notebooks/02_gap.ipynb"} <= set(made)
+    assert {"results/tiny/claims.md", "results/tiny/tables/arms.csv", "results/tiny/tables/arms.md",
+            "figures/tiny/advantage.png", "figures/tiny/advantage.pdf", "figures/tiny/advantage.json",
+            "results/tiny/notebooks/02_gap.ipynb"} <= set(made)
 
 
 def test_each_set_of_logs_is_dated(reproduced):
     text = (reproduced[0] / "results/README.md").read_text()
     rows = {cells[0]: cells[1:] for cells in ([cell.strip() for cell in line.strip("|").split("|")]
                                               for line in text.splitlines() if line.startswith("| tiny"))}
-    profile = load_profile("tiny-first")
-    count, searched = len([*filter(plain, profile.runs())]), len(profile.search_runs())
-    matrix = count - searched
-    assert rows["tiny-first: matrix"][:4] == [str(matrix), "2026-01-01", "2026-01-01", "0000000"]
-    assert rows["tiny-first: learning-rate search"][:4] == [str(searched), "2026-01-01", "2026-01-01", "0000000"]
-    assert rows["tiny-first: matrix"][-1] == f"{matrix / 3600:.1f}"
-    assert set(rows) == {"tiny-first: matrix", "tiny-first: learning-rate search", "tiny: base"}
+    matrix = sum(plain(spec) and spec.purpose == "matrix" for spec in load_profile("tiny").runs())
+    searched = len([*reproduced[0].glob("results/tiny/runs/*-s9-*")])
+    assert rows["tiny: matrix"][:4] == [str(matrix), "2026-01-01", "2026-01-01", "0000000"]
+    assert rows["tiny: learning-rate search"][:4] == [str(searched), "2026-01-01", "2026-01-01", "0000000"]
+    assert rows["tiny: matrix"][-1] == f"{matrix / 3600:.1f}"
+    assert set(rows) == {"tiny: matrix", "tiny: learning-rate search", "tiny: base"}
 
 
 def test_every_notebook_answers_first_and_shows_a_figure_and_a_table(reproduced):
-    for path in sorted((reproduced[0] / "results/tiny-first/notebooks").glob("*.ipynb")):
+    for path in sorted((reproduced[0] / "results/tiny/notebooks").glob("*.ipynb")):
         outputs = [output for cell in nbformat.read(path, 4).cells for output in cell.get("outputs", ())]
         answer, figure, table = (output["data"] for output in outputs[:3])
         assert all(line.startswith("- ") for line in answer["text/markdown"].splitlines()), path
@@ -152,7 +143,7 @@ def test_a_table_in_a_notebook_is_small_or_folded_beside_its_csv(reproduced):
 
 
 def test_executed_notebooks_tell_no_time_and_no_place(reproduced):
-    for path in (reproduced[0] / "results/tiny-first/notebooks").glob("*.ipynb"):
+    for path in (reproduced[0] / "results/tiny/notebooks").glob("*.ipynb"):
         notebook = nbformat.read(path, 4)
         assert set(notebook.metadata) == {"kernelspec"}
         assert all(set(cell.metadata) <= {"tags"} for cell in notebook.cells)
@@ -223,12 +214,12 @@ def notebook(folder: Path, *sources: str) -> Path:
 def test_an_unknown_parameter_stops_the_run(tmp_path):
     target = tmp_path / "out.ipynb"
     with pytest.raises(InputError, match="one.ipynb: parameter 'profil' is unknown; it has profile"):
-        reproduce.execute_notebook(notebook(tmp_path, 'profile = "tiny"'), target, {"profil": "smoke"}, {})
+        reproduce.execute_notebook(notebook(tmp_path, 'profile = "tiny-deep"'), target, {"profil": "smoke"}, {})
     assert not target.exists()
 
 
 def test_a_failing_cell_is_told_in_a_line(tmp_path):
-    book = notebook(tmp_path, 'profile = "tiny"', "raise ValueError(profile)")
+    book = notebook(tmp_path, 'profile = "tiny-deep"', "raise ValueError(profile)")
     before = dict(os.environ)
     with pytest.raises(InputError, match="one.ipynb: a cell failed with ValueError: smoke"):
         reproduce.execute_notebook(book, tmp_path / "out.ipynb", {"profile": "smoke"},
@@ -241,9 +232,9 @@ def test_a_notebook_reads_what_was_handed_over_and_a_command_reads_the_logs(resu
     with monkeypatch.context() as patch:
         patch.setattr(reproduce, "_handed_over", {})
         reproduce._hand_over(results.profile, {"cut-any-s0": results.runs["cut-any-s0"]})
-        assert list(reproduce.open_profile("tiny-first")[0].runs) == ["cut-any-s0"]
-        assert len(load_results("tiny-first", reproduced[0]).runs) == len(results.runs)  # what verify reads
-    assert len(reproduce.open_profile("tiny-first")[0].runs) == len(results.runs)
+        assert list(reproduce.open_profile("tiny")[0].runs) == ["cut-any-s0"]
+        assert len(load_results("tiny", reproduced[0]).runs) == len(results.runs)  # what verify reads
+    assert len(reproduce.open_profile("tiny")[0].runs) == len(results.runs)
 
 
 def test_home_is_found_from_any_folder(tmp_path, monkeypatch):
@@ -259,7 +250,7 @@ def test_home_is_found_from_any_folder(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------------- verifying
 
 def test_what_was_reproduced_verifies(committed):
-    assert reproduce.verify(["tiny-first"], committed) == []
+    assert reproduce.verify(["tiny"], committed) == []
 
 
 def edit(path: Path, pattern: str, new) -> None:
@@ -276,30 +267,30 @@ CELL = r"(corrected,depth 4,)([\d.]+)"  # of advantage.csv
 
 
 @pytest.mark.parametrize("path, pattern, new, place", [
-    ("results/tiny-first/tables/advantage.csv", CELL, first_number_times(1.0001), "row 6, column 'difference'"),
-    ("results/tiny-first/tables/advantage.md", r"0\.254", "0.255", "line "),
-    ("results/tiny-first/claims.md", r"\| holds ", "| fails ", "line "),
-    ("results/tiny-first/notebooks/02_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
-    ("figures/tiny-first/advantage.json", r'("y": \[\s+)([\d.]+)', first_number_times(1.01), "line "),
+    ("results/tiny/tables/advantage.csv", CELL, first_number_times(1.0001), "row 6, column 'difference'"),
+    ("results/tiny/tables/advantage.md", r"0\.254", "0.255", "line "),
+    ("results/tiny/claims.md", r"\| holds ", "| fails ", "line "),
+    ("results/tiny/notebooks/02_gap.ipynb", "is better than the cut", "is worse than the cut", "line "),
+    ("figures/tiny/advantage.json", r'("y": \[\s+)([\d.]+)', first_number_times(1.01), "line "),
     ("README.md", r"\| holds ", "| fails ", "line "),
     ("results/README.md", r"2026-01-01", "2025-01-01", "line "),
     ("README.md", reproduce.END, "", "the marks"),
-    ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
-    ("results/tiny-first/tables/arms.csv", r"\A(?s:.*)\Z", "", "line 1: committed ''"),
-    ("results/tiny-first/tables/arms.csv", r"\A", " ", "row 0, column ' protocol'"),
-    ("figures/tiny-first/gate.json", r"\A\{", "", "line 1: "),
-    ("results/tiny-first/notebooks/02_gap.ipynb", "<td>", "<td>1", "line "),
-    ("results/tiny-first/notebooks/02_gap.ipynb", r'(image/png": "iVBO.{200}).', r"\g<1>=", "shows a picture"),
+    ("results/tiny/tables/arms.csv", r"\A(?s:.*)\Z", "a,b\n1,2\n", "shape"),
+    ("results/tiny/tables/arms.csv", r"\A(?s:.*)\Z", "", "line 1: committed ''"),
+    ("results/tiny/tables/arms.csv", r"\A", " ", "row 0, column ' protocol'"),
+    ("figures/tiny/gate.json", r"\A\{", "", "line 1: "),
+    ("results/tiny/notebooks/02_gap.ipynb", "<td>", "<td>1", "line "),
+    ("results/tiny/notebooks/02_gap.ipynb", r'(image/png": "iVBO.{200}).', r"\g<1>=", "shows a picture"),
 ])
 def test_an_edited_output_is_named(read_before, path, pattern, new, place):
     edit(read_before / path, pattern, new)
-    found = [line for line in reproduce.verify(["tiny-first"], read_before) if line.startswith(f"{path}: ")]
+    found = [line for line in reproduce.verify(["tiny"], read_before) if line.startswith(f"{path}: ")]
     assert len(found) == 1 and place in found[0]
 
 
 def test_digits_beyond_the_sixth_may_differ_between_machines(read_before):
-    edit(read_before / "results/tiny-first/tables/advantage.csv", CELL, first_number_times(1 + 1e-8))
-    assert reproduce.verify(["tiny-first"], read_before) == []
+    edit(read_before / "results/tiny/tables/advantage.csv", CELL, first_number_times(1 + 1e-8))
+    assert reproduce.verify(["tiny"], read_before) == []
 
 
 def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
@@ -313,9 +304,9 @@ def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(log, "read_run", counting)
             patch.setattr(analysed, "read_run", counting)
-            command(["tiny-first"], committed)
+            command(["tiny"], committed)
         runs = {path: count for path, count in parsed.items() if path.name != "base.jsonl"}
-        assert set(runs) == {*committed.glob("results/tiny-first/runs/*.jsonl")} and set(runs.values()) == {1}
+        assert set(runs) == {*committed.glob("results/tiny/runs/*.jsonl")} and set(runs.values()) == {1}
         assert parsed.total() <= len(runs) + 1
 
 
@@ -323,7 +314,7 @@ def test_each_log_is_parsed_once_a_command(committed, monkeypatch):
 def both(reproduced, tmp_path_factory):
     """The same beside a few logs of another profile, with what is derived from these: no test changes it."""
     folder = shutil.copytree(reproduced[0], tmp_path_factory.mktemp("both"), dirs_exist_ok=True)
-    write(folder, "tiny", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
+    write(folder, "tiny-deep", keep=lambda spec: spec.arm in ("full", "cut"), base=False)
     write(folder, "smoke", keep=lambda spec: spec.arm == "cut", base=False)  # whose logs aren't committed
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "derive", copying(reproduced[1]))
@@ -348,49 +339,50 @@ def verified(capsys, root, *arguments) -> list[str]:
 
 
 def test_verify_checks_every_profile_with_committed_logs_or_the_one_that_is_named(two, capsys):
-    assert reproduce.committed(two) == ["tiny-first", "tiny"]
-    for arguments in ([], ["--profile", "tiny"], ["--profile", "tiny-first"]):
+    assert reproduce.committed(two) == ["tiny-deep", "tiny"]
+    for arguments in ([], ["--profile", "tiny-deep"], ["--profile", "tiny"]):
         assert verified(capsys, two, *arguments) == []
-    edit(two / "results/tiny/claims.md", "no runs", "holds")
-    edit(two / "figures/tiny-first/gate.json", r'("x": \[\s+)(-?[\d.]+)', first_number_times(2))
-    (few,), (whole,) = (verified(capsys, two, "--profile", name) for name in ("tiny", "tiny-first"))
-    assert few.startswith("results/tiny/claims.md: line ")
-    assert whole.startswith("figures/tiny-first/gate.json: line ")
-    assert verified(capsys, two) == [whole, few]
+    edit(two / "results/tiny-deep/claims.md", "no runs", "holds")
+    edit(two / "figures/tiny/gate.json", r'("x": \[\s+)(-?[\d.]+)', first_number_times(2))
+    (few,), (whole,) = (verified(capsys, two, "--profile", name) for name in ("tiny-deep", "tiny"))
+    assert few.startswith("results/tiny-deep/claims.md: line ")
+    assert whole.startswith("figures/tiny/gate.json: line ")
+    assert verified(capsys, two) == [few, whole]
 
 
 def test_verify_says_which_profiles_it_checked(two, capsys):
-    for arguments, named in (([], "tiny-first, tiny"), (["--profile", "tiny"], "tiny")):
+    for arguments, named in (([], "tiny-deep, tiny"), (["--profile", "tiny-deep"], "tiny-deep")):
         assert main(["verify", *arguments], two) == 0
         assert capsys.readouterr().out == f"verify: everything committed for {named} follows from the raw logs\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["--profile", "tiny"], ["--profile", "tiny-first"]])
+@pytest.mark.parametrize("arguments", [[], ["--profile", "tiny-deep"], ["--profile", "tiny"]])
 def test_all_of_the_readmes_is_checked_whichever_profile_is_named(arguments, two, capsys):
     edit(two / "README.md", r"\| holds ", "| fails ")
-    edit(two / "results/README.md", r"(tiny-first: matrix .*)2026-01-01", r"\g<1>2025-01-01")
+    edit(two / "results/README.md", r"(tiny: matrix .*)2026-01-01", r"\g<1>2025-01-01")
     logs, readme = verified(capsys, two, *arguments)
     assert logs.startswith("results/README.md: line ") and readme.startswith("README.md: line ")
 
 
 def test_the_page_of_two_scales_is_derived_and_checked(two, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "README_PROFILES", ("tiny-first", "tiny"))
-    reproduce.reproduce(["tiny"], two)
+    monkeypatch.setattr(reproduce, "README_PROFILES", ("tiny", "tiny-deep"))
+    reproduce.reproduce(["tiny-deep"], two)
     assert verified(capsys, two) == []
     edit(two / reproduce.SCALES, r"\| yes, ", "| no, ")
-    assert [line.partition(": line")[0] for line in verified(capsys, two, "--profile", "tiny")] == [reproduce.SCALES]
-    monkeypatch.setattr(reproduce, "README_PROFILES", ("tiny-first", "small"))  # of which one has no logs
+    (found,) = verified(capsys, two, "--profile", "tiny-deep")
+    assert found.startswith(f"{reproduce.SCALES}: line ")
+    monkeypatch.setattr(reproduce, "README_PROFILES", ("tiny", "small"))  # of which one has no logs
     assert verified(capsys, two)[0].startswith(f"{reproduce.SCALES}: line 1: committed '# Two scales")
-    reproduce.reproduce(["tiny"], two)
+    reproduce.reproduce(["tiny-deep"], two)
     assert not (two / reproduce.SCALES).exists() and verified(capsys, two) == []
 
 
 def test_a_readme_without_a_place_for_the_verdicts_is_refused_before_anything_is_written(two):
     edit(two / "README.md", reproduce.END, "")
-    edit(two / "results/tiny/claims.md", "no runs", "holds")
+    edit(two / "results/tiny-deep/claims.md", "no runs", "holds")
     with pytest.raises(InputError, match="README.md: the marks .* must stand there, once each"):
-        reproduce.reproduce(["tiny"], two)
-    assert "holds" in (two / "results/tiny/claims.md").read_text()
+        reproduce.reproduce(["tiny-deep"], two)
+    assert "holds" in (two / "results/tiny-deep/claims.md").read_text()
 
 
 def test_a_profile_whose_logs_are_not_committed_has_no_part_in_the_readmes(two, capsys):
@@ -399,9 +391,9 @@ def test_a_profile_whose_logs_are_not_committed_has_no_part_in_the_readmes(two, 
 
 
 def test_an_edited_log_is_refused_by_its_name(two, capsys):
-    path = two / "results/tiny-first/runs/cut-any-s0.jsonl"
+    path = two / "results/tiny/runs/cut-any-s0.jsonl"
     edit(path, r'"values":\[6\.0\]', '"values":[5.0]')
-    for command in (["verify"], ["reproduce"], ["verify", "--profile", "tiny"]):  # README's verdicts are of these logs
+    for command in (["verify"], ["reproduce"], ["verify", "--profile", "tiny-deep"]):  # README is of these logs
         assert main(command, two) == 2
         assert f"{path}: its seal doesn't fit" in capsys.readouterr().err
 
@@ -430,31 +422,31 @@ def test_counts_and_hashes_are_compared_to_the_last_digit(old, new):
 
 @pytest.mark.parametrize("name", ["gate.png", "gate.pdf"])
 def test_a_picture_must_be_the_one_that_its_sidecar_names(read_before, name):
-    (read_before / "figures/tiny-first" / name).write_bytes(b"another")
-    shown = ["results/tiny-first/notebooks/04_gate.ipynb: shows a picture that is none of the profile's figures"]
-    assert reproduce.verify(["tiny-first"], read_before) == [
-        f"figures/tiny-first/{name}: isn't the picture that its sidecar names"] + shown * name.endswith("png")
+    (read_before / "figures/tiny" / name).write_bytes(b"another")
+    shown = ["results/tiny/notebooks/04_gate.ipynb: shows a picture that is none of the profile's figures"]
+    assert reproduce.verify(["tiny"], read_before) == [
+        f"figures/tiny/{name}: isn't the picture that its sidecar names"] + shown * name.endswith("png")
 
 
 def test_outputs_too_many_or_too_few_are_named(read_before):
-    (read_before / "results/tiny-first/tables/base.csv").unlink()
-    (read_before / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
-    assert reproduce.verify(["tiny-first"], read_before) == [
-        "results/tiny-first/tables/base.csv: derived, but not committed",
-        "results/tiny-first/tables/magic.csv: committed, but nothing derives it"]
+    (read_before / "results/tiny/tables/base.csv").unlink()
+    (read_before / "results/tiny/tables/magic.csv").write_text("a\n1\n")
+    assert reproduce.verify(["tiny"], read_before) == [
+        "results/tiny/tables/base.csv: derived, but not committed",
+        "results/tiny/tables/magic.csv: committed, but nothing derives it"]
 
 
 def test_reproduce_rewrites_only_what_verify_would_fault(committed, capsys):
-    table, other = (committed / "results/tiny-first/tables" / name for name in ("advantage.csv", "arms.csv"))
+    table, other = (committed / "results/tiny/tables" / name for name in ("advantage.csv", "arms.csv"))
     edit(table, CELL, first_number_times(1 + 1e-8))
     kept = table.read_bytes()
     os.utime(other, (1, 1))
-    edit(committed / "figures/tiny-first/gate.json", r'("x": \[\s+)(-?[\d.]+)', first_number_times(2))
-    (committed / "results/tiny-first/tables/magic.csv").write_text("a\n1\n")
-    reproduce.reproduce(["tiny-first"], committed)
+    edit(committed / "figures/tiny/gate.json", r'("x": \[\s+)(-?[\d.]+)', first_number_times(2))
+    (committed / "results/tiny/tables/magic.csv").write_text("a\n1\n")
+    reproduce.reproduce(["tiny"], committed)
     assert table.read_bytes() == kept and other.stat().st_mtime == 1
-    assert not (committed / "results/tiny-first/tables/magic.csv").exists()
-    assert reproduce.verify(["tiny-first"], committed) == []
+    assert not (committed / "results/tiny/tables/magic.csv").exists()
+    assert reproduce.verify(["tiny"], committed) == []
     # a figure is three files, a notebook shows it, and the table that went
     assert "5 outputs written" in capsys.readouterr().out
 
@@ -463,7 +455,7 @@ def test_reproduce_killed_at_any_moment_and_given_again_ends_the_same(committed)
     """`KILLS=100 pytest -k killed` is the long form."""
     def job():
         with contextlib.redirect_stdout(None):
-            reproduce.reproduce(["tiny-first"], committed)
+            reproduce.reproduce(["tiny"], committed)
 
     kills, generator, whole = int(os.environ.get("KILLS", 2)), random.Random(1), files(committed)
     lasted, count = finished([job]), 0
@@ -473,7 +465,7 @@ def test_reproduce_killed_at_any_moment_and_given_again_ends_the_same(committed)
         (committed / "README.md").write_text(README)
         count += killed([job], lasted, generator)
     finished([job])
-    assert files(committed) == whole and reproduce.verify(["tiny-first"], committed) == []
+    assert files(committed) == whole and reproduce.verify(["tiny"], committed) == []
 
 
 # ------------------------------------------------------------------------------------------------------ provenance
@@ -501,7 +493,7 @@ RUN = "static-d4-r8-corrected-s1"
     (RUN, "packages", {"numpy": "1.0", "scipy": "2.0"}, "'numpy' is 1.0, neither"),
     (RUN, "hashes.base", "another", "isn't the base of results/tiny/checkpoints/base"),
     (RUN, "hashes.corpus", "another", "another, the profile pins 6aa15d25f340"),
-    (RUN, "protocol_version", 2, "is 2, the profile says 1"),
+    (RUN, "protocol_version", 1, "is 1, the profile says 2"),
     (RUN, "rate", 1e-2, "0.01 and 0.001, the search chose 0.001 and 0.001"),
     (RUN, "elementwise_rate", 1e-2, "0.001 and 0.01, the search chose 0.001 and 0.001"),
 ])
@@ -509,7 +501,7 @@ def test_a_run_that_may_not_be_committed_is_named_with_its_field(run, field, val
     assert faults(results, reproduced[0]) == []
     (fault,) = faults(results, reproduced[0], {run: {field: value}})
     named = "rate" if field == "elementwise_rate" else field
-    assert fault.startswith(f"results/tiny-first/runs/{run}.jsonl: field '{named}': ") and said in fault
+    assert fault.startswith(f"results/tiny/runs/{run}.jsonl: field '{named}': ") and said in fault
 
 
 def test_a_version_that_the_profile_names_is_no_fault(results, reproduced):
@@ -526,7 +518,7 @@ def test_a_log_of_another_identity_is_named_with_its_field(field, run, results, 
     own = results.runs[run].manifest["config"][field]
     within, other = (next(iter(own)), {**own, next(iter(own)): "other"}) if isinstance(own, dict) else ("", own + 1)
     (fault,) = faults(results, reproduced[0], {run: {f"config.{field}": other}})
-    assert fault.startswith(f"results/tiny-first/runs/{run}.jsonl: field 'config.{field}': ")
+    assert fault.startswith(f"results/tiny/runs/{run}.jsonl: field 'config.{field}': ")
     assert f"'{within}' is 'other'" in fault if within else f"is {other}, the profile says {own}" in fault
 
 
@@ -555,24 +547,26 @@ def test_runs_of_the_plan_that_are_not_made_are_no_fault_and_unplanned_ones_are(
     write_run(tmp_path, results.profile, spec, 4.0)
     unplanned = log.read_run(results.profile.run_path(spec.id, tmp_path))
     more = Results(results.profile, {**results.runs, spec.id: unplanned})
-    assert faults(more, tmp_path) == [f"results/tiny-first/runs/{spec.id}.jsonl: no run of the profile's plan; remove "
+    assert faults(more, tmp_path) == [f"results/tiny/runs/{spec.id}.jsonl: no run of the profile's plan; remove "
                                       "it, or add it to the plan"]
 
 
 def test_a_run_whose_rates_search_is_not_finished_says_so(results, tmp_path):
-    """The search of `static`: its own runs wait, and no other arm's; those at the shared rate are the Controller's."""
-    left = "static-d4-r8-corrected-s9-lr0.01"
-    found = faults(results, tmp_path, without={left})
-    waiting = {name for name, run in results.runs.items() if run.manifest["arm"] == "static"
-               and run.manifest["purpose"] == "matrix" and run.manifest["protocol"] == "corrected"}
-    assert len(found) == len(waiting) == 32 and {fault.split(":")[0] for fault in found} == {
-        f"results/tiny-first/runs/{name}.jsonl" for name in waiting}
+    """The search of `static`: its own runs wait, the factors of its rate, and those of the arms that take its rates;
+    none at the shared rate, the Controller's."""
+    left = "static-d8-r8-corrected-s9-lr0.01"
+    found = faults(results, tmp_path, without={left, "static-d8-r8-corrected-s9-lr0.0003"})  # a step that comes later
+    waiting = {name for name, run in results.runs.items()
+               if results.profile.siblings.get(run.manifest["arm"], run.manifest["arm"]) == "static"
+               and run.manifest["rate"] and run.manifest["protocol"] == "corrected" and "-s9-lr" not in name}
+    assert len(found) == len(waiting) > 20 and {fault.split(":")[0] for fault in found} == {
+        f"results/tiny/runs/{name}.jsonl" for name in waiting}
     assert all(f"its learning rate is still searched, 1 runs are left, '{left}' first" in fault for fault in found)
 
 
 def test_a_commit_that_the_repository_does_not_know_is_named(tmp_path):
-    write(tmp_path, keep=lambda spec: spec.arm == "cut")
-    results = load_results("tiny-first", tmp_path)
+    write(tmp_path, "tiny", keep=lambda spec: spec.arm == "cut")
+    results = load_results("tiny", tmp_path)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
@@ -581,29 +575,30 @@ def test_a_commit_that_the_repository_does_not_know_is_named(tmp_path):
     assert "runs/cut-any-s" in fault and f"field 'commit': {'0' * 40} is unknown" in fault
     changes = {name: {"commit": head} for name in results.runs}
     assert faults(results, tmp_path, changes) == []
-    found = faults(results, tmp_path, changes | {"cut-any-s1": {"commit": "1" * 40}, "cut-any-s3": {"commit": None}})
+    found = faults(results, tmp_path, changes | {"cut-any-s1": {"commit": "1" * 40}, "cut-any-s2": {"commit": None}})
     assert [line.split(" is unknown")[0] for line in found] == [
-        f"results/tiny-first/runs/cut-any-s{seed}.jsonl: field 'commit': {commit}"
-        for seed, commit in ((1, "1" * 40), (3, None))]
+        f"results/tiny/runs/cut-any-s{seed}.jsonl: field 'commit': {commit}"
+        for seed, commit in ((1, "1" * 40), (2, None))]
 
 
 def test_rates_must_be_those_that_the_search_chose(tmp_path):
-    profile = load_profile("tiny-first")
+    profile = load_profile(WHOLE)
     write_searches(tmp_path, profile, best=3e-3)
     factors = {None: 1.0, "low": 0.3, "high": 3.0}
     for spec in profile.runs():
         if spec.arm == "static" and spec.seed == 0 and spec.purpose == "matrix":
             rate = 1e-3 if switches(spec.protocol)["rate"] == "shared" else 3e-3 * factors[spec.level]
-            write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, 0), rate=rate)
-    results = load_results("tiny-first", tmp_path)
+            write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, 0), rate=rate,
+                      elementwise_rate=rate)
+    results = load_results(WHOLE, tmp_path)
     assert faults(results, tmp_path) == []
     (fault,) = faults(results, tmp_path, {"static-d4-r8-corrected-s0": {"rate": 1e-2}})
     assert "static-d4-r8-corrected-s0.jsonl: field 'rate': 0.01 and 0.003, the search chose 0.003 and 0.003" in fault
     # what was chosen stands in no file: another dev loss is another choice
     write_run(tmp_path, profile, profile.find("static-d4-r8-corrected-s9-lr0.01"), 1.0)
-    found = faults(load_results("tiny-first", tmp_path), tmp_path)
+    found = faults(load_results(WHOLE, tmp_path), tmp_path)
     own = [name for name in results.runs if name.startswith("static-")
            and results.runs[name].manifest["purpose"] == "matrix"
            and results.runs[name].manifest["switches"]["rate"] == "own"]
     assert len(found) == len(own) and all("the search chose 0.0" in fault for fault in found)
-    assert f"results/tiny-first/runs/{own[0]}.jsonl: field 'rate'" in found[0]
+    assert f"results/whole/runs/{own[0]}.jsonl: field 'rate'" in found[0]

@@ -136,8 +136,8 @@ def test_code_is_folded(pages):
 def test_a_claim_links_to_its_notebook_tables_figures_and_logs(site):
     """At the profile that has all its runs; each of the links is a file, as another test says."""
     ledger = yaml.safe_load((ROOT / "ouroboros/analysis/claims.yaml").read_text())
-    links = Page(site / "results/tiny-first/claims.html").by_section
-    verdicts = (ROOT / "results/tiny-first/claims.md").read_text()
+    links = Page(site / "results/tiny/claims.html").by_section
+    verdicts = (ROOT / "results/tiny/claims.md").read_text()
     for claim in (claim["id"] for claim in ledger if claim["rule"] not in ("value", "count")):
         kinds = {Path(link).suffix for link in links[claim.replace("_", "-")]}
         measured = "runs</summary>" in verdicts.partition(f"\n## {claim}\n")[2].partition("\n## ")[0]
@@ -145,7 +145,7 @@ def test_a_claim_links_to_its_notebook_tables_figures_and_logs(site):
 
 
 def test_a_value_links_to_its_notebook_tables_figures_and_logs(site):
-    text = (site / "results/tiny-first/claims.html").read_text().partition("where each is measured")[2]
+    text = (site / "results/tiny/claims.html").read_text().partition("where each is measured")[2]
     for claim in ("L36", "rec", "c1", "s8", "adv16", "range"):
         kinds = {Path(link).suffix for link in re.findall('href="([^"]+)"', text.partition(f">{claim}</span>")[2]
                                                           .partition("</li>")[0])}

@@ -16,8 +16,8 @@ from ouroboros.cli import main
 from ouroboros.errors import Busy, InputError
 from ouroboros.experiment.profile import parse_profile
 from ouroboros.log import WorkingLog
-from ouroboros.training import status, sweep
-from ouroboros.training.run import execute, rerun
+from ouroboros.training import status
+from ouroboros.training.run import execute
 
 RUN = "static-d2-r4-corrected-s0"
 SLOW = Path(__file__).parent / "helpers" / "slow.py"
@@ -94,7 +94,7 @@ def test_a_run_whose_rate_is_still_searched_is_planned_and_the_others_are_not(pr
 
 
 @pytest.mark.parametrize("change, field", [
-    ({"rank": 8}, "config.rank"), ({"protocol_version": 1}, "protocol_version"),
+    ({"rank": 8}, "config.rank"),
     ({"training": {"updates": 7, "micro_batch": 2, "accumulation": 2, "block": 32}}, "config.training"),
 ])
 def test_a_log_of_another_identity_is_listed_and_never_overwritten(profile, root, text, change, field):
@@ -110,14 +110,6 @@ def test_a_log_of_another_identity_is_listed_and_never_overwritten(profile, root
             refusing()
         assert "\n" not in str(error.value)
     assert path.read_bytes() == before
-
-
-def test_an_earlier_protocols_runs_are_never_made(profile, root):
-    earlier = profile.model_copy(update={"protocol_version": 1})
-    for make in (lambda: sweep.run_missing(earlier, root, 1), lambda: rerun(earlier, RUN, root),
-                 lambda: execute(earlier, RUN, root, progress=False)):
-        with pytest.raises(InputError, match="field 'protocol_version': 1; .*never made again"):
-            make()
 
 
 def test_half_a_row_is_not_read(profile, root):

@@ -151,7 +151,7 @@ def test_a_committed_checkpoint_is_found_by_the_auto_classes_without_an_import(f
         assert name in (folder / f"{file}.py").read_text(), kind
 
 
-@pytest.mark.parametrize("run_id", ["cut-any-s0", "controller_coda_full-d2-r4-corrected-s0", "linear-corrected-s0"])
+@pytest.mark.parametrize("run_id", ["cut-any-s0", "controller_coda_lora-d2-r4-corrected-s0", "linear-corrected-s0"])
 def test_what_no_library_loads_is_no_checkpoint(text, run_id):
     with pytest.raises(InputError, match="test.yaml: checkpoints: .*no library loads what this arm trains"):
         parse_profile(profile_data(text, checkpoints=[run_id]), "test.yaml")

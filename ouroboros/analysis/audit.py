@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..experiment.arms import ARMS
 from ..experiment.protocol import COLUMNS, schedule, switches
-from ..log import STEP_TABLES, Run
+from ..log import Run
 from .comparisons import LOOPS, Comparisons
 from .reported import ADDS_RESIDUAL, reach
 from .results import Results, per_results
@@ -164,30 +164,15 @@ def leak_table(results: Results) -> pd.DataFrame:
 
 def moved_table(results: Results) -> pd.DataFrame:
     """The share of each trained tensor's elements that training changed at all, by the precision they are kept in; of
-    one run, the first of the newest format."""
+    one run."""
     rows = []
     for where, setting, found in _under(results, "precision"):
         for arm in LOOPS[:2]:
-            runs = sorted(found.runs_of(arm, deepest(results)), key=_first_format, reverse=True)
             rows += [{"protocol": where["protocol"], "precision": setting["precision"], "rate": run.manifest["rate"],
-                      "arm": arm, "tensor": tensor, "moved": moved}
-                     for run in runs[:1] for tensor, moved in _moved(run)]
+                      "arm": arm, "tensor": metric.removeprefix("moved/recurrence."), "moved": float(moved.values[-1])}
+                     for run in found.runs_of(arm, deepest(results))[:1]
+                     for (_, metric), moved in run.series.items() if metric.startswith("moved/")]
     return pd.DataFrame(rows, columns=["protocol", "precision", "rate", "arm", "tensor", "moved"])
-
-
-def _moved(run: Run) -> Iterator[tuple[str, float]]:
-    """(trained tensor, the share of its elements that training changed), as one run logged it. Older formats count the
-    rows of unused steps too: of their tensors with a row a step only those count that moved whole or not at all."""
-    for (_, metric), found in run.series.items():
-        if metric.startswith("moved/"):
-            tensor, moved = metric.removeprefix("moved/recurrence."), found.values[-1]
-            known = _first_format(run) >= 4 or tensor not in STEP_TABLES or moved in (0, 1)
-            yield tensor, float(moved) if known else math.nan
-
-
-def _first_format(run: Run) -> int:
-    """The format that a run's log was first written in: before 4, `moved/` counts rows of steps that never ran too."""
-    return run.manifest.get("converted", run.manifest)["format"]
 
 
 def reach_table(results: Results) -> pd.DataFrame:
@@ -213,7 +198,7 @@ def _rates(run: Run) -> list[float]:
     """The learning rate of a table at each of a run's updates."""
     made = run.series["train", "loss"].updates
     updates, kind = run.manifest["config"]["training"]["updates"], run.manifest["switches"]["schedule"]
-    peak = run.manifest.get("elementwise_rate") or run.manifest["rate"]
+    peak = run.manifest["elementwise_rate"]
     return [peak * schedule(update - 1, updates, kind) for update in made]
 
 

@@ -189,10 +189,10 @@ class Comparisons:
         return self.pairs({name: pair[::-1] for name, pair in STEPS.items() if self._planned(depth, *pair)}, depth)
 
     def coda(self, depth: int) -> dict[str, BySeed]:
-        """Loss minus the cut model's with the coda frozen, trained by LoRA and trained whole, at one depth."""
-        names = [f"{arm}{coda}" for arm in (*LOOPS, "cut") for coda in ("", "_coda_lora", "_coda_full")]
-        names = [name for name in names if name in self.results.profile.arms and name != "cut"]
-        return self.against(names if any("_coda_" in name for name in names) else [], "cut", depth)
+        """Loss minus the cut model's with the coda frozen and with LoRA on it, at one depth; of those planned."""
+        names = [name for name in ("controller", "controller_coda_lora", "cut_coda_lora")
+                 if name in self.results.profile.arms]
+        return self.against(names if len(names) > 1 else [], "cut", depth)
 
     def at_other_depths(self, arm: str) -> dict[str, BySeed]:
         """Held-out next-token loss of the runs of the base depth, scored at each depth."""

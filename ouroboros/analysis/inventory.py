@@ -20,8 +20,9 @@ which no test asserts. Hours are wall time summed over runs, of which two went a
 commit is `git show <commit>`; each log names the lock that its packages come from by its hash, and has the hashes of
 text, base and itself.
 
-`tiny-first` are the runs of an earlier protocol, made as profile `tiny` until 2026-11-25 and never made again. Their
-logs were folders of two files until commit `d0988d2`; each was converted, and rebuilt from its new file byte by byte.
+The runs of an earlier protocol, 562 of `tiny` in which norms and tables had no rate of their own and could hardly move
+(until 2026-11-25; later `tiny-first`), are in `results/tiny-first` of commit `cf28ae8`, with what they gave and the
+script that rebuilds their older files. The base of `tiny` is theirs, and its log bears that name.
 
 """
 

@@ -2,7 +2,7 @@
 torch. Every sentence is a template; where a direction can flip, both are written."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -98,7 +98,7 @@ def page(*several: Results) -> str:
         f"![{text.shown_overview(first)}](figures/{name}/overview.png)", "",
         questions(*several).to_markdown(index=False, disable_numparse=True), "",
         "Sizes are differences of held-out loss in nats per token, with 95 % intervals over n seeds and the documents "
-        f"scored{seeds_alone(several)}. The gap is what cutting costs; more than all of it can be won back, since the "
+        "scored. The gap is what cutting costs; more than all of it can be won back, since the "
         f"full model was not trained further on this text{adapted(first)}. {at_what_cost(first)}{on_more_tokens(first)}"
         f"`{name}`: {made} planned runs are there, and {searched} searches of rates. {why_released(first)}",
         "", "## The paper's claims", "",
@@ -155,12 +155,6 @@ def paper_said() -> str:
             "an intact model. "
             "[The arithmetic](results/smollm2/notebooks/01_target.ipynb). We had the abstract, the authors' README and "
             "code, and a third party's digest, [not the full text](docs/system.md).")
-
-
-def seeds_alone(several: Iterable[Results]) -> str:
-    """Which profiles' intervals don't cover the documents."""
-    names = [f"`{results.profile.name}`" for results in several if not results.clusters]
-    return f" (of {', '.join(names)} over seeds alone)" if names else ""
 
 
 def adapted(results: Results) -> str:

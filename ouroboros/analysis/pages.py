@@ -55,9 +55,6 @@ def markdown(results: Results) -> str:
     made = results.cells.drop_duplicates("run")["status"].value_counts()
     counts = ", ".join(f"{made[s]} {s}" for s in ("finished", "diverged", "missing") if s in made)
     mark = SMOKE if results.profile.name == "smoke" else ""
-    covered = ("training seeds and, of losses on held-out text, evaluation documents (docs/statistics.md), but those "
-               "of a spread over configurations seeds alone; where nothing was trained, seeds draw text"
-               if results.clusters else "training seeds, not the choice of evaluation blocks")
     searched = search_of("controller", None, results.profile)[0].depth
     found, near = with_runs(results), NORMS_NEAR
     signs = found[_on_signs(found)]
@@ -67,11 +64,12 @@ def markdown(results: Results) -> str:
         f"# Claims at profile `{results.profile.name}`", "",
         f"{mark}Generated from the raw logs; runs of the matrix: {counts}. Sources: {SOURCES}. Measured values are "
         f"means over seeds with paired 95 % intervals, nats per token unless said otherwise; the intervals cover "
-        f"{covered}. Under `corrected` an arm trains at the rates that are best on `dev` at depth "
-        f"{searched} with a spare seed. Step norms are far from the stream's size where their mean weight ended below "
-        f"{near[0]:g} or above {near[1]:g} times its root mean square. The rules, "
-        "`ouroboros/analysis/claims.yaml`, were written before the runs but for what is dated there. Every row as "
-        "data: [tables/claims.csv](tables/claims.csv).", "",
+        "training seeds and, of losses on held-out text, evaluation documents (docs/statistics.md), but those of a "
+        "spread over configurations seeds alone; where nothing was trained, seeds draw text. "
+        f"Under `corrected` an arm trains at the rates that are best on `dev` at depth {searched} with a spare seed. "
+        f"Step norms are far from the stream's size where their mean weight ended below {near[0]:g} or above "
+        f"{near[1]:g} times its root mean square. The rules, `ouroboros/analysis/claims.yaml`, were written before the "
+        "runs but for what is dated there. Every row as data: [tables/claims.csv](tables/claims.csv).", "",
         verdicts.to_markdown(index=False, disable_numparse=True), "",
         *(_section(rows) for _, rows in signs.groupby("id", sort=False)),
         "## Values of the paper's own model", "",

@@ -313,8 +313,8 @@ def scale_table(results: Results) -> pd.DataFrame:
     theirs, found = numbers(read_claims()), Comparisons(results, "corrected")
     gap, runs = interval(found.difference("cut", "full", column="heldout")), found.runs_of("controller")[:1]
     rate = runs[0].manifest["rate"] if runs else math.nan
-    elementwise = runs[0].manifest.get("elementwise_rate", rate) if runs else math.nan
-    stream = runs[0].last("model", "stream_rms", ["not logged"])[0] if runs else math.nan
+    elementwise = runs[0].manifest["elementwise_rate"] if runs else math.nan
+    stream = runs[0].last("model", "stream_rms")[0] if runs else math.nan
     their_travel = travel(PEAK, UPDATES, "stretched")
 
     def text(profile: Profile) -> str:

@@ -297,7 +297,7 @@ def matched(results: Results) -> str:
 
 
 def coda(results: Results) -> str:
-    """The loops with their coda trained."""
+    """The Controller's loop with its coda trained too."""
     found, depth = Comparisons(results, "corrected"), results.profile.depth
     against = {ARMS[arm].label: values for arm, values in found.coda(depth).items()}
     return _listed(found, f"depth {depth} (arm - cut model)", against, CUT_WORDS) if against else \

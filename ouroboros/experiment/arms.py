@@ -47,7 +47,6 @@ class Arm:
     pairs: bool = False  # of counts: of pairs of tokens, not of tokens alone
     teacher: Literal["none", "states", "logits"] = "none"  # what of the full model is learned from, beside the text
     scans: bool = False  # the cut model with other layers kept, or passed again, is scored instead of it
-    coda: bool = False  # trained whole
     ends: int | None = None  # layers kept at either end; None: the profile's split
     fit: Literal["none", "counts", "least squares", "gradient"] = "gradient"
 
@@ -72,7 +71,7 @@ class Arm:
     @property
     def loadable(self) -> bool:
         """Whether a library loads what it trained: a loop on a frozen base, or LoRA on the cut model (`trained`)."""
-        loop = self.middle == "loop" and self.trained and self.lora == "none" and not self.coda
+        loop = self.middle == "loop" and self.trained and self.lora == "none"
         return loop or (self.middle == "one" and self.lora.startswith("kept"))
 
     @property
@@ -152,9 +151,8 @@ ARMS = {
     # as much variation, no information
     "controller_other": replace(CONTROLLER, label="Controller that reads another sequence",
                                 modulation="controller_other"),
-    # with the coda trained too
-    **{f"{name}_coda_lora": _like(arm, "LoRA on the coda", lora="coda") for name, arm in _LOOPS.items()},
-    **{f"{name}_coda_full": _like(arm, "coda trained", coda=True) for name, arm in _LOOPS.items()},
+    # the authors' next step
+    "controller_coda_lora": _like(CONTROLLER, "LoRA on the coda", lora="coda"),
     # what one would do instead of looping
     "lora": LORA,
     "lora_layer": Arm("LoRA on the cut model with a layer more", "one", lora="kept", more=1),
@@ -163,7 +161,6 @@ ARMS = {
     "linear_fit": Arm("fitted linear maps", "maps", fit="least squares"),
     "linear": Arm("trained linear maps", "maps"),
     "cut_coda_lora": _like(CUT, "LoRA on the coda", fit="gradient", lora="coda"),
-    "cut_coda_full": _like(CUT, "coda trained", fit="gradient", coda=True),
     # the system behind the paper's evidence for the gate (system.md `refiner`)
     "refine": Arm("refiner of the intact model", "refine", gate=True, step_norm=True),
     "refine_nogate": Arm("refiner, neither gate nor step norms", "refine"),

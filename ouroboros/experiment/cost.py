@@ -221,17 +221,14 @@ class Cost:
             found["maps"] = 2 * (d * d + d)
         if arm.middle == "affine":
             found["affine"] = 2 * d
-        if arm.coda:
-            found["coda"] = self.split.coda * self.shape.layer_parameters
         return found
 
     def frozen(self) -> int:
-        """Parameters of the kept layers, embedding, norm and head, where they aren't trained, and the entries of the
-        SVD bases."""
+        """Parameters of the kept layers, embedding, norm and head, and the entries of the SVD bases."""
         bases = self.rank * self._ends if self.parts.modulated else 0
         if self.parts.passes and self.parts.passes.bases == "frozen":
             bases = sum(self.base_ranks) * self._ends
-        return self.shape.parameters(self.layers) + bases - self.trainable().get("coda", 0)
+        return self.shape.parameters(self.layers) + bases
 
     # ------------------------------------------------------------------------------------------------------ FLOPs
 
@@ -287,8 +284,6 @@ class Cost:
             if arm.lora != "none":  # a norm that is trained needs the gradient of what it puts out
                 rank = self.lora_ranks[-min(reached, self.layers)]
                 backward -= first_read + 2 * rank * sum(i for _, i in first.values())
-        if arm.coda:
-            backward += self.split.coda * 2 * sum(o * i for o, i in shape.projections.values())
         if arm.teacher != "none":
             backward += self.taught(context)
         return self.forward(depth, context) + backward + 2 * sum(self._other_flops().values())
@@ -343,14 +338,13 @@ class Cost:
         return depth * step - first + (0 if arm.middle == "refine" else self.split.coda * layer) + ends
 
     def _read(self, dtype: str) -> int:
-        """Bytes a token of what projections read, which is kept where their weights, or LoRA's, are trained."""
+        """Bytes a token of what projections read, which is kept where LoRA is trained."""
         shape, ranks = self.shape, [rank for rank in self.lora_ranks if rank]
         if dtype == "float32":
             read = 2 * shape.width + shape.queries + shape.intermediate
         else:  # each LoRA keeps its own copy in float32
             read = sum(i for _, i in shape.projections.values())
-        layers = len(ranks) + (self.split.coda if self.parts.coda else 0)
-        return FLOAT32 * (layers * read + 7 * sum(ranks))
+        return FLOAT32 * (len(ranks) * read + 7 * sum(ranks))
 
     def memory(self, depth: int, tokens: int, dtype: str) -> int:
         """Bytes that training holds at its peak: weights, trained tensors with gradients and moments, activations of

@@ -77,11 +77,10 @@ def seconds(spec: RunSpec, profile: Profile, speed: Speed) -> float:
 
 def memory(spec: RunSpec, profile: Profile) -> int:
     """Bytes that a run holds at its peak, the base that it is cut from not counted."""
-    cost, training, arm = Cost.of(profile, spec.arm, spec.rank), profile.training, ARMS[spec.arm]
+    cost, training = Cost.of(profile, spec.arm, spec.rank), profile.training
     if not spec.trained:
         return cost.frozen() * BYTES[profile.base.dtype]
-    dtype = "float32" if arm.coda else profile.base.dtype  # `build.build`
-    return cost.memory(max(_depths(spec)), training.micro_batch * training.block, dtype)
+    return cost.memory(max(_depths(spec)), training.micro_batch * training.block, profile.base.dtype)
 
 
 def disk(specs: list[RunSpec], profile: Profile) -> dict[str, int]:

@@ -53,12 +53,9 @@ def dev_loss(run: Run) -> float:
 
 
 def tried(search: list[RunSpec], profile: Profile, searches: Mapping[str, Run]) -> list[RunSpec]:
-    """The matrix rates that a search tries: its grid, then one step outward as often as the best is at an edge.
-
-    Searches of an earlier protocol take no such steps.
-    """
+    """The matrix rates that a search tries: its grid, then one step outward as often as the best is at an edge."""
     points = {spec.rate: spec for spec in search if spec.rate}
-    while not profile.frozen and all(spec.id in searches for spec in points.values()):
+    while all(spec.id in searches for spec in points.values()):
         best = min(points, key=lambda rate: dev_loss(searches[points[rate].id]))
         step = (best == max(points)) - (best == min(points))
         place = RATES.index(best) + step

@@ -44,7 +44,6 @@ class Profile(Strict):
     """A scale at which everything runs, and the plan of its runs; see the YAML files."""
 
     name: Name
-    protocol_version: Annotated[Positive, Field(le=PROTOCOL_VERSION)] = PROTOCOL_VERSION
     corpus: CorpusConfig
     base: BaseConfig
     base_of: Name | None = None  # the profile whose base this one has
@@ -65,11 +64,6 @@ class Profile(Strict):
     siblings: dict[str, str] = {}  # {arm: the arm whose learning rates it takes}, of arms that aren't searched
     resources: Resources
     packages: dict[str, str] = {}  # versions that its logs were made with where they aren't the lock's
-
-    @property
-    def frozen(self) -> bool:
-        """Whether its runs follow an earlier protocol: they are read, never made again."""
-        return self.protocol_version != PROTOCOL_VERSION
 
     def folder(self, root: Path) -> Path:
         return Path(root) / "results" / self.name
@@ -188,7 +182,7 @@ class Profile(Strict):
         fields = (*IDENTITY, "own_arms") if spec.arm in self.own_arms else IDENTITY
         fields = (*fields, "scanned") if ARMS[spec.arm].scanned else fields
         config = self.at(spec).model_dump(mode="json", include=set(fields), exclude_none=True)
-        return {"protocol_version": self.protocol_version} | {f"config.{field}": config[field] for field in fields}
+        return {"protocol_version": PROTOCOL_VERSION} | {f"config.{field}": config[field] for field in fields}
 
     def mismatch(self, manifest: dict, spec: RunSpec) -> str | None:
         """In one line, why a log isn't that of the run that the plan means; None if it is."""

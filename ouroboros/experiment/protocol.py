@@ -5,7 +5,7 @@ import math
 from ..errors import InputError
 from .arms import ARMS
 
-PROTOCOL_VERSION = 2  # what switches, arms and measures mean. 1: until 2026-11-25, the committed runs of `tiny-first`
+PROTOCOL_VERSION = 2  # what switches, arms and measures mean. 1: until 2026-11-25, see results/README.md
 
 # {switch: (released, corrected)}.
 SWITCHES: dict[str, tuple[str, str]] = {

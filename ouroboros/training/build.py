@@ -150,17 +150,12 @@ def build(spec: RunSpec, profile: Profile, base: nn.Module) -> nn.Module:
     if arm.middle in ("affine", "none"):
         place = Affine(model.config.hidden_size).to(model.device) if arm.trained else Nothing()
         model.model.layers[profile.split.prelude] = place
-    if arm.coda and not arm.loops:
-        model = copy.deepcopy(model).float()  # weights that are trained aren't the base's
-    kept = model.base if arm.loops else model
     if arm.lora != "none":
-        _add_lora(kept, Cost.of(profile, spec.arm, spec.rank).lora_ranks)
+        _add_lora(model.base if arm.loops else model, Cost.of(profile, spec.arm, spec.rank).lora_ranks)
     if arm.passes:
         repeated(model, base, arm, profile, Cost.of(profile, spec.arm))
     if arm.teacher != "none":
         model.__dict__["teacher"] = Teacher(base, arm.teacher, profile.split)  # no part of it
-    if arm.coda:
-        kept.model.layers[profile.split.prelude + 1:].requires_grad_(True)
     if not arm.loops:
         model.config.use_cache = False  # a cache would be filled in training too
     return model
@@ -174,8 +169,7 @@ def _loop(spec: RunSpec, profile: Profile, base: nn.Module) -> OuroborosForCausa
     return OuroborosForCausalLM.from_base(
         base, split.prelude, split.recurrent, split.coda, rank=rank, alpha=alpha, **widths(profile),
         depth=profile.depth if spec.depth == "mixed" else spec.depth, max_steps=profile.max_steps,
-        modulation=arm.modulation, pooling=protocol["pooling"], gate=arm.gate, step_norm=arm.step_norm,
-        dtype=torch.float32 if arm.coda else None)  # weights that are trained are float32, and so is what meets them
+        modulation=arm.modulation, pooling=protocol["pooling"], gate=arm.gate, step_norm=arm.step_norm)
 
 
 def widths(profile: Profile) -> dict[str, int]:
@@ -197,16 +191,14 @@ def _add_lora(model: nn.Module, ranks: tuple[int, ...]) -> None:
 
 def part_of(name: str) -> str:
     """Which part of an arm a trained tensor belongs to: `modulation`, `gate`, `step_norm`, `lora`, `maps`, `affine`,
-    `passes`, `coda`."""
+    `passes`."""
     if name.startswith("recurrence."):
         return name.split(".")[1]
     if ".lora_" in name:
         return "lora"
     if ".affine." in name:
         return "affine"
-    if any(f".{part}." in name for part in ("passes", "factors", "modulation")):
-        return "passes"
-    return "maps" if ".before." in name or ".after." in name else "coda"
+    return "maps" if ".before." in name or ".after." in name else "passes"
 
 
 @torch.no_grad()

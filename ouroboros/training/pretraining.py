@@ -12,6 +12,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from ..errors import InputError
 from ..experiment.profile import Profile
+from ..experiment.protocol import PROTOCOL_VERSION
 from ..experiment.schema import Pretraining
 from ..log import WorkingLog
 from ..provenance import provenance
@@ -55,7 +56,7 @@ def _pretrain(profile: Profile, root: Path, folder: Path) -> None:
     _assess(model, profile, corpus, log)
     log.finish(folder / "base.jsonl", {
         "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
-        "protocol_version": profile.protocol_version,
+        "protocol_version": PROTOCOL_VERSION,
         "config": profile.model_dump(mode="json", exclude={"plan", "siblings"}), **environment,
         "hashes": {"corpus": corpus.manifest["sha256"], "tokenizer": corpus.manifest["tokenizer_sha256"],
                    "base": content_sha256((folder / "model.safetensors").read_bytes())},

@@ -18,7 +18,7 @@ from ..experiment.arms import ARMS
 from ..experiment.learning_rates import Rates, rates_of, read_searches
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
-from ..experiment.protocol import switches, travel
+from ..experiment.protocol import PROTOCOL_VERSION, switches, travel
 from ..log import STEP_TABLES, NoLog, WorkingLog, read_run, write_atomic
 from ..provenance import code_sha256, provenance
 from . import evaluation, measure, probes, trainer
@@ -29,7 +29,7 @@ from .own_arm import load_own
 from .prelude_states import kept
 from .resume import Checkpoints, asked_to_stop
 from .scan import scan
-from .status import hold, made, refuse_frozen
+from .status import hold, made
 from .trained import folder_of
 from .trained import save as save_checkpoint
 
@@ -101,7 +101,6 @@ def execute(profile: Profile, run_id: str, root: Path, path: Path | None = None,
     InputError when something doesn't fit, Preempted when asked to stop.
     """
     spec, root, main = profile.find(run_id), Path(root), trainer.processes().is_main_process
-    refuse_frozen(profile)
     with hold(profile.name, run_id, root) if main else nullcontext(lambda update: None) as began, \
             asked_to_stop() as stop:
         if path or not made(spec, profile, root):
@@ -159,7 +158,7 @@ def _make(spec: RunSpec, profile: Profile, root: Path, path: Path, progress: boo
     log.finish(path, {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, **profile.declared(spec), "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, **_rate_fields(rates), "protocol": spec.protocol,
-        "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": profile.protocol_version,
+        "switches": protocol, "seed": spec.seed, "level": spec.level, "protocol_version": PROTOCOL_VERSION,
         "config": config, **environment, "processes": accelerator.num_processes,
         "hashes": hashes | {"trained": _save_trained(trained, path)},
         "travel": {kind: travel(rate, profile.training.updates, protocol["schedule"])
@@ -250,7 +249,6 @@ def rerun(profile: Profile, run_id: str, root: Path) -> int:
     Where the profile lists it under `checkpoints` and the trained tensors are the committed run's to the last bit,
     its checkpoint is written too.
     """
-    refuse_frozen(profile)
     if not made(profile.find(run_id), profile, root):
         raise InputError(f"{profile.run_path(run_id, root)}: no such log; make runs PROFILE={profile.name} makes it")
     old = read_run(profile.run_path(run_id, root))

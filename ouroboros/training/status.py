@@ -21,7 +21,6 @@ from ..errors import Busy, InputError
 from ..experiment.learning_rates import planned, read_searches, waits
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
-from ..experiment.protocol import PROTOCOL_VERSION
 from ..log import Run, read_manifest, read_run, working_rows, write_atomic
 
 STATES = ("running", "interrupted", "missing", "planned", "mismatched", "diverged", "finished")
@@ -112,14 +111,6 @@ def made(spec: RunSpec, profile: Profile, root: Path) -> bool:
     if why := profile.mismatch(read_manifest(path), spec):
         raise InputError(f"{path}: {why}; it is another run's log: move it away, or restore the profile that made it")
     return True
-
-
-def refuse_frozen(profile: Profile) -> None:
-    """Raises InputError for a profile whose runs are of an earlier protocol than this code's."""
-    if profile.frozen:
-        raise InputError(f"profile '{profile.name}': field 'protocol_version': {profile.protocol_version}; its runs "
-                         f"follow an earlier protocol and are never made again (this code makes {PROTOCOL_VERSION}); "
-                         "name another profile")
 
 
 def missing(profile: Profile, root: Path, purpose: str | None = None) -> list[RunSpec]:

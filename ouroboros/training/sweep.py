@@ -24,7 +24,7 @@ from ..experiment.learning_rates import read_searches, waits
 from ..experiment.plan import RunSpec
 from ..experiment.profile import Profile
 from .corpus import prepare
-from .status import is_running, missing, refuse_frozen
+from .status import is_running, missing
 
 POLL_SECONDS = {"local": 0.5, "slurm": 10.0}  # the clusters, and how often each is asked for its jobs
 MONTHS = 60 * 24 * 90  # minutes: a local job ends when its runs do
@@ -117,14 +117,13 @@ def run_missing(profile: Profile, root: Path, jobs: int, purpose: str | None = N
     """Make the missing runs of the plan, or of one purpose, by `jobs` jobs at a time, in the plan's order, and wait;
     `ready` is called where nothing is left that would be refused.
 
-    Raises InputError with what stopped a job, for a profile of an earlier protocol and for a log that isn't of the run
-    of its name; Preempted on SIGTERM: local jobs save their runs' state first, those of a cluster go on.
+    Raises InputError with what stopped a job, and for a log that isn't of the run of its name; Preempted on SIGTERM:
+    local jobs save their runs' state first, those of a cluster go on.
     """
     from .build import load_base
     from .own_arm import load_own
 
     root = Path(root).resolve()
-    refuse_frozen(profile)
     missing(profile, root)  # says which log isn't its run's, before anything is made
     base = load_base(profile, root)  # says that there is none, before minutes of text are read
     prepare(profile, root)  # once, before the jobs need it

@@ -1,15 +1,15 @@
 """Raw logs with known numbers, for tests of the analysis; nothing made of them is ever a result."""
 
-import itertools
 import math
 from pathlib import Path
 
 import numpy as np
 
 from ouroboros.experiment.arms import ARMS, PROJECTIONS
+from ouroboros.experiment.learning_rates import planned, read_searches
 from ouroboros.experiment.plan import RunSpec
 from ouroboros.experiment.profile import load_profile
-from ouroboros.experiment.protocol import switches
+from ouroboros.experiment.protocol import PROTOCOL_VERSION, switches
 from ouroboros.log import write_run as write_log
 
 SPLITS = ("train", "heldout", "foreign", "stream", "reference")  # and newer, of a profile that has it
@@ -27,12 +27,13 @@ def loss(arm: str, depth: int | str | None, protocol: str, seed: int) -> float:
             "refine": 3.0, "refine_nogate": 6.5, "refine_base": 6.3,
             **dict.fromkeys(("untrained", "untrained_matched", "untrained_nonorm"), 6.4),
             **{f"cut_{ends}": 7.0 - 0.1 * ends for ends in (2, 4, 6, 10, 12)}}
-    for arm_, coda in itertools.product(("controller", "static", "none", "cut"), ("lora", "full")):
-        base[f"{arm_}_coda_{coda}"] = base[arm_] and base[arm_] - (0.5 if coda == "lora" else 1.0)
+    for middle in ("controller", "cut"):
+        base[f"{middle}_coda_lora"] = base[middle] - 0.5
     base = base[arm]
     return base + 0.01 * seed + (0.001 * seed * (depth or 0) if arm == "static" else 0)
 
 
+WHOLE = str(Path(__file__).with_name("whole.yaml"))  # the plan that `write` fills unless told otherwise
 RATE = 1e-3  # that runs train at, unless a level or a search says otherwise
 
 
@@ -43,9 +44,10 @@ def manifest(spec: RunSpec, profile, **changes) -> dict:
     return {
         "run": spec.id, "profile": profile.name, "purpose": spec.purpose, **profile.declared(spec), "arm": spec.arm,
         "depth": spec.depth, "rank": spec.rank, "rate": (spec.rate or RATE * level) if trained else None,
+        "elementwise_rate": (spec.rate or RATE * level) * (spec.factor or 1) if trained else None,
         "flops": {"forward": 10**6, "training": 3 * 10**6},
         "protocol": spec.protocol, "switches": switches(spec.protocol) if trained else None, "seed": spec.seed,
-        "level": spec.level, "protocol_version": profile.protocol_version,
+        "level": spec.level, "protocol_version": PROTOCOL_VERSION,
         "config": profile.at(spec).model_dump(mode="json", exclude={"plan", "siblings"}), "commit": "0" * 40,
         "clean": True, "lock": None, "packages": {}, "hardware": {},
         "hashes": {"corpus": profile.corpus.sha256 or "c", "tokenizer": "t", "base": "b", "trained": None},
@@ -108,6 +110,7 @@ def write_inside(log: Rows, profile, spec: RunSpec, value: float) -> None:
             rows |= {f"modulation/size/{name}": [1.0] * depth, f"modulation/over_inputs/{name}": inputs,
                      f"modulation/over_steps/{name}": [0.25], f"modulation/update/{name}": [0.125] * depth}
         log.row(update, "model", "max_modulation", 1.5)
+        log.row(update, "model", "stream_rms", [4.0])
         log.row(update, "model", "moved/recurrence.step_norm.weight", 0.0)
         log.row(update, "model", "moved/recurrence.modulation.table", 0.25)
     for metric, found in rows.items():
@@ -116,8 +119,13 @@ def write_inside(log: Rows, profile, spec: RunSpec, value: float) -> None:
 
 def write_searches(root: Path, profile, best: float = RATE) -> None:
     """The learning-rate searches of a profile: every arm's best rate is `best`, and no factor is better."""
-    for spec in profile.search_runs():
-        write_run(root, profile, spec, 4 + abs(math.log(spec.rate / best)) if spec.rate else 9.0)
+    def left() -> list[RunSpec]:  # a best rate at its grid's end asks for one more
+        return [spec for spec in planned(profile, read_searches(profile, root))
+                if spec.purpose == "rate" and not profile.run_path(spec.id, root).exists()]
+
+    while runs := left():
+        for spec in runs:
+            write_run(root, profile, spec, 4 + abs(math.log(spec.rate / best)) if spec.rate else 9.0)
 
 
 def write_base(root: Path, profile) -> None:
@@ -141,7 +149,7 @@ def plain(spec: RunSpec) -> bool:
     return "+" not in spec.protocol
 
 
-def write(root: Path, profile: str = "tiny-first", loss=loss, keep=plain, diverged=(), base: bool = True):
+def write(root: Path, profile: str = WHOLE, loss=loss, keep=plain, diverged=(), base: bool = True):
     """A profile's matrix under `root`; `keep` chooses the runs that exist, `diverged` names those without a loss."""
     declared = load_profile(profile)
     for spec in filter(keep, (spec for spec in declared.runs() if spec.purpose == "matrix")):
