@@ -25,6 +25,7 @@ from ouroboros.analysis.statistics import (
     interval,
     margin,
     pool_seed_variance,
+    scaled,
     settled,
     verdict,
     verdicts,
@@ -448,14 +449,29 @@ def test_holm_can_turn_a_small_difference_into_equivalence():
     (result(-0.3, -0.25), True),
     (result(-0.25, -0.15), False),  # -0.2 is half of -0.4
     (result(-0.26, -0.15), True),  # -0.205 is more
-    (result(-0.6, 0.1), False), (result(0.3, 0.5), False),
+    (result(-0.6, 0.1), False),
     (result(-0.3, -0.25, n=2, pooled=True), True),  # rests on three seeds before, and says so
 ])
 def test_settled(last, is_settled):
     ladder = {1600: last, 100: result(-5, 9), 400: result(-0.5, -0.3)}  # in any order
     assert settled(ladder) == is_settled
     few = "" if last.n > 2 else "; n = 2 at 1,600"
-    assert budget_words(ladder) == ("settled" + few if is_settled else "up to 1,600 tokens")
+    assert budget_words(ladder) == ("settled" + few if is_settled else "not settled up to 1,600 tokens")
+
+
+def test_a_sign_that_changes_is_told_with_the_budgets_between_which_it_does():
+    ladder = {1600: result(0.3, 0.5), 400: result(-5, 9), 100: result(-0.5, -0.3)}  # in any order
+    assert budget_words(ladder) == "changes sign between 100 and 1,600 tokens"
+    few = ladder | {6400: result(-0.9, -0.7, n=1, pooled=True)}
+    assert budget_words(few) == "changes sign between 1,600 and 6,400 tokens; n = 1 at 6,400"
+    assert budget_words(ladder | {6400: result(0.3, 0.5)}) == "settled"
+
+
+def test_in_another_unit_an_interval_says_the_same():
+    found = result(-0.5, -0.3)
+    other = scaled(found, 100 / 4)
+    assert (other.mean, other.low, other.high) == pytest.approx((25 * found.mean, 25 * found.low, 25 * found.high))
+    assert (other.side, other.n, other.p, str(other)[0]) == (found.side, found.n, found.p, str(found)[0])
 
 
 def test_nothing_is_settled_by_one_budget_or_by_few_seeds():

@@ -35,6 +35,7 @@ FIGURES = {
     "interventions": figures.interventions,
     "steps": lambda r: figures.steps(r, r.profile.depths[-1]),
     "audit": figures.audit,
+    "budgets": figures.budgets,
 }
 
 
@@ -80,7 +81,7 @@ def sidecar(figure, results, folder) -> dict:
 def test_units_and_protocols_are_named_and_panels_share_an_axis(name, results, saved):
     figure, _ = saved(name)
     first, named = figure.axes[0], " ".join(label.get_text() for label in figure.findobj(Text))
-    assert "nats per token" in named or name == "steps"
+    assert {"steps": "share of", "audit": "% of the gap"}.get(name, "nats per token") in named
     if name in ("curves", "gate", "configurations", "other depths", "interventions", "steps"):
         assert [axis.get_title() for axis in figure.axes[:2]] == list(results.profile.protocols)
     if name != "advantage":  # losses beside differences
@@ -141,10 +142,10 @@ def test_a_curve_has_a_band_where_three_seeds_carry_one_and_thin_lines_where_not
 def test_the_audits_title_names_the_largest_effect_that_is_judged():
     effects = [("target", "released", Interval(0.5, 0.4, 0.6, 3)), ("rate", "corrected", Interval(-0.7, -0.8, -0.6, 3)),
                ("packing", "released", Interval(9, math.nan, math.nan, 1)), ("all ten", "full", Interval(8, 7, 9, 3))]
-    assert "rate changes" in text.shown_switches(effects) and "-0.7 nats, all else corrected" in (
+    assert "rate changes" in text.shown_switches(effects) and "-0.7 % of the gap, all else corrected" in (
         text.shown_switches(effects))
     assert "target changes" in text.shown_switches(effects[:1] + effects[2:])
-    assert text.shown_switches(effects[2:]).endswith("+9 nats, all else released (n = 1, too few to judge)")
+    assert text.shown_switches(effects[2:]).endswith("+9 % of the gap, all else released (n = 1, too few to judge)")
     assert text.shown_switches([]).endswith("not run yet")
 
 

@@ -578,12 +578,20 @@ def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path):
         if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
             longer = 0.6 if spec.updates and spec.arm == "static" else 0
             write_run(tmp_path, profile, spec, loss(spec.arm, spec.depth, spec.protocol, spec.seed) - longer)
-    table = tables.budget_table(load_results("smoke", tmp_path)).set_index(["difference", "tokens"])
+    results = load_results("smoke", tmp_path)
+    table = tables.budget_table(results).set_index(["difference", "tokens"])
     before, after = (table.loc[("static - controller", tokens)] for tokens in (2048, 4096))
     assert before["nats"] == pytest.approx(0.25, abs=0.01) and before["the first is"] == "worse"
     assert after["nats"] == pytest.approx(-0.35, abs=0.01) and after["nats_n"] == 1
-    assert after["the first is"] == "not judged" and after["told"] == "up to 4,096 tokens"
+    assert after["the first is"] == "not judged" and after["told"] == "not settled up to 4,096 tokens"
     assert table.loc[("controller - cut", 4096), "nats"] == pytest.approx(-2)  # the cut model has no budget
+    [said] = text.budgets(results)
+    assert said.startswith("`corrected`, depth 4, from 2,048 to 4,096 tokens: not settled up to 4,096 tokens: `contr")
+    assert "`static - controller` (+0.25 to -0.35 nats)" in said
+    shown = table.reset_index()
+    assert text.shown_budgets(shown) == "With more tokens 0 of 3 differences are settled, none changes sign"
+    turned = shown.assign(told="changes sign between 2,048 and 4,096 tokens")
+    assert text.shown_budgets(turned).endswith("static - cut, static - controller")
 
 
 def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results):

@@ -35,7 +35,7 @@ from . import tables, text
 from .comparisons import INTERVENTIONS, LADDER, LOOPS, Comparisons, by_protocol, draws_depths
 from .reference_losses import LEVELS, levels_table
 from .results import Results, shown_depth
-from .statistics import FEWEST, Interval, family, interval, minus, t_interval
+from .statistics import FEWEST, Interval, family, interval, minus, scaled, t_interval
 from .tables import interval_of
 
 # Okabe and Ito (2008): told apart by colour-blind readers, and in print by their markers
@@ -47,7 +47,9 @@ LOOKS = {  # colour and marker
     "bare": ("#7f7f7f", "+"), "unigram": ("#7f7f7f", ">"), "bigram": ("#7f7f7f", "<"),  # nothing was trained for these
     "released": ("#000000", "D"), "corrected": ("#56B4E9", "h")}  # protocols, where no arm is told apart
 PLAIN = [{"color": color, "marker": marker} for color, marker in (("#000000", "o"), ("#666666", "s"), ("#a0a0a0", "^"))]
-SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation"}
+SHORT = {"lora_layer": "LoRA, a layer more", "bare": "kept layers alone", "none": "loop, no modulation",
+         "none_nonorm": "loop, its gate alone", "controller_matched": "Controller, matched norms",
+         "bigram_seen": "token pairs, a run's own text"}
 BRIGHT = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SHORT_OF_NORMS = " \u2020"
 NOTES = "\u2020 step norms far from the size of the stream", "hollow: fewer than three seeds"
@@ -407,6 +409,29 @@ def training_curves(results: Results, arms: tuple[str, ...], depth: int):
     return _lines(results, text.shown_slopes(depth, slopes), "update", "next-token loss (nats per token)", draw)
 
 
+@_shows_runs
+def budgets(results: Results):
+    """Loss minus the cut model's against the tokens trained on, `corrected`, down to the full model's."""
+    profile, (figure, axis) = results.profile, plt.subplots(figsize=(7.0, 4.2))
+    for arm, depth in tables.budgeted(profile):
+        ladder = {f"tokens {updates * profile.training.tokens_per_update}":
+                  Comparisons(results, "corrected", updates=updates).difference(arm, "cut", depth=depth)
+                  for updates in profile.budgets}
+        at = f", depth {depth}" if ARMS[arm].loops else ""
+        _parts(axis, {tokens: part for tokens, part in ladder.items() if part}, _words(arm) + at,
+               linestyle=":" if at and depth != profile.depth else "--" if ARMS[arm].matched else "-", **_style(arm))
+    for arm, dashes in (("cut", "--"), ("full", ":")) if axis.containers else ():
+        axis.axhline(interval(Comparisons(results, "corrected").difference(arm, "cut")).mean, color=LOOKS[arm][0],
+                     linestyle=dashes, label=_words(arm))
+    axis.set_xscale("log")
+    tokens = [updates * profile.training.tokens_per_update for updates in profile.budgets]
+    axis.set_xticks(tokens, [f"{each:,}" for each in tokens])
+    axis.minorticks_off()
+    _named(axis, "corrected", "tokens trained on", ARM_CUT)
+    _legend(figure)
+    return _titled(figure, text.shown_budgets(tables.budget_table(results)))
+
+
 # ------------------------------------------------------------------------------------------------------ side by side
 
 @_shows_runs
@@ -523,9 +548,11 @@ def audit(results: Results):
                      replace(interval_of(row, "effect"), p=row["effect_p"]))
                     for row in table[table["quantity"] == name].to_dict("records")]
              for name in audited.HEADLINES[::-1]}
-    finding = text.shown_switches(shown["static - Controller"])
+    lead, gap = "static - Controller", interval(Comparisons(results, "corrected").difference("cut", "full")).mean
+    shown[lead] = [(*row, scaled(effect, 100 / gap)) for *row, effect in shown[lead]]
+    finding = text.shown_switches(shown[lead])
     titled = {name.replace(" (%)", "\n(percentage points)").replace(
-        "static - Controller", "static table - Controller\n(nats per token)"): rows for name, rows in shown.items()}
+        lead, "static table - Controller\n(% of the gap)"): rows for name, rows in shown.items()}
     figure = _forest(titled, finding, "what the released setting changes it by")
     looks = {f"all else {column}": _style(column) for column in COLUMNS} | {"all ten at once": _style("full")}
     figure.legend([plt.Line2D([], [], linestyle="none", **look) for look in looks.values()], looks,

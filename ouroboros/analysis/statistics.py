@@ -8,6 +8,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -124,6 +125,12 @@ class Interval:
 
 
 NOTHING = Interval(math.nan, math.nan, math.nan, 0)
+
+
+def scaled(found: Interval, factor: float) -> Interval:
+    """It in another unit; `factor` is above 0."""
+    bounds = ("mean", "low", "high", "low90", "high90", "margin")
+    return replace(found, **{name: factor * getattr(found, name) for name in bounds})
 
 
 # --------------------------------------------------------------------------------------------- seeds alone
@@ -497,6 +504,16 @@ def settled(ladder: Mapping[int, Interval]) -> bool:
 
 
 def budget_words(ladder: Mapping[int, Interval]) -> str:
-    """`settled`, with what of it rests on fewer than three seeds, or `up to N tokens` with the largest budget."""
-    few = [f"; n = {ladder[tokens].n} at {tokens:,}" for tokens in sorted(ladder)[-2:] if not ladder[tokens].judged]
-    return "settled" + "".join(few) if settled(ladder) else f"up to {max(ladder):,} tokens"
+    """`settled`; between which budgets the sign changes; or `not settled up to N tokens`, the largest one. What rests
+    on fewer than three seeds is named."""
+    def few(*budgets: int) -> str:
+        return "".join(f"; n = {ladder[tokens].n} at {tokens:,}" for tokens in budgets if not ladder[tokens].judged)
+
+    if settled(ladder):
+        return "settled" + few(*sorted(ladder)[-2:])
+    told = [tokens for tokens in sorted(ladder) if ladder[tokens].side]
+    turns = [pair for pair in pairwise(told) if ladder[pair[0]].side != ladder[pair[1]].side]
+    if turns:
+        before, after = turns[-1]
+        return f"changes sign between {before:,} and {after:,} tokens" + few(before, after)
+    return f"not settled up to {max(ladder):,} tokens"

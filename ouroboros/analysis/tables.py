@@ -37,7 +37,7 @@ from .statistics import (
 LAST_SHARE = 0.2  # of the updates: where the slope of a training curve is taken
 CONVERGED_SLOPE = 0.02  # nats per token over that last fifth: steeper runs are labelled as not converged
 BUDGETED = (("controller", "cut"), ("static", "cut"), ("none_nonorm", "cut"), ("lora", "cut"), ("static", "controller"),
-            ("none_nonorm", "controller"), ("lora", "controller"))
+            ("none_nonorm", "controller"), ("controller_matched", "controller"), ("lora", "controller"))
 
 
 def columns(name: str, found: Interval) -> dict:
@@ -167,12 +167,20 @@ def difference_table(results: Results, measure: Callable[..., Mapping[str, BySee
     return pd.DataFrame(rows, columns=None if rows else empty)
 
 
+def budgeted(profile: Profile) -> list[tuple[str, int]]:
+    """(arm, depth) of what the plan has at other budgets too."""
+    entries = [entry for entry in profile.plan if entry.updates and entry.purpose == "matrix"]
+    return list(dict.fromkeys((arm, depth) for entry in entries for depth in entry.depths for arm in entry.arms))
+
+
 def budget_table(results: Results) -> pd.DataFrame:
     """Differences over the budgets of a ladder, `corrected`, at the depth where they are planned: whether each is
     settled (`statistics.settled`) or known up to a number of tokens only."""
     profile, rows = results.profile, []
-    depths = {depth for entry in profile.plan if entry.updates and entry.purpose == "matrix" for depth in entry.depths}
-    for depth, (first, second) in itertools.product(sorted(depths), BUDGETED):
+    arms = set(budgeted(profile))
+    for depth, (first, second) in itertools.product(sorted({depth for _, depth in arms}), BUDGETED):
+        if not {(first, depth), (second, depth)} <= arms | {("cut", depth)}:
+            continue
         parts = {updates * profile.training.tokens_per_update:
                  Comparisons(results, "corrected", updates=updates).difference(first, second, depth=depth)
                  for updates in profile.budgets}

@@ -7,6 +7,8 @@ written: for an interval above 0, below 0, and one that leaves it open.
 import math
 from collections.abc import Callable, Iterable, Sequence
 
+import pandas as pd
+
 from ..experiment.arms import ARMS
 from ..experiment.protocol import COLUMNS, switches
 from . import reference_losses, reported, statistics
@@ -14,7 +16,7 @@ from .comparisons import BLIND, DRAWN, LOOPS, Comparisons, draws_depths
 from .ledger import Claim
 from .results import Results, shown_depth
 from .statistics import ALPHA, NOT_JUDGED, NOTHING, BySeed, Interval, family, holm, interval, minus, verdict, verdicts
-from .tables import CONVERGED_SLOPE, searched_difference, sized
+from .tables import CONVERGED_SLOPE, budget_table, searched_difference, sized
 
 Words = tuple[str, str, str]  # above 0, below 0, open
 
@@ -409,4 +411,31 @@ def shown_switches(effects: list[tuple[str, str, Interval]]) -> str:
     if judged and not effect.side:
         return "No switch has a detectable effect on the Controller's lead over the static table"
     return (f"Of the switches, {switch} changes the Controller's lead over the static table most: by "
-            f"{effect.mean:+.2g} nats, all else {column}{few(effect)}")
+            f"{effect.mean:+.2g} % of the gap, all else {column}{few(effect)}")
+
+
+def budgets(results: Results) -> list[str]:
+    """What of the differences between arms lasts with more tokens; nothing where the plan has one budget."""
+    lines = []
+    for depth, rows in budget_table(results).groupby("depth"):
+        told: dict[str, list[str]] = {}
+        for name, part in rows.groupby("difference", sort=False):
+            if len(part) > 1:
+                first, *_, last = part["nats"]
+                told.setdefault(part["told"].iloc[-1], []).append(f"`{name}` ({first:+.2g} to {last:+.2g} nats)")
+        if told:
+            few, many = rows["tokens"].min(), rows["tokens"].max()
+            lines.append(f"`corrected`, depth {depth}, from {few:,} to {many:,} tokens: " + "; ".join(
+                f"{words}: {', '.join(names)}" for words, names in told.items()) + ".")
+    return lines
+
+
+def shown_budgets(table: pd.DataFrame) -> str:
+    """How many differences are settled, and which change sign, in `tables.budget_table`."""
+    several = table[table.duplicated(["difference", "depth"], keep=False)].drop_duplicates(["difference", "depth"])
+    if several.empty:
+        return f"Larger budgets: {NOT_RUN}"
+    turned = several[several["told"].str.startswith("changes sign")]
+    which = f"these change sign: {', '.join(turned['difference'])}" if len(turned) else "none changes sign"
+    return (f"With more tokens {several['told'].str.startswith('settled').sum()} of {len(several)} differences are "
+            f"settled, {which}")
