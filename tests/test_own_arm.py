@@ -161,7 +161,7 @@ def test_a_class_that_would_mislead_is_refused(arms, root, capfd, old, new, said
     assert not (root / "results/test-per_token").exists()  # nothing is half-written
 
 
-@pytest.mark.parametrize("scale, name", [("tiny", "first"), ("smollm2", "gpu"), ("tiny", "other")])
+@pytest.mark.parametrize("scale, name", [("tiny", "deep"), ("smollm2", "gpu"), ("tiny", "other")])
 def test_an_arm_whose_runs_would_lie_among_a_profiles_is_refused(arms, root, capfd, scale, name):
     (arms / f"{name}.yaml").write_text(ENTRY)
     try:
