@@ -22,7 +22,7 @@ Every line is a JSON object. The first one is the manifest; `MANIFEST_FIELDS` sa
   sigmoid(b_g)), `moved/<tensor>` (fraction of a trained tensor's elements that changed, of those of steps that ran).
 - In a run that trains nothing, splits `heldout` and `foreign`: `document_lengths`, the tokens of the documents that the
   scored blocks are packed of, in their order, with one end-of-text token after each.
-- Of a base, split `heldout`: `document_tokens`, `document_losses_full`, `_cut`, `_3gram`: summed nats of each document.
+- Of a base made until 2026-12-01 also `document_tokens` and `document_losses_...`, which nothing reads any more.
 
 The rate at an update isn't logged: it is `rate * protocol.schedule(update - 1, updates, schedule)`. Tokens seen are
 `updates * training.tokens_per_update`.

@@ -14,7 +14,7 @@ from synthetic import WHOLE, loss, plain, write, write_run, write_searches
 from ouroboros.analysis import audit, claims, reference_losses, tables, text
 from ouroboros.analysis.comparisons import LADDER, Comparisons
 from ouroboros.analysis.ledger import read_claims
-from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, base_run, load_results, read_blocks
+from ouroboros.analysis.results import CUT_STREAM_BATCHES, Results, load_results, read_blocks
 from ouroboros.analysis.statistics import (
     BySeed,
     Ratio,
@@ -666,37 +666,6 @@ def test_curves_are_of_finished_seeds(results):
     curves = tables.curves(Comparisons(results, "corrected"), "none", 4)
     assert curves.iloc[-1].to_dict() == pytest.approx({seed: 5.5 + 0.01 * seed + math.exp(-5) for seed in SEEDS})
     assert tables.curves(Comparisons(results, "corrected"), "none", 3).empty
-
-
-# ------------------------------------------------------------------------------------------------------------- base
-
-def test_the_base_table_orders_full_trigram_cut(root, results):
-    table = tables.base_table(base_run(results.profile, root)).set_index("quantity")
-    assert (table["loss_low"] < table["loss"]).all() and (table["loss"] < table["loss_high"]).all()
-    assert table.loc["cut - full", "loss"] == pytest.approx(1, abs=0.05)
-    # document by document: the difference is known better than either loss
-    width = table["loss_high"] - table["loss_low"]
-    assert width["cut - full"] < width["cut base"]
-
-
-def test_documents_are_resampled_whole_and_tokens_weighed():
-    def row(sums, sizes):
-        logged = {"document_tokens": sizes} | {f"document_losses_{name}": sums for name in ("full", "cut", "3gram")}
-        run = type("Run", (), {"last": staticmethod(lambda split, metric: logged[metric])})
-        return tables.base_table(run).set_index("quantity").loc["full base"]
-
-    found = row([10.0, 10.0, 240.0], [10, 10, 80])
-    assert (found["loss"], found["loss_low"], found["loss_high"]) == pytest.approx((2.6, 1, 3))  # by token
-    draws = np.random.default_rng(2).normal(size=400)
-    found, half = row(draws, [1] * 400), 1.96 * draws.std() / 20
-    assert found["loss"] - found["loss_low"] == pytest.approx(half, rel=0.1)
-    assert found["loss_high"] - found["loss"] == pytest.approx(half, rel=0.1)
-    assert math.isnan(row([3.0], [2])["loss_low"])  # one document has no interval
-
-
-def test_a_base_that_was_fetched_has_an_empty_table(tmp_path, results):
-    assert base_run(results.profile, tmp_path) is None
-    assert tables.base_table(None).empty
 
 
 # --------------------------------------------------------------------------------- what a comparison is made of

@@ -290,30 +290,7 @@ def searched_difference(results: Results, arm: str, other: str) -> dict[tuple[in
             if {arm, other} <= set(rows.index)}
 
 
-# -------------------------------------------------------------------------------------------- the base, the scale
-
-def base_table(run: Run | None) -> pd.DataFrame:
-    """The base on held-out documents: itself, cut, a trigram model, and the differences, per token; intervals from
-    documents resampled whole, as tokens of one aren't independent."""
-    from scipy import stats  # here, since it takes a second and few notebooks need it
-
-    if run is None:
-        return pd.DataFrame(columns=["quantity", "documents", "loss", "loss_low", "loss_high"])
-    sizes = np.array(run.last("heldout", "document_tokens"))
-    full, cut, trigram = (np.array(run.last("heldout", f"document_losses_{name}")) for name in ("full", "cut", "3gram"))
-    rows = []
-    for name, sums in {"full base": full, "cut base": cut, "trigram": trigram, "cut - full": cut - full,
-                       "trigram - full": trigram - full}.items():
-        low = high = math.nan
-        if len(sizes) > 1:
-            bounds = stats.bootstrap((sums, sizes), lambda of, over, axis: of.sum(axis) / over.sum(axis), paired=True,
-                                     vectorized=True, n_resamples=2000, method="percentile",
-                                     rng=np.random.default_rng(0))
-            low, high = bounds.confidence_interval
-        rows.append({"quantity": name, "documents": len(sizes), "loss": sums.sum() / sum(sizes), "loss_low": low,
-                     "loss_high": high})
-    return pd.DataFrame(rows)
-
+# ------------------------------------------------------------------------------------------------------- the scale
 
 def scale_table(results: Results) -> pd.DataFrame:
     """What a smaller scale doesn't keep, paper beside profile: the cut's damage, text, budget, rates, travel."""

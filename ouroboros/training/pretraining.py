@@ -16,9 +16,7 @@ from ..experiment.protocol import PROTOCOL_VERSION
 from ..experiment.schema import Pretraining
 from ..log import WorkingLog
 from ..provenance import provenance
-from .build import cut_layers
 from .corpus import Corpus, content_sha256, prepare
-from .ngram import Trigram
 from .status import hold
 from .trainer import plain_loss
 
@@ -26,7 +24,7 @@ EVALUATION_BLOCKS = 64
 
 
 def pretrain(profile: Profile, root: Path, force: bool = False) -> Path:
-    """Pretrain, assess and save the base under results/<profile>/base; a finished one is left alone.
+    """Pretrain and save the base under results/<profile>/base; a finished one is left alone.
 
     Raises InputError when the profile names a pretrained base instead, Busy when another process makes it.
     """
@@ -53,7 +51,6 @@ def _pretrain(profile: Profile, root: Path, folder: Path) -> None:
                                          bos_token_id=corpus.end_of_text)).to(PartialState().device)
     _train(model, recipe, corpus, log)
     model.eval().save_pretrained(folder)
-    _assess(model, profile, corpus, log)
     log.finish(folder / "base.jsonl", {
         "run": "base", "profile": profile.name, "purpose": "base", "seed": recipe.seed,
         "protocol_version": PROTOCOL_VERSION,
@@ -133,28 +130,3 @@ def _train(model, recipe: Pretraining, corpus: Corpus, log: WorkingLog) -> None:
             optimizer.step()
             optimizer.zero_grad()
         log.row(update + 1, "train", "loss", loss.item())
-
-
-@torch.no_grad()
-def document_loss(model, document: np.ndarray, start: int) -> float:
-    """Summed nats of a document's tokens, the first one given the start of text."""
-    targets = torch.from_numpy(document.astype(np.int64)).to(model.device)
-    inputs = torch.cat([targets.new_tensor([start]), targets[:-1]])
-    logits = model(inputs[None], use_cache=False).logits[0]  # (tokens, vocabulary)
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item()
-
-
-def _assess(model, profile: Profile, corpus: Corpus, log: WorkingLog) -> None:
-    """Score every held-out document (its first block) under the base, the cut base and a trigram model."""
-    block, start = profile.base.pretraining.block, corpus.end_of_text
-    documents = [document[:block] for document in corpus.documents("heldout")]
-    trigram = Trigram(corpus.documents("train"), model.config.vocab_size, start)
-    cut = cut_layers(model, profile.split)
-    scores = {
-        "document_tokens": [len(d) for d in documents],
-        "document_losses_full": [document_loss(model, d, start) for d in documents],
-        "document_losses_cut": [document_loss(cut, d, start) for d in documents],
-        "document_losses_3gram": [trigram.loss(d) for d in documents],
-    }
-    for metric, values in scores.items():
-        log.row(profile.base.pretraining.updates, "heldout", metric, values)

@@ -129,17 +129,11 @@ def write_searches(root: Path, profile, best: float = RATE) -> None:
 
 
 def write_base(root: Path, profile) -> None:
-    """The base's log: full < cut by 1 nat per token, trigram between full and cut, documents of unequal size."""
+    """The base's log."""
     log = Rows()
     for update in (0, 10, 20):
         for split in ("dev", "heldout"):
             log.row(update, split, "curve/loss_t+1", 8 - update / 5)
-    sizes = np.arange(10, 60)
-    wobble = 0.2 * np.sin(sizes)
-    log.row(20, "heldout", "document_tokens", sizes.tolist())
-    for name, per_token in (("full", 2.0), ("cut", 3.0), ("3gram", 2.5)):
-        scale = 1 if name == "full" else 1.5
-        log.row(20, "heldout", f"document_losses_{name}", (sizes * (per_token + scale * wobble)).tolist())
     made = manifest(RunSpec("full", None, None, "any", 0), profile)
     write_log(profile.base_folder(root) / "base.jsonl", {**made, "run": "base", "purpose": "base"}, log)
 
