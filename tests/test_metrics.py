@@ -572,7 +572,7 @@ def test_norms_that_had_no_time_to_reach_the_stream_are_said(results, tmp_path):
     assert "step norms far from the stream's size: `static`" in ahead.why
 
 
-def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path):
+def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path, monkeypatch):
     profile = load_profile("smoke")
     for spec in profile.runs():
         if spec.arm in ("controller", "static", "cut", "full") and plain(spec) and spec.purpose == "matrix":
@@ -592,6 +592,11 @@ def test_a_ladder_of_budgets_reads_each_budgets_own_runs(tmp_path):
     assert text.shown_budgets(shown) == "With more tokens 0 of 3 differences are settled, none changes sign"
     turned = shown.assign(told="changes sign between 2,048 and 4,096 tokens")
     assert text.shown_budgets(turned).endswith("static - cut, static - controller")
+    further = shown[shown["difference"] == "controller - cut"].iloc[-1:].assign(tokens=8192)
+    monkeypatch.setattr(text, "budget_table", lambda _: pd.concat([shown, further], ignore_index=True))
+    rest, longer = text.budgets(results)  # each difference with the largest budget that it has
+    assert "to 4,096 tokens" in rest and "`controller - cut`" not in rest
+    assert "to 8,192 tokens" in longer and "`static" not in longer
 
 
 def test_what_a_smaller_scale_does_not_keep_is_read_off_profile_and_logs(results):

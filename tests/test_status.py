@@ -112,6 +112,16 @@ def test_a_log_of_another_identity_is_listed_and_never_overwritten(profile, root
     assert path.read_bytes() == before
 
 
+def test_a_log_of_an_earlier_protocol_is_listed_and_never_overwritten(profile, root):
+    path = write_run(root, profile, profile.find("cut-any-s0"), 4.0, protocol_version=1)
+    before = path.read_bytes()
+    found = state(profile, root, "cut-any-s0")
+    assert found.state == "mismatched" and "field 'protocol_version': is 1" in found.why
+    with pytest.raises(InputError, match="cut-any-s0.jsonl: field 'protocol_version'.*another run's log"):
+        status.missing(profile, root)
+    assert path.read_bytes() == before
+
+
 def test_half_a_row_is_not_read(profile, root):
     log = WorkingLog(profile.unfinished(RUN, root))
     log.row(0, "heldout", "curve/loss_t+1", 5.0)
