@@ -429,10 +429,10 @@ def test_a_picture_must_be_the_one_that_its_sidecar_names(read_before, name):
 
 
 def test_outputs_too_many_or_too_few_are_named(read_before):
-    (read_before / "results/tiny/tables/base.csv").unlink()
+    (read_before / "results/tiny/tables/arms.csv").unlink()
     (read_before / "results/tiny/tables/magic.csv").write_text("a\n1\n")
     assert reproduce.verify(["tiny"], read_before) == [
-        "results/tiny/tables/base.csv: derived, but not committed",
+        "results/tiny/tables/arms.csv: derived, but not committed",
         "results/tiny/tables/magic.csv: committed, but nothing derives it"]
 
 
