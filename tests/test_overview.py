@@ -47,7 +47,7 @@ def test_answers_turn_with_the_numbers(results, tmp_path):
 @pytest.mark.parametrize("loop, lora, said", [
     (-1, -3, "Partly. The loop wins back 25 %"), (-3, -1, "Yes. The loop wins back 75 %"),
     (1, -2, "No. The loop ends above the model that was cut"), (-1, None, "nothing is decided"),
-    (1, 2, "Nothing is decided yet"),
+    (1, 2, "The table says what is known so far"),
 ])
 def test_the_opening_follows_the_first_two_answers(tmp_path, loop, lora, said):
     def loss(arm, depth, protocol, seed):

@@ -33,7 +33,7 @@ def row(*found) -> dict:
 def test_the_same_answer_needs_no_reason(tmp_path):
     found = row(results_of(tmp_path, "smollm2", 5.0), results_of(tmp_path, "tiny", 4.4))
     assert found["smollm2, depth 8"] == "yes, by 25 %" and found["tiny, depth 8"] == "yes, by 10 %"
-    assert (found["the same?"], found["why not"]) == ("yes", "")
+    assert (found["the same?"], found["tiny says it with"]) == ("yes", "")
 
 
 @pytest.mark.parametrize("deep, longer, why", [
@@ -42,7 +42,7 @@ def test_the_same_answer_needs_no_reason(tmp_path):
     (5.0, 5.0, "the cut or the budget (4 x the tokens)"),
     (3.0, 3.0, "neither the cut nor the budget (4 x the tokens)"),
     (3.0, None, "not the cut"),
-    (None, None, "not tested yet"),
+    (None, None, "too few seeds"),  # 16 times the tokens have one
 ])
 def test_an_opposite_answer_is_explained_by_what_makes_it_the_same(tmp_path, deep, longer, why):
     tiny = results_of(tmp_path, "tiny", 3.0, {1600: longer} if longer else None)
@@ -53,7 +53,31 @@ def test_an_opposite_answer_is_explained_by_what_makes_it_the_same(tmp_path, dee
     if deep is not None:
         results_of(tmp_path, "tiny-deep", deep)
     found = row(results_of(tmp_path, "smollm2", 5.0), tiny, [results_at_hand("tiny-deep", tmp_path)])
-    assert found["tiny, depth 8"] == "no, by 25 %" and (found["the same?"], found["why not"]) == ("no", why)
+    assert found["tiny, depth 8"] == "no, by 25 %" and (found["the same?"], found["tiny says it with"]) == ("no", why)
+
+
+@pytest.mark.parametrize("words, said", [
+    (["", scales.NOT_RUN], "not tested yet"), ([scales.NOT_RUN, scales.OPEN], "tested, open"),
+    ([scales.FEW, scales.NOT_RUN], "too few seeds"), ([scales.OPEN, "no"], "not b"), ([scales.OPEN, "yes"], "b")])
+def test_what_was_tested_is_not_said_to_be_untested(words, said):
+    assert scales.why(scales.Answer("yes"), list(zip("ab", map(scales.Answer, words)))) == said
+
+
+def test_less_than_the_margin_is_no_other_answer_than_equivalent(tmp_path):
+    """Both are told apart at smollm2, by less than matters."""
+    large = row(results_of(tmp_path, "smollm2", 4.005), results_of(tmp_path, "tiny", 4.0))
+    assert large["smollm2, depth 8"] == large["tiny, depth 8"] == "equivalent" and large["the same?"] == "yes"
+
+
+def test_a_run_that_diverged_at_another_depth_says_nothing_of_this_one(tmp_path):
+    tiny = results_of(tmp_path, "tiny", 4.4)
+    for path in tmp_path.glob("results/tiny/runs/static-d8-*.jsonl"):
+        path.unlink()
+    for spec in tiny.profile.runs():
+        if spec.arm == "static" and spec.depth == 1 and spec.purpose == "matrix" and spec.protocol == "corrected":
+            synthetic.write_run(tmp_path, tiny.profile, spec, 9.0, status="diverged")
+    found = row(results_of(tmp_path, "smollm2", 5.0), load_results("tiny", tmp_path))
+    assert found["tiny, depth 8"] == "not run yet"
 
 
 def test_what_is_open_or_not_run_is_said_to_be_so(tmp_path):

@@ -25,7 +25,6 @@ from .statistics import (
     family,
     interval,
     minus,
-    verdict,
     verdicts,
 )
 from .tables import searched_difference, sized
@@ -82,7 +81,7 @@ BESIDE = {"static": "a table in the Controller's place", "none_nonorm": "the gat
           "bigram": "counting them in the whole training split"}
 OPEN = {EQUIVALENT: "Equivalent", UNDECIDED: "No detectable difference"}
 DIVERGED = "no loss: a run diverged"
-OTHERWISE = "Nothing is decided yet; the table says what is known."
+OTHERWISE = "The table says what is known so far."
 
 
 def page(*several: Results) -> str:
@@ -122,15 +121,14 @@ def _depths(results: Results) -> str:
 def opening(results: Results) -> str:
     """Whether the method works, in a few sentences."""
     found, depth = Comparisons(results, "corrected"), shown_depth(results)
-    judged = tuple(_direction(interval(found.difference(question.arm, question.other, depth=depth)))
-                   for question in QUESTIONS[:2])
-    if judged not in OPENING:
+    words = tuple(_direction(judged(found, question)[1].get(depth, UNDECIDED)) for question in QUESTIONS[:2])
+    if words not in OPENING:
         return OTHERWISE
     loop, lora, first = (_recovered(found, arm, at) for arm, at in
                          (("controller", depth), ("lora", depth), ("controller", 1)))
     once = f" ({first} with a single pass)" if depth > 1 and found.loss("controller", 1) else ""
     beside = [f"{what} {_recovered(found, arm, depth)}" for arm, what in BESIDE.items() if found.loss(arm, depth)]
-    said = OPENING[judged].format(loop=loop, lora=lora, once=once, foreign=foreign_share(results))
+    said = OPENING[words].format(loop=loop, lora=lora, once=once, foreign=foreign_share(results))
     return said + (f" For comparison: {'; '.join(beside)}." if beside else "")
 
 
@@ -226,6 +224,13 @@ def judged(found: Comparisons, question: Question) -> tuple[dict[int, Interval],
     return parts, verdicts(parts)
 
 
+def diverged(found: Comparisons, question: Question, depth: int) -> bool:
+    """Whether a run that a question is asked of at a depth diverged."""
+    here = Comparisons(found.results, found.protocol, updates=found.updates)
+    here.loss(question.arm, depth), here.loss(question.other, question.at or depth)
+    return bool(here.diverged)
+
+
 def answer(results: Results, question: Question, depth: int) -> str:
     """A cell: the answer at a depth with its size, and at each other depth of the plan where it is another one."""
     found = Comparisons(results, "corrected")
@@ -233,7 +238,7 @@ def answer(results: Results, question: Question, depth: int) -> str:
     if not parts:
         return Verdict.NOT_PLANNED
     gap = interval(found.difference("cut", "full")).mean
-    said = {at: _said(question, part, words[at], gap) if part.n or not found.diverged else (DIVERGED, "")
+    said = {at: _said(question, part, words[at], gap) if part.n or not diverged(found, question, at) else (DIVERGED, "")
             for at, part in parts.items()}
     own = ["".join(said[depth])] if depth in parts else [f"{Verdict.NOT_PLANNED} at depth {depth}"]
     others = [f"At depth {at}: {said[at][0][0].lower()}{said[at][0][1:]}{said[at][1]}" for at, part in parts.items()
@@ -276,10 +281,9 @@ def _said(question: Question, found: Interval, judged: str, gap: float) -> tuple
     return answer, f", by {size} nats{part}{margin} ({seeds})"
 
 
-def _direction(found: Interval) -> str:
+def _direction(word: str) -> str:
     """`BETTER`, `WORSE` or `UNDECIDED`, whatever the size."""
-    judged = verdict(found)
-    return next((word for word in (BETTER, WORSE) if judged.startswith(word)), UNDECIDED)
+    return next((side for side in (BETTER, WORSE) if word.startswith(side)), UNDECIDED)
 
 
 def why_released(results: Results) -> str:

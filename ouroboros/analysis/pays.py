@@ -12,17 +12,21 @@ import pandas as pd
 
 from ..experiment.arms import ARMS
 from ..experiment.cost import Cost
+from ..experiment.learning_rates import planned
 from ..log import Run
 from .comparisons import Comparisons
 from .results import Results
 from .statistics import FEWEST, NOTHING, BySeed, Interval, interval, minus
-from .tables import columns, sized
+from .tables import columns, interval_of, sized
 from .text import missing_of
 
 HEADLINE = "values"  # the class of docs/hypotheses.md that pays.json is about
 WINS, CLOSE = 0.02, 0.01  # of the gap
+YES = "Yes"
 TAUGHT_BAR = "lora_distilled"  # of a candidate that learns from the full model
 GATE = 0.3  # at which a scan's losses are compared
+SAME = 0.02  # training FLOPs that differ by less count as equal
+OTHERS = {"values+layer": "With a layer more stored", "inference": "At equal FLOPs a token"}
 
 
 def _runs(results: Results, *purposes: str) -> list[Run]:
@@ -105,32 +109,48 @@ def gap(results: Results) -> float:
     return float(np.mean(list(cut.values())) - np.mean(list(full.values()))) if full and cut else math.nan
 
 
-def _best(results: Results, kind: str) -> str | None:
-    """The confirmed arm of a class with the lowest mean dev loss, at the headline's budget; None before all that are to
-    be confirmed are. An arm of which a seed diverged can't be the best; what is distilled comes after, of the best."""
-    profile = results.profile
+def _confirmed_dev(results: Results, kind: str) -> dict[str, float]:
+    """Mean dev loss of each arm of a class that the screen chose, at the headline's budget; nothing before the screen
+    is whole and all that it chose is confirmed.
+
+    What is distilled comes after, of the best. A candidate of which a seed diverged isn't there; a baseline's would
+    make the bar another one, so then there is none.
+    """
+    profile, runs = results.profile, results.runs
+    screen = [spec for spec in planned(profile, runs) if spec.purpose in ("rate", "screen") and profile.declared(spec)]
     finalists = [spec for spec in profile.runs() if spec.purpose == "pays" and spec.updates is None
                  and ARMS[spec.arm].teacher != "logits" and profile.declared(spec)["budget"] == HEADLINE]
     results.note(spec.id for spec in finalists)
-    if any(spec.id not in results.runs for spec in finalists):
-        return None
-    seeds = {arm: losses(results, arm, "dev") for arm in dict.fromkeys(
-        spec.arm for spec in finalists if profile.declared(spec)["class"] == kind)}
-    means = {arm: float(np.mean(list(of_arm.values()))) for arm, of_arm in seeds.items()
-             if len(of_arm) == sum(spec.arm == arm for spec in finalists) >= FEWEST}
+    arms = chosen(results)[kind]
+    if any(spec.id not in runs for spec in (*screen, *finalists)) or not {*arms} <= {spec.arm for spec in finalists}:
+        return {}
+    seeds = {arm: losses(results, arm, "dev") for arm in arms}
+    whole = {arm: float(np.mean(list(found.values()))) for arm, found in seeds.items()
+             if len(found) == sum(spec.arm == arm for spec in finalists) >= FEWEST}
+    return whole if kind == "candidate" or len(whole) == len(arms) else {}
+
+
+def _best(results: Results, kind: str) -> str | None:
+    """The confirmed arm of a class with the lowest mean dev loss."""
+    means = _confirmed_dev(results, kind)
     return min(means, key=means.get, default=None)
 
 
 def decided(results: Results) -> dict | None:
-    """Best candidate against bar at equal stored and trained values, for pays.json; None before both are confirmed."""
+    """Best candidate against bar at equal stored and trained values, for pays.json; None before both are confirmed, and
+    where LoRA that learns from the full model must be beaten too, and isn't confirmed."""
     best, bar = _best(results, "candidate"), _best(results, "baseline")
     if best is None or bar is None:
         return None
     gain, margin = _gain(results, best, bar), WINS * gap(results)
-    # what learns from the full model must beat LoRA that does too
-    taught = ARMS[best].teacher == "none" or _gain(results, best, TAUGHT_BAR).low > 0
+    wins = _word(gain, margin) == YES
+    if wins and ARMS[best].teacher != "none":
+        taught = _gain(results, best, TAUGHT_BAR)
+        if taught.n < FEWEST:
+            return None
+        wins = taught.low > 0
     return {"best": best, "bar": bar, "gain": gain.mean, "interval": [gain.low, gain.high], "seeds": gain.n,
-            "wins": bool(gain.mean > margin and gain.low > 0 and taught), "margin": margin, "budget": HEADLINE,
+            "wins": wins, "margin": margin, "budget": HEADLINE,
             "updates": results.profile.training.updates, "measured": "held-out text, next token, nats per token"}
 
 
@@ -144,23 +164,45 @@ def _gain(results: Results, arm: str, bar: str) -> Interval:
     return interval(minus(losses(results, bar), losses(results, arm)))
 
 
+def _word(gain: Interval, margin: float) -> str:
+    """Whether a gain wins, nearly does, or doesn't (docs/hypotheses.md)."""
+    if gain.low > 0 and gain.mean > margin:
+        return YES
+    return "Nearly, but not by the rule" if gain.low > 0 or gain.mean > margin else "No"
+
+
 def _same_flops(arm: str) -> str | None:
     """LoRA on the cut model with as many layers more as an arm makes extra passes; None where there is no such arm."""
     passes = ARMS[arm].passes
     return {1: "lora_layer", 3: "lora_layers"}.get(passes.count) if passes and passes.kind == "damped" else None
 
 
+def _layers_more(arm: str) -> str:
+    """What a block's pass applies beyond the bar at equal FLOPs, said beside it."""
+    more = ARMS[arm].passes.layers - 1
+    return f" (it applies {more} layer{'s' * (more > 1)} more than that bar)" if more else ""
+
+
+def _bar(results: Results, arm: str, kind: str, budget: str) -> str | None:
+    """The arm that another one's gain is on; a distilled one's is distilled too. None of a bar itself, and of one of
+    another class than the headline's."""
+    bar = _best(results, "baseline") if budget == HEADLINE else None
+    if kind == "candidate" and budget in OTHERS:
+        bar = _same_flops(arm) if budget == "inference" else "lora_layer"
+    bar = f"{bar}_distilled" if bar and ARMS[arm].teacher == "logits" else bar
+    return None if bar == arm else bar
+
+
 def confirmed(results: Results) -> pd.DataFrame:
-    """One row a confirmed arm: its held-out loss, and what it gains on its class's bar; a bar of another class than the
-    headline's gains nothing."""
-    bars, rows = {HEADLINE: _best(results, "baseline"), "values+layer": "lora_layer"}, []
+    """One row a confirmed arm: its held-out loss, and what it gains on its class's bar."""
+    rows = []
     for run in _runs(results, "pays"):
         made = run.manifest
         if _updates(run) == results.profile.training.updates and made["arm"] not in [row["arm"] for row in rows]:
-            bar = bars.get(made["budget"])
-            rows.append({"arm": made["arm"], "class": made["class"], "budget": made["budget"],
+            bar = _bar(results, made["arm"], made["class"], made["budget"])
+            rows.append({"arm": made["arm"], "class": made["class"], "budget": made["budget"], "bar": bar or "",
                          **columns("loss", interval(losses(results, made["arm"]))),
-                         **columns("gain", NOTHING if bar in (None, made["arm"]) else _gain(results, made["arm"], bar)),
+                         **columns("gain", _gain(results, made["arm"], bar) if bar else NOTHING),
                          **_costs(results, run)})
     table = pd.DataFrame(rows)
     return table.sort_values("loss", ignore_index=True) if rows else table
@@ -203,31 +245,46 @@ def _compared(table: pd.DataFrame) -> pd.DataFrame:
 def answer(results: Results) -> list[str]:
     """The verdict, its size, and what each step has said so far."""
     wanted = {spec.id for entry in results.profile.plan if entry.role for spec in results.profile.runs_of(entry)}
-    return [*_verdict(results), missing_of(results, wanted), *_screen_said(results), *_scan_said(results)]
+    lost = sorted(name for name, run in results.runs.items()
+                  if run.manifest["purpose"] == "pays" and run.manifest["status"] == "diverged")
+    return [*_verdict(results), *_elsewhere(results), missing_of(results, wanted),
+            *([f"Diverged, so in no mean: {', '.join(lost)}"] if lost else []),
+            *_screen_said(results), *_scan_said(results)]
 
 
 def _verdict(results: Results) -> list[str]:
-    found = decided(results)
+    found, arms = decided(results), [_best(results, kind) for kind in ("candidate", "baseline")]
+    if None in arms:
+        return ["Not decided yet: the screen and what it chooses aren't whole at equal stored and trained values"]
+    (best, bar), gain = (ARMS[arm].label for arm in arms), _gain(results, *arms)
     if found is None:
-        return ["Not decided yet: no candidate and bar are confirmed at equal stored and trained values"]
-    best, bar = (ARMS[found[name]].label for name in ("best", "bar"))
-    gain = _gain(results, found["best"], found["bar"])
-    alone = ARMS[found["best"]].teacher != "none" and _gain(results, found["best"], TAUGHT_BAR).n < FEWEST
+        return [f"Not decided yet: {best} is ahead of {bar}, and must be of LoRA that learns from the full model too"]
+    word = _word(gain, found["margin"])
     if found["wins"]:
-        said = f"{_at_same_flops(results, found['best'])}: {best} is ahead of {bar}"
-    elif alone and gain.low > 0 and gain.mean > found["margin"]:
-        said = f"Not decided yet: {best} is ahead of {bar}, and must be of LoRA that learns from the full model too"
-    elif gain.low > 0 or gain.mean > found["margin"]:
-        said = f"Nearly, but not by the rule: {best} against {bar}"
+        said = f"{_at_same_flops(results, arms[0])}: {best} is ahead of {bar}"
+    elif word == YES:
+        said = f"No: {best} is ahead of {bar}, but not of LoRA that learns from the full model too"
     else:
-        said = f"No: the best loop, {best}, doesn't beat {bar}"
+        said = f"{word}: {best} against {bar}"
     lines = [f"{said}; its gain is {sized(gain)} nats per token (n = {gain.n}), where a win asks for more than "
              f"{found['margin']:.3f}"]
-    if found["bar"] == "relaxed":  # it is a loop itself
-        lines.insert(0, "A published loop, relaxed recursion, is the best baseline: that one pays")
-    if found["wins"]:
-        lines.append(_at_same_training(results, found["best"]))
-    return lines
+    if arms[1] == "relaxed":  # it is a loop itself
+        means = _confirmed_dev(results, "baseline")
+        second = min(means.keys() - {"relaxed"}, key=means.get)
+        lines.insert(0, "A published loop, relaxed recursion, is the best baseline: that one pays, in storage only, as "
+                     f"it applies as many layers as the full model; its gain on {ARMS[second].label} is "
+                     f"{sized(_gain(results, 'relaxed', second))} nats per token")
+    return lines + ([_at_same_training(results, arms[0])] if found["wins"] else [])
+
+
+def _elsewhere(results: Results) -> Iterator[str]:
+    """The verdict on each candidate that is confirmed in another class than the headline's."""
+    margin = WINS * gap(results)
+    for row in confirmed(results).to_dict("records"):
+        if row["class"] == "candidate" and row["budget"] in OTHERS and row["gain_n"] >= FEWEST:
+            gain = interval_of(row, "gain")
+            yield (f"{OTHERS[row['budget']]}: {_word(gain, margin)}, {ARMS[row['arm']].label} against "
+                   f"{ARMS[row['bar']].label}; its gain is {sized(gain)} nats per token (n = {gain.n})")
 
 
 def _at_same_flops(results: Results, best: str) -> str:
@@ -237,16 +294,20 @@ def _at_same_flops(results: Results, best: str) -> str:
     if other and gain.n < FEWEST:
         return "Yes in stored values; at equal FLOPs a token it isn't confirmed yet"
     behind = other is None or gain.high < 0
-    return "In storage only, since it is behind at equal FLOPs a token" if behind else "Yes"
+    return "In storage only, since it is behind at equal FLOPs a token" if behind else YES + _layers_more(best)
 
 
 def _at_same_training(results: Results, best: str) -> str:
     """A winner against LoRA with as many updates as make its training FLOPs equal."""
-    longer = [run for run in _runs(results, "pays") if run.manifest["budget"] == "training"]
-    if not longer:
+    runs = [(run.manifest, run.manifest["flops"]["training"] * _updates(run)) for run in _runs(results, "pays")]
+    own = next(flops for made, flops in runs if made["arm"] == best and made["budget"] == HEADLINE)
+    longer = [made for made, flops in runs if made["budget"] == "training" and made["class"] == "baseline"
+              and math.isclose(flops, own, rel_tol=SAME)]
+    updates = longer[0]["config"]["training"]["updates"] if longer else None
+    gain = interval(minus(losses(results, longer[0]["arm"], updates=updates), losses(results, best))) if longer \
+        else NOTHING
+    if gain.n < FEWEST:
         return "At equal training FLOPs it isn't confirmed yet"
-    updates = _updates(longer[0])
-    gain = interval(minus(losses(results, longer[0].manifest["arm"], updates=updates), losses(results, best)))
     return (f"At equal training FLOPs, {updates} updates of LoRA on the cut model, its gain is {sized(gain)} nats per "
             f"token (n = {gain.n})")
 
@@ -286,15 +347,19 @@ def _other_classes(results: Results, table: pd.DataFrame) -> Iterator[str]:
     """How near the best candidate of each other class came to its bar in the screen: within 2 % of the gap it is
     confirmed."""
     dev, stored = table.set_index("arm")["dev"], table[table["budget"] == "values+layer"]["arm"]
-    bars = {"With a layer more stored": dict.fromkeys(stored, "lora_layer"),
-            "At equal FLOPs a token": {arm: _same_flops(arm) for arm in dev.index}}
-    for what, bar_of in bars.items():
+    bars = {"values+layer": dict.fromkeys(stored, "lora_layer"),
+            "inference": {arm: _same_flops(arm) for arm in dev.index}}
+    won = (decided(results) or {}).get("wins")
+    for budget, bar_of in bars.items():
         gains = {arm: dev[bar] - dev[arm] for arm, bar in bar_of.items() if bar in dev.index}
         if gains:
             best = max(gains, key=gains.get)
+            more = _layers_more(best) if budget == "inference" else ""
             near = "is" if gains[best] > -WINS * gap(results) else "isn't"
-            yield (f"{what}, in the screen: {ARMS[best].label} is {'ahead' if gains[best] > 0 else 'behind'} by "
-                   f"{abs(gains[best]):.3f}; by the rule it {near} confirmed")
+            # the headline's winner is confirmed there, however near another arm came
+            rule = "" if won and budget == "inference" else f"; by the rule it {near} confirmed"
+            yield (f"{OTHERS[budget]}, in the screen: {ARMS[best].label} is {'ahead' if gains[best] > 0 else 'behind'} "
+                   f"by {abs(gains[best]):.3f}{more}{rule}")
 
 
 def _scan_said(results: Results) -> list[str]:

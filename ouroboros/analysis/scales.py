@@ -8,9 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from .comparisons import Comparisons
-from .overview import QUESTIONS, Question, judged
+from .overview import QUESTIONS, Question, diverged, judged
 from .results import Results, shown_depth
-from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WORSE, interval
+from .statistics import BETTER, EQUIVALENT, NOT_JUDGED, UNDECIDED, WITHIN, WORSE, interval
 from .text import NOT_RUN
 
 VARIANTS = {"deep": ("cut deeper", "the cut"), "other": ("on another base", "the base")}  # profiles <scale>-<name>
@@ -62,23 +62,27 @@ def answer(scale: Scale, question: Question, depth: int) -> Answer:
     if depth not in parts:
         return Answer("")
     if not parts[depth].n:
-        return Answer(DIVERGED if found.diverged else NOT_RUN)
-    word = next(word for said, word in SAID.items() if words[depth].startswith(said))
+        return Answer(DIVERGED if diverged(found, question, depth) else NOT_RUN)
+    if words[depth].endswith(WITHIN):  # one is ahead, by less than matters
+        return Answer(EQUIVALENT)
+    word = SAID[words[depth]]
     return Answer(word, 100 * parts[depth].mean / interval(found.difference("cut", "full")).mean)
 
 
 def why(first: Answer, changed: Sequence[tuple[str, Answer]]) -> str:
-    """Which changes make the smaller model say what the larger one says."""
+    """With which changes the smaller model says what the larger one says."""
     decided = [(cause, each.word) for cause, each in changed if each.word in DECIDED]
     causes = [cause for cause, word in decided if word == first.word]
     if causes or not decided:
-        return " or ".join(causes) or "not tested yet"
+        words = {each.word for _, each in changed}
+        return " or ".join(causes) or ("tested, open" if words & {OPEN, DIVERGED} else FEW if FEW in words else
+                                       "not tested yet")
     return ("neither " if len(decided) > 1 else "not ") + " nor ".join(cause for cause, _ in decided)
 
 
 def table(first: Results, second: Results, changed: Sequence[Results] = ()) -> pd.DataFrame:
-    """A row a question that both profiles plan: both answers, whether they are the same, why not, and what the second
-    says changed."""
+    """A row a question that both profiles plan: both answers, whether they are the same, with which changes they would
+    be, and what the second says changed."""
     rows, depth = [], shown_depth(first)
     small, *others = scales(second, changed)
     for question in QUESTIONS:
@@ -90,7 +94,8 @@ def table(first: Results, second: Results, changed: Sequence[Results] = ()) -> p
         same = ("yes" if large.word == own.word else "no") if both else OPEN
         reason = why(large, [(scale.cause, each) for scale, each in answers.items()]) if same == "no" else ""
         rows.append({"question": question.text, f"{first.profile.name}, depth {depth}": str(large),
-                     f"{small.heading}, depth {shown_depth(second)}": str(own), "the same?": same, "why not": reason}
+                     f"{small.heading}, depth {shown_depth(second)}": str(own), "the same?": same,
+                     f"{small.heading} says it with": reason}
                     | {scale.heading: str(each) for scale, each in answers.items()})
     return pd.DataFrame(rows)
 
@@ -98,8 +103,10 @@ def table(first: Results, second: Results, changed: Sequence[Results] = ()) -> p
 def markdown(first: Results, second: Results, changed: Sequence[Results] = ()) -> str:
     """The whole of results/scales.md."""
     one, two = first.profile.name, second.profile.name
-    changes = (f"The columns on the right change `{two}` in one respect; a change explains a difference where `{two}`, "
-               f"changed so, says what `{one}` says." if len(scales(second, changed)) > 1 else
+    seen = [f"{each.profile.training.updates * each.profile.training.tokens_per_update:,}" for each in (first, second)]
+    changes = (f"The columns on the right change `{two}` in one respect. Where it then says what `{one}` says, the "
+               "answer depends on that change; it needn't be what tells the two models apart (a run sees "
+               f"{seen[0]} tokens in `{one}`, {seen[1]} in `{two}`)." if len(scales(second, changed)) > 1 else
                f"No variant of `{two}` has been run that could explain a difference.")
     return f"""# Two scales: what `{one}` and `{two}` say
 

@@ -417,15 +417,15 @@ def shown_switches(effects: list[tuple[str, str, Interval]]) -> str:
 def budgets(results: Results) -> list[str]:
     """What of the differences between arms lasts with more tokens; nothing where the plan has one budget."""
     table, lines = budget_table(results), []
-    last = table.groupby(["difference", "depth"])["tokens"].transform("max")  # not all have the largest budget
-    for (depth, many), rows in table.groupby(["depth", last]):
+    tokens = table.groupby(["difference", "depth"])["tokens"]  # not all have every budget
+    for (depth, few, many), rows in table.groupby(["depth", tokens.transform("min"), tokens.transform("max")]):
         told: dict[str, list[str]] = {}
         for name, part in rows.groupby("difference", sort=False):
             if len(part) > 1:
                 first, *_, last = part["nats"]
                 told.setdefault(part["told"].iloc[-1], []).append(f"`{name}` ({first:+.2g} to {last:+.2g} nats)")
         if told:
-            lines.append(f"`corrected`, depth {depth}, from {rows['tokens'].min():,} to {many:,} tokens: " + "; ".join(
+            lines.append(f"`corrected`, depth {depth}, from {few:,} to {many:,} tokens: " + "; ".join(
                 f"{words}: {', '.join(names)}" for words, names in told.items()) + ".")
     return lines
 

@@ -90,6 +90,12 @@ def _check_rates(profile: "Profile", file: str) -> None:
         if arm not in ARMS or sibling not in searched or arm in searched - screened:
             raise InputError(f"{file}: siblings.{arm}: '{sibling}': an arm that isn't searched takes the rates of one "
                              "that is")
+    page = {arm for entry in searches if entry.role for arm in entry.arms}
+    for number, entry in enumerate(profile.plan):
+        for arm in entry.arms if (entry.purpose, entry.budget) == ("pays", "values") else ():
+            if arm not in page and ARMS[arm].teacher != "logits":
+                raise InputError(f"{file}: plan.{number}.arms: '{arm}': would be confirmed at a sibling's rates; "
+                                 "search it first, in an entry of purpose 'rate' with its class (docs/hypotheses.md)")
     for arm in (*profile.arms, *(arm for entry in profile.plan if entry.role for arm in entry.arms)):
         if ARMS[arm].trained and profile.siblings.get(arm, arm) not in searched:
             raise InputError(f"{file}: siblings: arm '{arm}' is trained and has no learning rate; search it, or name "
