@@ -254,10 +254,11 @@ def test_a_winner_pays_in_storage_alone_where_it_is_behind_at_equal_flops(tmp_pa
     (2.7, 1.01, "9 updates of LoRA on the cut model, its gain is -0.")])
 def test_a_winner_is_set_beside_lora_of_as_many_training_flops(tmp_path, profile, text, longer, said, share):
     entry = {"class": "baseline", "budget": "training", "arms": ["lora"], "seeds": SEEDS, "updates": 9}
-    planned = with_pays(profile, text, *[entry] * (longer is not None))
+    own = {"class": "candidate", "budget": "values", "arms": ["repeat_more"], "seeds": [3], "updates": 9}  # step 3
+    planned = with_pays(profile, text, own, *[entry] * (longer is not None))
     results = made(tmp_path, planned, LOSSES | {"repeat_more": 2.8})
     for spec in planned.runs():
-        if spec.updates == 9:
+        if (spec.arm, spec.updates) == ("lora", 9):
             flops = share * 3e6 * planned.training.updates / 9
             write_run(tmp_path, planned, spec, longer + 0.1 * spec.seed, flops={"forward": 1e6, "training": flops})
     results = Results(planned, read_runs(planned.folder(tmp_path)))

@@ -148,7 +148,7 @@ def decided(results: Results) -> dict | None:
         taught = _gain(results, best, TAUGHT_BAR)
         if taught.n < FEWEST:
             return None
-        wins = taught.low > 0
+        wins = bool(taught.low > 0)
     return {"best": best, "bar": bar, "gain": gain.mean, "interval": [gain.low, gain.high], "seeds": gain.n,
             "wins": wins, "margin": margin, "budget": HEADLINE,
             "updates": results.profile.training.updates, "measured": "held-out text, next token, nats per token"}
@@ -300,7 +300,9 @@ def _at_same_flops(results: Results, best: str) -> str:
 def _at_same_training(results: Results, best: str) -> str:
     """A winner against LoRA with as many updates as make its training FLOPs equal."""
     runs = [(run.manifest, run.manifest["flops"]["training"] * _updates(run)) for run in _runs(results, "pays")]
-    own = next(flops for made, flops in runs if made["arm"] == best and made["budget"] == HEADLINE)
+    usual = results.profile.training.updates
+    own = next(flops for made, flops in runs if made["arm"] == best and made["budget"] == HEADLINE
+               and made["config"]["training"]["updates"] == usual)
     longer = [made for made, flops in runs if made["budget"] == "training" and made["class"] == "baseline"
               and math.isclose(flops, own, rel_tol=SAME)]
     updates = longer[0]["config"]["training"]["updates"] if longer else None
